@@ -1,0 +1,20 @@
+# The two commands of the README. Everything else is Meson: meson setup build && ninja -C build.
+PROMPT ?= a large red circle moving to the right on a white background
+
+.PHONY: demo test
+.DELETE_ON_ERROR:
+
+demo: build/haste-run
+	build/haste-run -m data/demo -p "$(PROMPT)" --seed 1 -o demo.mp4
+
+# Release build with every test; then the same tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+test:
+	@scripts/setup.sh test
+	scripts/test.sh
+
+build/haste-run: FORCE
+	@scripts/setup.sh build
+	@[ -f build/build.ninja ] || meson setup build
+	@ninja -C build haste-run
+
+FORCE:

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Builds and runs every test: style, release build, sanitizer build (asserts and the allocation guard on).
+set -eu
+cd "$(dirname "$0")/.."
+
+scripts/style.sh
+
+[ -f build/build.ninja ] || meson setup build
+ninja -C build
+meson test -C build --print-errorlogs
+
+[ -f build-asan/build.ninja ] || CC=clang CXX=clang++ meson setup build-asan --buildtype=debugoptimized \
+    -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true
+ninja -C build-asan
+meson test -C build-asan --print-errorlogs --no-suite slow -t 4
