@@ -1,0 +1,386 @@
+/* The diffusion transformer, one forward. Reads like section 3 of spec wan.md: time path, patches, blocks, head.
+ * Residual stream, modulation, time path and head in F32, operands of the big products in the device's act type. */
+#include "dit.h"
+#include "attn.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2, MOD_ROWS };
+
+typedef struct block {
+    hs_weight *qkv, *o, *cross_q, *cross_kv, *cross_o, *up, *down;
+    hs_buf gq, gk, cross_gq, cross_gk; /* RMS weights [d] of queries and keys */
+    hs_buf norm_g, norm_b;             /* the affine LayerNorm before cross-attention [d] */
+    hs_buf table;                      /* modulation [6, d] */
+} block;
+
+struct hs_dit {
+    const hs_config *c;
+    hs_device *dev;
+    hs_weight *patch, *text1, *text2, *time1, *time2, *time_proj, *head;
+    hs_buf head_table; /* [2, d] */
+    block *blocks;
+};
+
+struct hs_dit_run {
+    hs_dit *dit;
+    int f, h, w;
+    int64_t n;                   /* tokens */
+    hs_buf rope;                 /* [N, head_dim/2, 2] cos, sin */
+    hs_buf patches;              /* [N, 4*max(in, out)] F32 */
+    hs_buf x;                    /* residual stream [N, d] F32 */
+    hs_buf y;                    /* normalised input of a product [N, d] act */
+    hs_buf qkv;                  /* [N, 3d] act; the head's F32 rows [N, d] live here too */
+    hs_buf att;                  /* [N, d] act */
+    hs_buf hid;                  /* [N, ffn] act */
+    hs_buf sinus, t1, e, es, e0; /* time path: [freq], [d], [d], silu(e) [d], [6d] F32 */
+    hs_buf m;                    /* modulation of the current block [6, d] */
+    hs_buf ctx_in, ctx_hid, ctx; /* text rows [512, text_dim] F32, MLP hidden and result [512, d] act */
+    hs_buf kv[HS_BRANCH_COUNT];  /* cross-attention keys and values per branch [layers, 512, 2d] act */
+    int n_ctx[HS_BRANCH_COUNT], n_pad[HS_BRANCH_COUNT]; /* keys held; padded rows that the last of them stands for */
+    float *sinus_host;
+};
+
+/* ---- weights -------------------------------------------------------------------------------------------------- */
+
+static int bind_block(const hs_config *c, hs_st *st, hs_device *dev, int i, block *b, hs_err *err) {
+    static const char *const qkv[] = {"to_q", "to_k", "to_v"}, *const kv[] = {"to_k", "to_v"};
+    int64_t d = c->dim, f = c->ffn, ddd[] = {d, d, d};
+    int r;
+#define P "blocks.%d."
+    if ((r = hs_bind_vector(st, dev, MOD_ROWS * d, &b->table, err, P "scale_shift_table", i)) ||
+        (r = hs_bind_stacked(st, dev, 3, qkv, ddd, d, 1, &b->qkv, err, P "attn1.", i)) ||
+        (r = hs_bind_vector(st, dev, d, &b->gq, err, P "attn1.norm_q.weight", i)) ||
+        (r = hs_bind_vector(st, dev, d, &b->gk, err, P "attn1.norm_k.weight", i)) ||
+        (r = hs_bind_linear(st, dev, d, d, 1, 0, &b->o, err, P "attn1.to_out.0", i)) ||
+        (r = hs_bind_vector(st, dev, d, &b->norm_g, err, P "norm2.weight", i)) ||
+        (r = hs_bind_vector(st, dev, d, &b->norm_b, err, P "norm2.bias", i)) ||
+        (r = hs_bind_linear(st, dev, d, d, 1, 0, &b->cross_q, err, P "attn2.to_q", i)) ||
+        (r = hs_bind_stacked(st, dev, 2, kv, ddd, d, 1, &b->cross_kv, err, P "attn2.", i)) ||
+        (r = hs_bind_vector(st, dev, d, &b->cross_gq, err, P "attn2.norm_q.weight", i)) ||
+        (r = hs_bind_vector(st, dev, d, &b->cross_gk, err, P "attn2.norm_k.weight", i)) ||
+        (r = hs_bind_linear(st, dev, d, d, 1, 0, &b->cross_o, err, P "attn2.to_out.0", i)) ||
+        (r = hs_bind_linear(st, dev, f, d, 1, 0, &b->up, err, P "ffn.net.0.proj", i)) ||
+        (r = hs_bind_linear(st, dev, d, f, 1, 0, &b->down, err, P "ffn.net.2", i)))
+        return r;
+#undef P
+    return 0;
+}
+
+/* [d, in, 1, 2, 2] in the file; as a matrix [d, 4*in]. F32: 64 inputs per token cost nothing. */
+static int bind_patch(const hs_config *c, hs_st *st, hs_device *dev, hs_weight **ret, hs_err *err) {
+    const hs_st_tensor *w, *b;
+    int r = hs_st_get(st, "patch_embedding.weight", 5, (int64_t[]){c->dim, c->in_channels, 1, 2, 2}, &w, err);
+    if (r || (r = hs_st_get(st, "patch_embedding.bias", 1, (int64_t[]){c->dim}, &b, err)) || !dev) return r;
+    hs_linear_src src = {.parts = 1,
+                         .w = {w->data},
+                         .bias = {b->data},
+                         .type = {w->dtype},
+                         .bias_type = {b->dtype},
+                         .out = {c->dim},
+                         .in = 4 * c->in_channels,
+                         .f32 = 1};
+    return hs_weight_linear(dev, &src, ret, err);
+}
+
+int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_err *err) {
+    hs_dit *m = hs_calloc(1, sizeof *m);
+    int64_t d = c->dim;
+    int r;
+    if (!m || !(m->blocks = hs_calloc((size_t)c->layers, sizeof *m->blocks))) {
+        hs_free(m);
+        return hs_fail(err, HS_ENOMEM, "no memory for the transformer");
+    }
+    m->c = c;
+    m->dev = dev;
+#define E "condition_embedder."
+    if ((r = bind_patch(c, st, dev, &m->patch, err)) ||
+        (r = hs_bind_linear(st, dev, d, c->text_dim, 1, 0, &m->text1, err, E "text_embedder.linear_1")) ||
+        (r = hs_bind_linear(st, dev, d, d, 1, 0, &m->text2, err, E "text_embedder.linear_2")) ||
+        (r = hs_bind_linear(st, dev, d, c->freq_dim, 1, 1, &m->time1, err, E "time_embedder.linear_1")) ||
+        (r = hs_bind_linear(st, dev, d, d, 1, 1, &m->time2, err, E "time_embedder.linear_2")) ||
+        (r = hs_bind_linear(st, dev, MOD_ROWS * d, d, 1, 1, &m->time_proj, err, E "time_proj")) ||
+        (r = hs_bind_linear(st, dev, 4 * c->out_channels, d, 1, 1, &m->head, err, "proj_out")) ||
+        (r = hs_bind_vector(st, dev, 2 * d, &m->head_table, err, "scale_shift_table")))
+        goto out;
+#undef E
+    for (int i = 0; i < c->layers; i++)
+        if ((r = bind_block(c, st, dev, i, &m->blocks[i], err))) goto out;
+    const hs_st_tensor *extra = hs_st_unused(st);
+    if (extra)
+        r = hs_fail(err, HS_EFORMAT, "%s: tensor %s is not part of a Wan2.1 text-to-video transformer with %d layers",
+                    extra->file, extra->name, c->layers);
+out:
+    if (r || !dev)
+        hs_dit_free(m);
+    else
+        *ret = m;
+    return r;
+}
+
+void hs_dit_free(hs_dit *m) {
+    if (!m) return;
+    if (m->dev) {
+        hs_weight *w[] = {m->patch, m->text1, m->text2, m->time1, m->time2, m->time_proj, m->head};
+        for (size_t k = 0; k < sizeof w / sizeof *w; k++) hs_weight_free(m->dev, w[k]);
+        hs_device_free(m->dev, m->head_table);
+        for (int i = 0; i < m->c->layers; i++) {
+            block *b = &m->blocks[i];
+            hs_weight *bw[] = {b->qkv, b->o, b->cross_q, b->cross_kv, b->cross_o, b->up, b->down};
+            hs_buf bv[] = {b->gq, b->gk, b->cross_gq, b->cross_gk, b->norm_g, b->norm_b, b->table};
+            for (size_t k = 0; k < sizeof bw / sizeof *bw; k++) hs_weight_free(m->dev, bw[k]);
+            for (size_t k = 0; k < sizeof bv / sizeof *bv; k++) hs_device_free(m->dev, bv[k]);
+        }
+    }
+    hs_free(m->blocks);
+    hs_free(m);
+}
+
+/* ---- one size --------------------------------------------------------------------------------------------------- */
+
+/* The activations, each once: what run_new allocates and run_bytes adds up. */
+typedef struct plan_row {
+    size_t member; /* offset of the hs_buf in hs_dit_run */
+    hs_dtype type;
+    int64_t n;
+} plan_row;
+enum { PLAN_ROWS = 18 };
+
+static int plan(const hs_config *c, hs_dtype act, int f, int h, int w, plan_row *ret) {
+    int64_t n = (int64_t)f * h * w, d = c->dim,
+            ch = c->in_channels > c->out_channels ? c->in_channels : c->out_channels;
+#define ROW(m, type, n) {offsetof(hs_dit_run, m), type, n}
+    plan_row rows[] = {ROW(rope, HS_F32, n * c->head_dim),
+                       ROW(patches, HS_F32, n * 4 * ch),
+                       ROW(x, HS_F32, n * d),
+                       ROW(y, act, n * d),
+                       ROW(qkv, act, n * 3 * d),
+                       ROW(att, act, n * d),
+                       ROW(hid, act, n * c->ffn),
+                       ROW(sinus, HS_F32, c->freq_dim),
+                       ROW(t1, HS_F32, d),
+                       ROW(e, HS_F32, d),
+                       ROW(es, HS_F32, d),
+                       ROW(e0, HS_F32, MOD_ROWS * d),
+                       ROW(m, HS_F32, MOD_ROWS * d),
+                       ROW(ctx_in, HS_F32, (int64_t)HS_TEXT_LEN * c->text_dim),
+                       ROW(ctx_hid, act, HS_TEXT_LEN * d),
+                       ROW(ctx, act, HS_TEXT_LEN * d),
+                       ROW(kv[HS_BRANCH_COND], act, c->layers * HS_TEXT_LEN * 2 * d),
+                       ROW(kv[HS_BRANCH_UNCOND], act, c->layers * HS_TEXT_LEN * 2 * d)};
+#undef ROW
+    _Static_assert(sizeof rows / sizeof *rows == PLAN_ROWS, "PLAN_ROWS");
+    memcpy(ret, rows, sizeof rows);
+    return PLAN_ROWS;
+}
+
+int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w) {
+    plan_row rows[PLAN_ROWS];
+    int64_t sum = 0;
+    for (int i = 0, k = plan(c, act, f, h, w, rows); i < k; i++)
+        sum += rows[i].n * (int64_t)hs_dtype_size(rows[i].type);
+    return sum;
+}
+
+/* Rotation angles, spec 3.3: pairs split over frame, row, column; each axis has its own frequencies, in double. */
+static int make_rope(hs_dit_run *r, hs_err *err) {
+    int hd = r->dit->c->head_dim, sp = 2 * (hd / 6), pairs[3] = {(hd - 2 * sp) / 2, sp / 2, sp / 2};
+    float *tab = hs_alloc((size_t)r->rope.n * sizeof *tab), *p = tab;
+    if (!tab) return hs_fail(err, HS_ENOMEM, "no memory for the rotation table");
+    for (int t = 0; t < r->f; t++)
+        for (int y = 0; y < r->h; y++)
+            for (int x = 0; x < r->w; x++) {
+                int pos[3] = {t, y, x};
+                for (int axis = 0; axis < 3; axis++)
+                    for (int j = 0; j < pairs[axis]; j++) {
+                        double a = pos[axis] * pow(10000, -(double)j / pairs[axis]);
+                        *p++ = (float)cos(a);
+                        *p++ = (float)sin(a);
+                    }
+            }
+    hs_upload(r->dit->dev, r->rope, tab);
+    hs_free(tab);
+    return 0;
+}
+
+int hs_dit_run_new(hs_dit *m, int f, int h, int w, hs_dit_run **ret, hs_err *err) {
+    hs_dit_run *r = hs_calloc(1, sizeof *r);
+    plan_row rows[PLAN_ROWS];
+    int e = 0;
+    if (!r) return hs_fail(err, HS_ENOMEM, "no memory for the transformer's activations");
+    r->dit = m;
+    r->f = f, r->h = h, r->w = w, r->n = (int64_t)f * h * w;
+    for (int i = 0, k = plan(m->c, hs_device_act(m->dev), f, h, w, rows); i < k && !e; i++)
+        e = hs_device_alloc(m->dev, rows[i].type, rows[i].n, "transformer activations",
+                            (hs_buf *)(void *)((char *)r + rows[i].member), err);
+    if (!e && !(r->sinus_host = hs_alloc((size_t)m->c->freq_dim * sizeof *r->sinus_host)))
+        e = hs_fail(err, HS_ENOMEM, "no memory for the time embedding");
+    if (e || (e = make_rope(r, err))) {
+        hs_dit_run_free(r);
+        return e;
+    }
+    *ret = r;
+    return 0;
+}
+
+void hs_dit_run_free(hs_dit_run *r) {
+    if (!r) return;
+    plan_row rows[PLAN_ROWS];
+    for (int i = 0, k = plan(r->dit->c, HS_F32, r->f, r->h, r->w, rows); i < k; i++)
+        hs_device_free(r->dit->dev, *(hs_buf *)(void *)((char *)r + rows[i].member));
+    hs_free(r->sinus_host);
+    hs_free(r);
+}
+
+/* ---- text: once per prompt ----------------------------------------------------------------------------------------
+ */
+
+static hs_buf layer_kv(const hs_dit_run *r, int branch, int layer) {
+    int64_t size = (int64_t)HS_TEXT_LEN * 2 * r->dit->c->dim;
+    return hs_buf_at(r->kv[branch], layer * size, r->n_ctx[branch] * 2 * (int64_t)r->dit->c->dim);
+}
+
+int hs_dit_set_text(hs_dit_run *r, int branch, hs_buf rows, int n, const hs_tap *tap, hs_err *err) {
+    const hs_dit *m = r->dit;
+    hs_device *dev = m->dev;
+    int64_t d = m->c->dim, td = m->c->text_dim;
+    if (n < 1 || n > HS_TEXT_LEN || rows.n != n * td)
+        return hs_fail(err, HS_EINVAL, "%d text rows of %lld values; 1 to %d rows of %lld are possible", n,
+                       (long long)rows.n, HS_TEXT_LEN, (long long)td);
+    /* The reference pads to 512 zero rows; through the MLP they all become one vector, so one key stands for all of
+     * them and its logit gets ln(count): exact (spec 3.6). */
+    int pad = HS_TEXT_LEN - n, nk = n + (pad > 0);
+    r->n_ctx[branch] = nk;
+    r->n_pad[branch] = pad;
+    hs_copy(dev, hs_buf_at(r->ctx_in, 0, n * td), rows);
+    if (pad) hs_zero(dev, hs_buf_at(r->ctx_in, n * td, td));
+    hs_buf hid = hs_buf_at(r->ctx_hid, 0, nk * d), ctx = hs_buf_at(r->ctx, 0, nk * d);
+    hs_op_linear(
+        dev, &(hs_linear){
+                 .x = hs_buf_at(r->ctx_in, 0, nk * td), .y = hid, .w = m->text1, .rows = nk, .act = HS_ACT_GELU_TANH});
+    hs_op_linear(dev, &(hs_linear){.x = hid, .y = ctx, .w = m->text2, .rows = nk});
+    HS_TAP(tap, dev, "dit.ctx", ctx, nk, d);
+    for (int i = 0; i < m->c->layers; i++) {
+        hs_buf kv = layer_kv(r, branch, i);
+        hs_op_linear(dev, &(hs_linear){.x = ctx, .y = kv, .w = m->blocks[i].cross_kv, .rows = nk});
+        hs_op_qk_norm(dev, &(hs_qk_norm){.x = kv,
+                                         .gamma = m->blocks[i].cross_gk,
+                                         .rows = nk,
+                                         .ld = 2 * d,
+                                         .d = d,
+                                         .head_dim = m->c->head_dim,
+                                         .eps = m->c->eps});
+    }
+    return hs_device_check(dev, err);
+}
+
+/* ---- forward ------------------------------------------------------------------------------------------------------
+ */
+
+/* t -> e [d] (head) and e0 [6, d] (blocks); cosines first. spec 3.1 */
+static void time_embedding(hs_dit_run *r, float t) {
+    const hs_dit *m = r->dit;
+    int half = m->c->freq_dim / 2;
+    for (int k = 0; k < half; k++) {
+        double a = t * pow(10000, -(double)k / half);
+        r->sinus_host[k] = (float)cos(a);
+        r->sinus_host[half + k] = (float)sin(a);
+    }
+    hs_upload(m->dev, r->sinus, r->sinus_host);
+    hs_op_linear(m->dev, &(hs_linear){.x = r->sinus, .y = r->t1, .w = m->time1, .rows = 1, .act = HS_ACT_SILU});
+    hs_op_linear(m->dev, &(hs_linear){.x = r->t1, .y = r->e, .w = m->time2, .rows = 1});
+    hs_op_linear(m->dev, &(hs_linear){.x = r->t1, .y = r->es, .w = m->time2, .rows = 1, .act = HS_ACT_SILU});
+    hs_op_linear(m->dev, &(hs_linear){.x = r->es, .y = r->e0, .w = m->time_proj, .rows = 1});
+}
+
+static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
+    const hs_dit *m = r->dit;
+    const block *b = &m->blocks[i];
+    hs_device *dev = m->dev;
+    int64_t n = r->n, d = m->c->dim, hd = m->c->head_dim;
+    float eps = m->c->eps;
+    int br = policy->branch;
+    hs_op_modulation(dev, b->table, r->e0, MOD_ROWS, MOD_ROWS, d, 1u << SCALE1 | 1u << SCALE2, r->m);
+#define MOD(row) hs_buf_at(r->m, (row)*d, d)
+
+    /* self-attention: x += gate1 * Wo attn(rope(norm(q)), rope(norm(k)), v) */
+    hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE1), MOD(SHIFT1), eps, r->y);
+    hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->qkv, .w = b->qkv, .rows = n});
+    hs_qk_norm qk = {
+        .x = r->qkv, .gamma = b->gq, .rope = r->rope, .rows = n, .ld = 3 * d, .d = d, .head_dim = (int)hd, .eps = eps};
+    hs_op_qk_norm(dev, &qk);
+    qk.gamma = b->gk;
+    qk.col = d;
+    hs_op_qk_norm(dev, &qk);
+    hs_attn_self(dev, policy, i, m->c->heads, (int)hd, n, r->qkv, r->att);
+    hs_op_linear(dev, &(hs_linear){.x = r->att, .y = r->x, .w = b->o, .rows = n, .residual = 1, .gate = MOD(GATE1)});
+
+    /* cross-attention to the text: x += Wo attn(norm(q), k, v), no rotation, no gate */
+    hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, b->norm_g, b->norm_b, eps, r->y);
+    hs_buf q = hs_buf_at(r->qkv, 0, n * d), kv = layer_kv(r, br, i);
+    hs_op_linear(dev, &(hs_linear){.x = r->y, .y = q, .w = b->cross_q, .rows = n});
+    hs_op_qk_norm(
+        dev, &(hs_qk_norm){.x = q, .gamma = b->cross_gq, .rows = n, .ld = d, .d = d, .head_dim = (int)hd, .eps = eps});
+    hs_op_attention(dev, &(hs_attention){.q = q,
+                                         .k = kv,
+                                         .v = hs_buf_at(kv, d, kv.n - d),
+                                         .out = r->att,
+                                         .ld_q = d,
+                                         .ld_k = 2 * d,
+                                         .ld_v = 2 * d,
+                                         .ld_out = d,
+                                         .len_q = n,
+                                         .len_k = r->n_ctx[br],
+                                         .heads = m->c->heads,
+                                         .head_dim = (int)hd,
+                                         .scale = 1 / sqrtf((float)hd),
+                                         .last_key_bonus = r->n_pad[br] ? logf((float)r->n_pad[br]) : 0});
+    hs_op_linear(dev, &(hs_linear){.x = r->att, .y = r->x, .w = b->cross_o, .rows = n, .residual = 1});
+
+    /* feed forward: x += gate2 * W2 gelu(W1 y) */
+    hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE2), MOD(SHIFT2), eps, r->y);
+    hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->hid, .w = b->up, .rows = n, .act = HS_ACT_GELU_TANH});
+    hs_op_linear(dev, &(hs_linear){.x = r->hid, .y = r->x, .w = b->down, .rows = n, .residual = 1, .gate = MOD(GATE2)});
+#undef MOD
+}
+
+void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *policy, hs_buf velocity,
+                    const hs_tap *tap) {
+    const hs_dit *m = r->dit;
+    const hs_config *c = m->c;
+    hs_device *dev = m->dev;
+    int64_t n = r->n, d = c->dim;
+    time_embedding(r, t);
+    HS_TAP(tap, dev, "dit.temb", r->e, d);
+    HS_TAP(tap, dev, "dit.temb6", r->e0, MOD_ROWS * d);
+
+    hs_buf in = hs_buf_at(r->patches, 0, n * 4 * c->in_channels),
+           out = hs_buf_at(r->patches, 0, n * 4 * c->out_channels);
+    hs_op_patchify(dev, latents, c->in_channels, r->f, r->h, r->w, in);
+    hs_op_linear(dev, &(hs_linear){.x = in, .y = r->x, .w = m->patch, .rows = n});
+    HS_TAP(tap, dev, "dit.patch", r->x, n, d);
+
+    for (int i = 0; i < c->layers; i++) {
+        block_forward(r, i, policy);
+        if (tap->fn) {
+            char name[32];
+            snprintf(name, sizeof name, "dit.block.%d", i);
+            HS_TAP(tap, dev, name, r->x, n, d);
+        }
+    }
+    /* head: LN(x) (1 + scale) + shift, the same e for both rows; F32 */
+    hs_buf hm = hs_buf_at(r->m, 0, 2 * d), y = {r->qkv.p, HS_F32, n * d};
+    hs_op_modulation(dev, m->head_table, r->e, 2, 1, d, 1u << 1, hm);
+    hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, hs_buf_at(hm, d, d), hs_buf_at(hm, 0, d), c->eps, y);
+    hs_op_linear(dev, &(hs_linear){.x = y, .y = out, .w = m->head, .rows = n});
+    hs_op_unpatchify(dev, out, c->out_channels, r->f, r->h, r->w, velocity);
+    HS_TAP(tap, dev, "dit.velocity", velocity, c->out_channels, r->f, 2 * r->h, 2 * r->w);
+}
+
+double hs_dit_flops(const hs_config *c, int f, int h, int w, int n_text) {
+    double n = (double)f * h * w, d = c->dim, keys = n_text < HS_TEXT_LEN ? n_text + 1 : n_text;
+    double per_layer = 8 * n * d * d + 4 * n * n * d + 4 * n * d * d + 4 * n * keys * d + 4 * n * d * c->ffn;
+    return c->layers * per_layer + 8 * n * d * (c->in_channels + c->out_channels);
+}

@@ -1,0 +1,29 @@
+/* The diffusion transformer: one forward, latents + text + t -> velocity. spec wan.md section 3. */
+#ifndef HS_DIT_H
+#define HS_DIT_H
+#include "model.h"
+#include "haste.h"
+#include "tap.h"
+
+typedef struct hs_dit hs_dit;         /* weights */
+typedef struct hs_dit_run hs_dit_run; /* activations for one size, and the prompt caches of both branches */
+
+int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_err *err);
+void hs_dit_free(hs_dit *d);
+
+/* f, h, w: token grid (latent frames, latent rows / 2, latent columns / 2). */
+int hs_dit_run_new(hs_dit *d, int f, int h, int w, hs_dit_run **ret, hs_err *err);
+void hs_dit_run_free(hs_dit_run *r);
+int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w); /* what run_new allocates */
+
+/* Text MLP and cross-attention K, V of one prompt, computed once (spec 3.6). rows [n, text_dim] F32, n <= 512; the
+ * 512 - n padded rows are one key with a logit bonus, exactly. */
+int hs_dit_set_text(hs_dit_run *r, int branch, hs_buf rows, int n, const hs_tap *tap, hs_err *err);
+
+/* latents, velocity: F32 [C, f, 2h, 2w]. Errors are sticky on the device. */
+void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *policy, hs_buf velocity,
+                    const hs_tap *tap);
+
+/* Floating point operations of one forward of one branch with n text keys. */
+double hs_dit_flops(const hs_config *c, int f, int h, int w, int n);
+#endif

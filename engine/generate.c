@@ -1,0 +1,290 @@
+/* READ THIS FIRST: prompt -> tokens -> text rows -> noise -> denoising loop -> latents -> frames -> sink. */
+#include "session.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct run { /* one call of hs_generate */
+    hs_session *s;
+    const hs_request *req;
+    const hs_run_hooks *hooks;
+    hs_run_stats st;
+    double stage_start;
+} run;
+
+static void begin(run *g) {
+    g->stage_start = hs_seconds();
+}
+
+static void end(run *g, hs_stage stage) {
+    g->st.seconds[stage] += hs_seconds() - g->stage_start;
+}
+
+static void progress(const run *g, hs_stage stage, int done, int total) {
+    if (g->hooks && g->hooks->progress)
+        g->hooks->progress(g->hooks->user, &(hs_progress){stage, done, total, hs_seconds() - g->stage_start});
+}
+
+static int interrupted(const run *g, hs_err *err, const char *where) {
+    if (g->hooks && g->hooks->interrupted && g->hooks->interrupted(g->hooks->user))
+        return hs_fail(err, HS_EINTR, "interrupted %s", where);
+    return 0;
+}
+
+/* ---- text ---------------------------------------------------------------------------------------------------------
+ */
+
+static int encode_prompts(run *g, hs_err *err) {
+    hs_session *s = g->s;
+    const char *negative = g->req->negative ? g->req->negative : s->m->info.negative_prompt;
+    int total, total_neg = 0, r;
+    if ((r = hs_session_set_text(s, HS_BRANCH_COND, g->req->prompt, &g->st.tokens_cond, &total, err))) return r;
+    if (g->req->guidance > 1 &&
+        (r = hs_session_set_text(s, HS_BRANCH_UNCOND, negative, &g->st.tokens_uncond, &total_neg, err)))
+        return hs_fail_ctx(err, r, "negative prompt");
+    g->st.truncated = total > HS_TEXT_LEN || total_neg > HS_TEXT_LEN;
+    if (total > HS_TEXT_LEN)
+        hs_log(HS_LOG_WARN, "the prompt has %d tokens; the model reads the first %d", total, HS_TEXT_LEN);
+    if (total_neg > HS_TEXT_LEN)
+        hs_log(HS_LOG_WARN, "the negative prompt has %d tokens; the model reads the first %d", total_neg, HS_TEXT_LEN);
+    return 0;
+}
+
+/* ---- denoising ------------------------------------------------------------------------------------------------------
+ */
+
+/* The velocity holds NaN or Inf: runs the same forward again and names the first tensor that does. */
+typedef struct culprit {
+    char name[64];
+} culprit;
+
+static void find_culprit(void *user, const char *name, const float *x, int ndim, const int64_t *shape) {
+    culprit *c = user;
+    int64_t n = 1;
+    for (int i = 0; i < ndim; i++) n *= shape[i];
+    for (int64_t i = 0; i < n && !c->name[0]; i++)
+        if (!isfinite(x[i])) strncpy(c->name, name, sizeof c->name - 1);
+}
+
+static int fail_nonfinite(hs_session *s, int step, const hs_policy *p, int64_t count, hs_err *err) {
+    static const char *const branch[] = {"prompt", "negative prompt"};
+    culprit c = {""};
+    int64_t text_rows = s->n_rows[p->branch] * (int64_t)s->m->c.text_dim;
+    if (hs_count_nonfinite(s->m->dev, hs_buf_at(s->rows[p->branch], 0, text_rows)))
+        strcpy(c.name, "text.rows (text encoder)");
+    else
+        hs_dit_forward(s->dit, s->x, s->sched.t[step], p, s->v[p->branch], &(hs_tap){find_culprit, &c});
+    return hs_fail(
+        err, HS_ENUMERIC,
+        "step %d, %s: %lld of %lld values of the velocity are NaN or Inf; the first bad tensor is %s. The weights "
+        "are damaged, or the model overflows in this precision (try --precision fp32)",
+        step, branch[p->branch], (long long)count, (long long)s->n, c.name[0] ? c.name : "dit.velocity");
+}
+
+/* v[COND] = guided velocity at x, t: v_u + g (v_c - v_u). */
+static int guided_velocity(run *g, int step, hs_err *err) {
+    hs_session *s = g->s;
+    int branches = g->req->guidance > 1 ? 2 : 1, r;
+    for (int b = 0; b < branches; b++) {
+        hs_policy policy = {.step = step, .steps = s->sched.steps, .branch = b};
+        if ((r = interrupted(g, err, "while denoising")) ||
+            (r = hs_denoise(s, NULL, s->sched.t[step], &policy, NULL, err)))
+            return r;
+        int64_t bad = hs_count_nonfinite(s->m->dev, s->v[b]);
+        if (bad) return fail_nonfinite(s, step, &policy, bad, err);
+    }
+    if (branches == 2)
+        hs_op_combine(s->m->dev, 2, (double[]){g->req->guidance, 1 - g->req->guidance}, s->v, s->v[HS_BRANCH_COND]);
+    return 0;
+}
+
+/* y = sum of the terms with a coefficient; the others are not read (the history is empty at first). */
+static void combine_terms(hs_session *s, const double coef[HS_TERM_COUNT], hs_buf x, hs_buf y) {
+    const hs_buf term[HS_TERM_COUNT] = {[HS_TERM_X] = x,      [HS_TERM_V] = s->v[HS_BRANCH_COND],
+                                        [HS_TERM_M1] = s->m1, [HS_TERM_M2] = s->m2,
+                                        [HS_TERM_XL] = s->xl, [HS_TERM_M] = s->m0};
+    double c[HS_TERM_COUNT];
+    hs_buf b[HS_TERM_COUNT];
+    int n = 0;
+    for (int k = 0; k < HS_TERM_COUNT; k++)
+        if (coef[k] != 0) {
+            c[n] = coef[k];
+            b[n++] = term[k];
+        }
+    hs_op_combine(s->m->dev, n, c, b, y);
+}
+
+static void solver_step(hs_session *s, int step) {
+    hs_sched_step k;
+    hs_sched_step_at(&s->sched, step, &k);
+    combine_terms(s, k.m, s->x, s->m0);
+    if (k.has_corr) combine_terms(s, k.corr, s->x, s->x);
+    hs_buf spare = s->m2, corrected = s->x; /* the history moves by handles, not by copies */
+    s->m2 = s->m1;
+    s->m1 = s->m0;
+    s->m0 = spare;
+    s->x = s->xl;
+    s->xl = corrected;
+    combine_terms(s, k.pred, corrected, s->x);
+}
+
+static int denoise(run *g, hs_err *err) {
+    hs_session *s = g->s;
+    int n = s->sched.steps, r = 0;
+#ifndef NDEBUG
+    int guarded = 0;
+#endif
+    for (int i = 0; i < n && !r; i++) {
+        double start = hs_seconds();
+        if (!(r = guided_velocity(g, i, err))) {
+            solver_step(s, i);
+            r = hs_device_check(s->m->dev, err);
+        }
+        g->st.step_seconds[i] = hs_seconds() - start;
+        g->st.steps = i + !r;
+        progress(g, HS_STAGE_DENOISE, i + !r, n);
+#ifndef NDEBUG
+        if (guarded && hs_guard_end() && !r) r = hs_fail(err, HS_EINVAL, "step %d allocated memory", i);
+        if (i + 1 < n && !r)
+            hs_guard_begin(), guarded = 1; /* the first step may build what it keeps */
+        else
+            guarded = 0;
+#endif
+    }
+    return r;
+}
+
+/* ---- frames ---------------------------------------------------------------------------------------------------------
+ */
+
+static int decode(run *g, hs_sink *sink, hs_err *err) {
+    hs_session *s = g->s;
+    int64_t frame = (int64_t)s->height * s->width * 3;
+    hs_vae_begin(s->vae);
+    for (int t = 0; t < s->f; t++) {
+        hs_buf rgb;
+        int T, r;
+        double start = hs_seconds();
+        hs_vae_decode(s->vae, s->x, s->f, t, &rgb, &T, &s->tap);
+        hs_download(s->m->dev, s->host_rgb, rgb);
+        if ((r = hs_device_check(s->m->dev, err))) return hs_fail_ctx(err, r, "decoding latent frame %d", t);
+        double decoded = hs_seconds();
+        g->st.seconds[HS_STAGE_DECODE] += decoded - start;
+        for (int k = 0; k < T && sink; k++) {
+            if ((r = interrupted(g, err, "while decoding")) || (r = hs_sink_write(sink, s->host_rgb + k * frame, err)))
+                return r;
+            g->st.frames_written++;
+        }
+        g->st.seconds[HS_STAGE_ENCODE] += hs_seconds() - decoded;
+        progress(g, HS_STAGE_DECODE, 4 * t + 1, s->frames);
+    }
+    return 0;
+}
+
+static void finish(run *g, double start, hs_run_stats *ret) {
+    g->st.total = hs_seconds() - start;
+    g->st.peak_host = hs_peak_rss();
+    hs_device_bytes(g->s->m->dev, &g->st.peak_device);
+    g->st.density = 1;
+    if (ret) *ret = g->st;
+}
+
+/* ---- the pipeline
+ * ----------------------------------------------------------------------------------------------------- */
+
+int hs_generate(hs_session *s, const hs_request *req, hs_sink *sink, const hs_run_hooks *hooks, hs_run_stats *ret_stats,
+                hs_err *err) {
+    run g = {.s = s, .req = req, .hooks = hooks};
+    double start = hs_seconds();
+    const int64_t shape[4] = {s->ch, s->f, s->h, s->w};
+    int r;
+
+    begin(&g);
+    progress(&g, HS_STAGE_LOAD, 0, 1);
+    r = hs_session_need_text(s, err);
+    end(&g, HS_STAGE_LOAD);
+    if (r) goto out;
+
+    begin(&g);
+    progress(&g, HS_STAGE_TEXT, 0, 1);
+    r = encode_prompts(&g, err);
+    end(&g, HS_STAGE_TEXT);
+    if (r) goto out;
+
+    /* everything the run will need is loaded and allocated before the first step: nothing can run short at its end */
+    begin(&g);
+    if (!(r = hs_session_need_dit(s, err)) && sink) r = hs_session_need_vae(s, err);
+    end(&g, HS_STAGE_LOAD);
+    if (r) goto out;
+
+    if (req->noise)
+        hs_upload(s->m->dev, s->x, req->noise);
+    else {
+        hs_randn(req->seed, s->host, s->n);
+        hs_upload(s->m->dev, s->x, s->host);
+    }
+    begin(&g);
+    r = denoise(&g, err);
+    end(&g, HS_STAGE_DENOISE);
+    if (r) goto out;
+
+    if (req->save_latents && ((r = hs_session_latents(s, s->host, err)) ||
+                              (r = hs_latents_save(req->save_latents, s->host, shape, NULL, err))))
+        goto out;
+    if (sink) {
+        begin(&g);
+        r = decode(&g, sink, err);
+    }
+out:
+    finish(&g, start, ret_stats);
+    return r;
+}
+
+int hs_decode(hs_session *s, const float *latents, hs_sink *sink, const hs_run_hooks *hooks, hs_run_stats *ret_stats,
+              hs_err *err) {
+    run g = {.s = s, .hooks = hooks};
+    double start = hs_seconds();
+    begin(&g);
+    int r = hs_session_need_vae(s, err);
+    end(&g, HS_STAGE_LOAD);
+    if (!r) {
+        hs_upload(s->m->dev, s->x, latents);
+        begin(&g);
+        r = decode(&g, sink, err);
+    }
+    finish(&g, start, ret_stats);
+    return r;
+}
+
+/* ---- latents on disk
+ * ---------------------------------------------------------------------------------------------------- */
+
+int hs_latents_save(const char *path, const float *x, const int64_t shape[4], const char *const *meta, hs_err *err) {
+    hs_st_tensor t = {.name = "latents", .dtype = HS_F32, .ndim = 4, .numel = 1, .data = x};
+    for (int i = 0; i < 4; i++) {
+        t.shape[i] = shape[i];
+        t.numel *= shape[i];
+    }
+    return hs_st_write(path, 1, &t, meta, err);
+}
+
+int hs_latents_load(const char *path, const int64_t shape[4], float *ret, hs_err *err) {
+    hs_st *st;
+    const hs_st_tensor *t;
+    int r = hs_st_open(path, &st, err);
+    if (r) return r;
+    if (!(r = hs_st_get(st, "latents", 4, shape, &t, err))) hs_to_f32(ret, t->data, t->dtype, t->numel);
+    hs_st_close(st);
+    return r;
+}
+
+int hs_latents_shape(const char *path, int64_t ret_shape[4], hs_err *err) {
+    hs_st *st;
+    const hs_st_tensor *t;
+    int r = hs_st_open(path, &st, err);
+    if (r) return r;
+    if (!(r = hs_st_get(st, "latents", 4, (int64_t[]){-1, -1, -1, -1}, &t, err)))
+        memcpy(ret_shape, t->shape, 4 * sizeof(int64_t));
+    hs_st_close(st);
+    return r;
+}

@@ -1,0 +1,160 @@
+/* HASTE: Wan2.1-class text-to-video generation. The public boundary; callers never see tensors of the model.
+ *
+ *     hs_model *model;  hs_session *session;  hs_err err;
+ *     hs_model_open(&(hs_model_params){.dir = "data/demo", .device = "auto"}, &model, &err);
+ *     hs_request req = hs_request_default(model);
+ *     req.prompt = "a red circle moves to the right on a white background";
+ *     hs_session_new(model, &req, &session, &err);
+ *     hs_generate(session, &req, sink, NULL, &err);                // sink: video.h
+ *     hs_session_free(session);  hs_model_free(model);
+ *
+ * hs_model:   files, configuration and weights; immutable after opening except that parts are loaded when first needed
+ *             and released when no longer needed (the text encoder leaves before the transformer comes).
+ * hs_session: everything one video in flight needs: latents, activations, caches, random state. Sized when made; the
+ *             step loop allocates nothing. One session at a time uses a model's device.
+ * Functions return 0 or a negative HS_E* code (base.h). Library code never prints or exits.
+ */
+#ifndef HS_HASTE_H
+#define HS_HASTE_H
+#include "base.h"
+#include "scheduler.h"
+#include "video.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HS_VERSION "0.1.0"
+
+typedef struct hs_model hs_model;
+typedef struct hs_session hs_session;
+
+/* ---- model ------------------------------------------------------------------------------------------------------ */
+typedef struct hs_model_params {
+    const char *dir;       /* Diffusers layout */
+    const char *device;    /* "auto", "cpu", "ref", "cuda", "cuda:N" */
+    const char *precision; /* "auto", "fp32", "bf16" */
+    int threads;           /* cpu; 0 = all */
+    int headers_only;      /* read configs and headers, check names and shapes, load no weights (--dry-run) */
+} hs_model_params;
+
+typedef struct hs_model_info {
+    int layers, heads, head_dim, dim, latent_channels;
+    int stride_t, stride_s;                /* pixels per latent: 4 in time, 8 in space; patches double the latter */
+    int width, height, frames, fps, steps; /* native defaults (haste.json, else the family's) */
+    double guidance, shift;
+    hs_solver_kind solver;
+    const char *negative_prompt;              /* default; owned by the model */
+    int64_t bytes_text, bytes_dit, bytes_vae; /* tensor bytes on disk */
+    char device[160];                         /* what computes */
+    char sha256[65]; /* of the transformer's config and weights index/header: profile identity */
+} hs_model_info;
+
+int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err);
+void hs_model_free(hs_model *m);
+const hs_model_info *hs_model_get_info(const hs_model *m);
+
+/* ---- request: one video; variants are data ------------------------------------------------------------------------
+ */
+typedef struct hs_request {
+    const char *prompt, *negative; /* UTF-8; negative NULL = the model's default */
+    int width, height, frames;     /* pixels; multiples of 16, frames = 4k + 1 */
+    int fps, steps;
+    hs_solver_kind solver;
+    int sigmas;             /* hs_sigmas_kind, or -1 = the solver's default (unipc A, dpm++ C, euler D) */
+    double guidance, shift; /* guidance <= 1: one branch only */
+    uint64_t seed;
+    const float *noise;       /* [C, f, height/8, width/8] instead of the seed, or NULL */
+    const char *save_latents; /* path, written before decoding; NULL = none */
+} hs_request;
+
+hs_request hs_request_default(const hs_model *m);
+/* Everything that can be refused before work starts: sizes, ranges, memory. ret_bytes (may be NULL) = the plan. */
+typedef struct hs_plan {
+    int64_t tokens, latent_frames, latent_h, latent_w;
+    int64_t text_bytes, dit_bytes, vae_bytes, act_bytes, vae_act_bytes, latent_bytes; /* device bytes per purpose */
+    int64_t peak_bytes, free_bytes; /* highest stage against what the device has */
+    double flops_text, flops_step,
+        flops_vae;  /* floating point operations: per run, per step with both branches, decode */
+    double seconds; /* rough estimate for the whole video, 0 = unknown */
+} hs_plan;
+int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err);
+
+/* ---- session ------------------------------------------------------------------------------------------------------
+ */
+/* Made for the sizes, steps and solver of *r; prompts, seeds and guidance may change between videos. */
+int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *err);
+void hs_session_free(hs_session *s);
+
+/* What the attention does at (step, layer, head); NULL everywhere = dense. */
+typedef struct hs_policy {
+    int step, steps; /* position in the trajectory */
+    int branch;      /* 0 = cond, 1 = uncond: caches are kept per branch */
+} hs_policy;
+
+enum { HS_BRANCH_COND, HS_BRANCH_UNCOND, HS_BRANCH_COUNT };
+
+/* Encodes a prompt into the session's text slot of that branch; released text encoders are loaded again.
+ * ret_tokens / ret_total (may be NULL): ids used, ids the whole prompt would need. */
+int hs_session_set_text(hs_session *s, int branch, const char *prompt, int *ret_tokens, int *ret_total, hs_err *err);
+
+/* The one model call: velocity of `branch` for latents [C, f, h, w] at timestep t. latents and ret_velocity are host
+ * memory, or NULL = the session's own device latents / velocity slot of that branch (no copies; the step loop's way).
+ */
+int hs_denoise(hs_session *s, const float *latents, float t, const hs_policy *policy, float *ret_velocity, hs_err *err);
+
+typedef enum hs_stage {
+    HS_STAGE_LOAD,
+    HS_STAGE_TEXT,
+    HS_STAGE_DENOISE,
+    HS_STAGE_DECODE,
+    HS_STAGE_ENCODE,
+    HS_STAGE_COUNT
+} hs_stage;
+
+typedef struct hs_progress {
+    hs_stage stage;
+    int done, total; /* steps or frames of this stage */
+    double seconds;  /* since the stage began */
+} hs_progress;
+
+typedef struct hs_run_hooks {
+    void *user;
+    void (*progress)(void *user, const hs_progress *p);
+    int (*interrupted)(void *user); /* != 0: stop at the next safe point with HS_EINTR */
+} hs_run_hooks;
+
+typedef struct hs_run_stats {
+    double seconds[HS_STAGE_COUNT], total;
+    double step_seconds[HS_MAX_STEPS];
+    int steps, frames_written, tokens_cond, tokens_uncond, truncated;
+    int64_t peak_host, peak_device;
+    double density, reuse_rate; /* 1 and 0 while dense */
+} hs_run_stats;
+
+/* Prompt -> video. sink may be NULL (latents only). After HS_EINTR or a failed sink the latents are kept in the session
+ * and, if save_latents was given and denoising was complete, on disk. */
+int hs_generate(hs_session *s, const hs_request *r, hs_sink *sink, const hs_run_hooks *hooks, hs_run_stats *ret_stats,
+                hs_err *err);
+
+/* Final (or last reached) latents of the session, [C, f, h, w], to host memory. */
+int hs_session_latents(hs_session *s, float *ret, hs_err *err);
+/* Decodes given latents [C, f, h, w] into the sink. */
+int hs_decode(hs_session *s, const float *latents, hs_sink *sink, const hs_run_hooks *hooks, hs_run_stats *stats,
+              hs_err *err);
+
+/* Latents as a safetensors file with one F32 tensor `latents` [C, f, h, w]. Load checks the shape. */
+int hs_latents_save(const char *path, const float *x, const int64_t shape[4], const char *const *meta, hs_err *err);
+int hs_latents_load(const char *path, const int64_t shape[4], float *ret, hs_err *err);
+/* Shape of the latents in a file, so that a video can be decoded without repeating its sizes. */
+int hs_latents_shape(const char *path, int64_t ret_shape[4], hs_err *err);
+
+/* ---- tests: named intermediate values ------------------------------------------------------------------------------
+ */
+/* Called with host copies of intermediate tensors (slow; parity tests only). NULL switches it off. */
+typedef void (*hs_tap_fn)(void *user, const char *name, const float *x, int ndim, const int64_t *shape);
+void hs_session_tap(hs_session *s, hs_tap_fn fn, void *user);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,30 @@
+/* The command line of haste-run as data: parsing, strict numbers, help. Pure: prints nothing, touches no file. */
+#ifndef HS_OPTIONS_H
+#define HS_OPTIONS_H
+#include "haste.h"
+
+typedef struct hs_options {
+    /* borrowed from argv; NULL = not given */
+    const char *model, *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
+    const char *device, *precision;
+    int width, height, frames, fps, steps; /* 0 = the model's own */
+    double guidance, shift;                /* NAN = the model's own */
+    int solver, sigmas;                    /* -1 = the model's own, the solver's own */
+    int has_seed;
+    uint64_t seed;
+    int threads; /* 0 = all cores */
+    int dry_run, error_on_fallback, quiet, verbose, help, version;
+} hs_options;
+
+/* Fills *ret from the arguments (argv[0] is the program). HS_EINVAL with a message that names the option, the text and
+ * what it should be; HS_ENOTSUP for options of later versions. --help and --version end the parsing. */
+int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
+
+/* The help text, line by line: grouped options with their defaults, then examples. */
+void hs_options_help(void (*line)(void *user, const char *text), void *user);
+
+/* "out.mp4" -> "out_007.mp4", "frames/" -> "frames_007/", "out_%02d.mp4" -> "out_07.mp4", "null:" stays. "-" cannot be
+ * numbered. ret has size bytes. */
+int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err);
+
+#endif

@@ -1,0 +1,56 @@
+/* Maps safetensors files and looks tensors up; nothing else.
+ *
+ * A set is one file, or all shards that an index names. The files are mapped read-only for the life of the set; every
+ * pointer handed out is into the mapping. The header is checked strictly before anything is believed: length against
+ * the file, JSON shape, dtype, shape product against offsets, offsets in range, no overlap, no duplicate names.
+ */
+#ifndef HS_SAFETENSORS_H
+#define HS_SAFETENSORS_H
+#include "base.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HS_ST_MAX_DIMS 6
+
+typedef struct hs_st_tensor {
+    const char *name; /* owned by the set */
+    hs_dtype dtype;
+    int ndim;
+    int64_t shape[HS_ST_MAX_DIMS];
+    int64_t numel;
+    const void *data; /* into the mapping: little endian, row major, NO alignment promise */
+    const char *file; /* path of the shard, for messages */
+    int used;         /* set by hs_st_get: left-over tensors can be named (hs_st_unused) */
+} hs_st_tensor;
+
+typedef struct hs_st hs_st;
+
+/* One .safetensors file. */
+int hs_st_open(const char *path, hs_st **ret, hs_err *err);
+/* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`. The index's
+ * weight_map must name exactly the tensors that its shards hold. */
+int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err);
+void hs_st_close(hs_st *st);
+
+int hs_st_count(const hs_st *st);
+const hs_st_tensor *hs_st_at(const hs_st *st, int i);        /* in name order */
+const hs_st_tensor *hs_st_find(hs_st *st, const char *name); /* NULL if absent; marks it used */
+/* The tensor with exactly this shape (-1 = any), floating point dtype; else an error naming file, tensor, found,
+ * expected. */
+int hs_st_get(hs_st *st, const char *name, int ndim, const int64_t *shape, const hs_st_tensor **ret, hs_err *err);
+/* First tensor never asked for, or NULL: a strict binder refuses left-overs by name. */
+const hs_st_tensor *hs_st_unused(const hs_st *st);
+const char *hs_st_metadata(const hs_st *st, const char *key); /* __metadata__ of the (first) file, or NULL */
+int64_t hs_st_bytes(const hs_st *st);                         /* tensor bytes in all shards */
+
+/* Writes one file atomically (temporary file, fsync, rename). meta: key, value, ..., NULL or NULL. */
+int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err);
+
+/* Parses only a header (used by the fuzzer and by hs_st_open): data = first bytes of the file, file_size its length. */
+int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *path, hs_st **ret, hs_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,350 @@
+/* Lifetimes: what a model and a session hold, when parts are loaded and released, what a request would cost. */
+#include "session.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- model ------------------------------------------------------------------------------------------------------ */
+
+static int open_part(const char *dir, const char *part, const char *stem, hs_st **ret, hs_err *err) {
+    char *path = hs_path_join(dir, part);
+    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
+    int r = hs_st_open_dir(path, stem, ret, err);
+    hs_free(path);
+    return r;
+}
+
+/* Every name and shape is checked before anything is loaded: the load of a wrong file fails in milliseconds. */
+static int open_files(hs_model *m, const char *dir, hs_err *err) {
+    int r;
+    if ((r = hs_config_load(dir, &m->c, err)) || (r = hs_model_sha256(dir, m->info.sha256, err)) ||
+        (r = open_part(dir, "text_encoder", "model", &m->st_text, err)) ||
+        (r = hs_text_load(&m->c, m->st_text, NULL, NULL, err)) ||
+        (r = open_part(dir, "transformer", "diffusion_pytorch_model", &m->st_dit, err)) ||
+        (r = hs_dit_load(&m->c, m->st_dit, NULL, NULL, err)) ||
+        (r = open_part(dir, "vae", "diffusion_pytorch_model", &m->st_vae, err)) ||
+        (r = hs_vae_load(&m->c, m->st_vae, NULL, NULL, err)))
+        return r;
+    char *spiece = hs_path_join(dir, "tokenizer/spiece.model");
+    if (!spiece) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
+    r = hs_tokenizer_open(spiece, &m->tokenizer, err);
+    if (!r && hs_tokenizer_vocab(m->tokenizer) > m->c.t_vocab)
+        r = hs_fail(err, HS_EFORMAT,
+                    "%s has %d pieces, the text encoder's embedding %d rows; they do not belong together", spiece,
+                    hs_tokenizer_vocab(m->tokenizer), m->c.t_vocab);
+    hs_free(spiece);
+    return r;
+}
+
+int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
+    hs_model *m = hs_calloc(1, sizeof *m);
+    if (!m) return hs_fail(err, HS_ENOMEM, "no memory for the model");
+    hs_device_params dp = {.name = p->device, .threads = p->threads, .precision = p->precision};
+    int r;
+    if ((r = open_files(m, p->dir, err)) || (r = hs_device_open(&dp, &m->dev, err))) {
+        hs_model_free(m);
+        return r;
+    }
+    const hs_config *c = &m->c;
+    hs_model_info *i = &m->info;
+    i->layers = c->layers;
+    i->heads = c->heads;
+    i->head_dim = c->head_dim;
+    i->dim = c->dim;
+    i->latent_channels = c->in_channels;
+    i->stride_t = 4;
+    i->stride_s = 8;
+    i->width = c->width;
+    i->height = c->height;
+    i->frames = c->frames;
+    i->fps = c->fps;
+    i->steps = c->steps;
+    i->guidance = c->guidance;
+    i->shift = c->shift;
+    i->solver = c->solver;
+    i->negative_prompt = c->negative_prompt;
+    i->bytes_text = hs_st_bytes(m->st_text);
+    i->bytes_dit = hs_st_bytes(m->st_dit);
+    i->bytes_vae = hs_st_bytes(m->st_vae);
+    snprintf(i->device, sizeof i->device, "%s", hs_device_name(m->dev));
+    *ret = m;
+    return 0;
+}
+
+void hs_model_free(hs_model *m) {
+    if (!m) return;
+    hs_text_free(m->text);
+    hs_dit_free(m->dit);
+    hs_vae_free(m->vae);
+    hs_tokenizer_close(m->tokenizer);
+    hs_st_close(m->st_text);
+    hs_st_close(m->st_dit);
+    hs_st_close(m->st_vae);
+    hs_device_close(m->dev);
+    hs_config_done(&m->c);
+    hs_free(m);
+}
+
+const hs_model_info *hs_model_get_info(const hs_model *m) {
+    return &m->info;
+}
+
+/* ---- request ---------------------------------------------------------------------------------------------------- */
+
+hs_request hs_request_default(const hs_model *m) {
+    const hs_model_info *i = &m->info;
+    return (hs_request){.width = i->width,
+                        .height = i->height,
+                        .frames = i->frames,
+                        .fps = i->fps,
+                        .steps = i->steps,
+                        .solver = i->solver,
+                        .sigmas = -1,
+                        .guidance = i->guidance,
+                        .shift = i->shift};
+}
+
+static int make_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
+    static const hs_sigmas_kind usual[] = {
+        [HS_UNIPC] = HS_SIGMAS_A, [HS_DPMPP] = HS_SIGMAS_C, [HS_EULER] = HS_SIGMAS_D};
+    return hs_sched_init(ret, r->solver, r->sigmas < 0 ? usual[r->solver] : (hs_sigmas_kind)r->sigmas, r->steps,
+                         r->shift, err);
+}
+
+static int check_size(const hs_config *c, const char *what, int v, hs_err *err) {
+    int most = 16 * c->rope_max;
+    if (v >= 16 && v <= most && v % 16 == 0) return 0;
+    int near = v < 16 ? 16 : v > most ? most : (v + 8) / 16 * 16;
+    return hs_fail(err, HS_EINVAL, "%s %d: must be a multiple of 16 from 16 to %d; the nearest is %d", what, v, most,
+                   near);
+}
+
+static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
+    int e, most = 4 * (c->rope_max - 1) + 1;
+    hs_sched sched;
+    if ((e = check_size(c, "width", r->width, err)) || (e = check_size(c, "height", r->height, err)) ||
+        (e = make_sched(r, &sched, err)))
+        return e;
+    if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
+        return hs_fail(err, HS_EINVAL, "%d frames: must be 4k+1 from 1 to %d; the nearest is %d", r->frames, most,
+                       r->frames < 1      ? 1
+                       : r->frames > most ? most
+                                          : r->frames / 4 * 4 + 1);
+    if (r->fps < 1 || r->fps > 1000)
+        return hs_fail(err, HS_EINVAL, "%d frames per second: 1 to 1000 are possible", r->fps);
+    if (!(r->guidance >= 0 && r->guidance <= 1000))
+        return hs_fail(err, HS_EINVAL, "guidance %g is not in 0 to 1000", r->guidance);
+    return 0;
+}
+
+static int64_t elements(const hs_st *st, const char *prefix) {
+    int64_t n = 0;
+    for (int i = 0; i < hs_st_count(st); i++)
+        if (!strncmp(hs_st_at(st, i)->name, prefix, strlen(prefix))) n += hs_st_at(st, i)->numel;
+    return n;
+}
+
+/* Measured FLOP/s of a mid-sized product on this device; a tenth of a second. */
+static double probe_rate(hs_device *dev) {
+    enum { ROWS = 512, DIM = 768 };
+    static const float zero[DIM * DIM];
+    hs_linear_src src = {.parts = 1, .w = {zero}, .type = {HS_F32}, .out = {DIM}, .in = DIM};
+    hs_weight *w = NULL;
+    hs_buf x = HS_NOBUF, y = HS_NOBUF;
+    double rate = 0;
+    hs_dtype act = hs_device_act(dev);
+    if (!hs_weight_linear(dev, &src, &w, NULL) && !hs_device_alloc(dev, act, ROWS * DIM, "probe", &x, NULL) &&
+        !hs_device_alloc(dev, act, ROWS * DIM, "probe", &y, NULL)) {
+        hs_zero(dev, x);
+        double start = 0, now = 0;
+        int64_t runs = -1; /* the first one warms up */
+        do {
+            hs_op_linear(dev, &(hs_linear){.x = x, .y = y, .w = w, .rows = ROWS});
+            if (hs_device_check(dev, NULL)) break;
+            now = hs_seconds();
+            if (++runs == 0)
+                start = now;
+            else
+                rate = 2.0 * ROWS * DIM * DIM * (double)runs / (now - start + 1e-9);
+        } while (now - start < 0.1);
+    }
+    hs_device_free(dev, x);
+    hs_device_free(dev, y);
+    hs_weight_free(dev, w);
+    return rate;
+}
+
+int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err) {
+    const hs_config *c = &m->c;
+    int e = check_ranges(c, r, err);
+    if (e) return e;
+    hs_dtype act = hs_device_act(m->dev);
+    int64_t size = (int64_t)hs_dtype_size(act);
+    hs_plan p = {.latent_frames = 1 + (r->frames - 1) / 4, .latent_h = r->height / 8, .latent_w = r->width / 8};
+    int f = (int)p.latent_frames, h = (int)p.latent_h, w = (int)p.latent_w;
+    p.tokens = p.latent_frames * (h / 2) * (w / 2);
+    p.text_bytes = elements(m->st_text, "") * size;
+    p.dit_bytes = elements(m->st_dit, "") * size;
+    p.vae_bytes = (elements(m->st_vae, "decoder.") + elements(m->st_vae, "post_quant_conv.")) * size;
+    p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2);
+    p.vae_act_bytes = hs_vae_run_bytes(c, act, h, w);
+    p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
+    int64_t denoise = p.dit_bytes + p.act_bytes + p.vae_bytes + p.vae_act_bytes;
+    p.peak_bytes = p.latent_bytes + (denoise > p.text_bytes ? denoise : p.text_bytes);
+    p.free_bytes = hs_device_free_bytes(m->dev);
+    int branches = r->guidance > 1 ? 2 : 1;
+    p.flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
+    p.flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
+    p.flops_vae = hs_vae_flops(c, h, w, f);
+    if (p.peak_bytes > p.free_bytes)
+        return hs_fail(
+            err, HS_ENOMEM,
+            "%dx%d with %d frames is %lld tokens and needs %.1f GB (transformer %.1f + its activations %.1f + "
+            "VAE %.1f); %.1f GB are free on %s. Ask for a smaller size or fewer frames",
+            r->width, r->height, r->frames, (long long)p.tokens, (double)p.peak_bytes / 1e9, (double)p.dit_bytes / 1e9,
+            (double)p.act_bytes / 1e9, (double)(p.vae_bytes + p.vae_act_bytes) / 1e9, (double)p.free_bytes / 1e9,
+            hs_device_name(m->dev));
+    if (!ret_plan) return 0;
+    /* attention, convolutions and memory traffic bring the whole to about 60 % of what a plain product reaches */
+    double rate = 0.6 * probe_rate(m->dev);
+    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * r->steps + p.flops_vae) / rate;
+    *ret_plan = p;
+    return 0;
+}
+
+/* ---- session ---------------------------------------------------------------------------------------------------- */
+
+int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *err) {
+    int e = hs_request_check(m, r, NULL, err);
+    if (e) return e;
+    hs_session *s = hs_calloc(1, sizeof *s);
+    if (!s) return hs_fail(err, HS_ENOMEM, "no memory for the session");
+    const hs_config *c = &m->c;
+    s->m = m;
+    s->width = r->width;
+    s->height = r->height;
+    s->frames = r->frames;
+    s->ch = c->in_channels;
+    s->f = 1 + (r->frames - 1) / 4;
+    s->h = r->height / 8;
+    s->w = r->width / 8;
+    s->n = (int64_t)s->ch * s->f * s->h * s->w;
+    hs_buf *latents[] = {&s->x, &s->xl, &s->m0, &s->m1, &s->m2, &s->v[0], &s->v[1]};
+    e = make_sched(r, &s->sched, err);
+    for (size_t i = 0; i < sizeof latents / sizeof *latents && !e; i++)
+        e = hs_device_alloc(m->dev, HS_F32, s->n, "latents and solver state", latents[i], err);
+    for (int b = 0; b < HS_BRANCH_COUNT && !e; b++)
+        e = hs_device_alloc(m->dev, HS_F32, (int64_t)HS_TEXT_LEN * c->text_dim, "text rows", &s->rows[b], err);
+    s->host = hs_alloc((size_t)s->n * sizeof *s->host);
+    s->host_rgb = hs_alloc((size_t)4 * (size_t)s->height * (size_t)s->width * 3);
+    if (!e && (!s->host || !s->host_rgb)) e = hs_fail(err, HS_ENOMEM, "no memory for the session");
+    if (e) {
+        hs_session_free(s);
+        return e;
+    }
+    int64_t all = hs_st_bytes(m->st_text) + hs_st_bytes(m->st_dit) + hs_st_bytes(m->st_vae) +
+                  hs_dit_run_bytes(c, hs_device_act(m->dev), s->f, s->h / 2, s->w / 2) +
+                  hs_vae_run_bytes(c, hs_device_act(m->dev), s->h, s->w);
+    s->keep_text = all < hs_device_free_bytes(m->dev) / 2;
+    *ret = s;
+    return 0;
+}
+
+void hs_session_free(hs_session *s) {
+    if (!s) return;
+    hs_device *dev = s->m->dev;
+    hs_buf all[] = {s->x, s->xl, s->m0, s->m1, s->m2, s->v[0], s->v[1], s->rows[0], s->rows[1]};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(dev, all[i]);
+    hs_dit_run_free(s->dit);
+    hs_vae_run_free(s->vae);
+    for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_free(s->prompt[b]);
+    hs_free(s->host);
+    hs_free(s->host_rgb);
+    hs_free(s);
+}
+
+int hs_session_need_text(hs_session *s, hs_err *err) {
+    hs_model *m = s->m;
+    return m->text ? 0 : hs_text_load(&m->c, m->st_text, m->dev, &m->text, err);
+}
+
+int hs_session_need_vae(hs_session *s, hs_err *err) {
+    hs_model *m = s->m;
+    int r = m->vae ? 0 : hs_vae_load(&m->c, m->st_vae, m->dev, &m->vae, err);
+    return r || s->vae ? r : hs_vae_run_new(m->vae, s->h, s->w, &s->vae, err);
+}
+
+int hs_session_need_dit(hs_session *s, hs_err *err) {
+    hs_model *m = s->m;
+    int r = 0;
+    if (!s->keep_text && m->text) {
+        hs_text_free(m->text);
+        m->text = NULL;
+    }
+    if (!m->dit && (r = hs_dit_load(&m->c, m->st_dit, m->dev, &m->dit, err))) return r;
+    if (!s->dit && (r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, &s->dit, err))) return r;
+    for (int b = 0; b < HS_BRANCH_COUNT; b++)
+        if (s->prompt[b] && !s->in_dit[b]) {
+            hs_buf rows = hs_buf_at(s->rows[b], 0, s->n_rows[b] * (int64_t)m->c.text_dim);
+            if ((r = hs_dit_set_text(s->dit, b, rows, s->n_rows[b], &s->tap, err))) return r;
+            s->in_dit[b] = 1;
+        }
+    return 0;
+}
+
+int hs_session_set_text(hs_session *s, int branch, const char *prompt, int *ret_tokens, int *ret_total, hs_err *err) {
+    hs_model *m = s->m;
+    int r = 0, n = s->n_rows[branch], total = s->n_total[branch];
+    if (!s->prompt[branch] || strcmp(s->prompt[branch], prompt)) {
+        int32_t ids[HS_TEXT_LEN];
+        char *clean = NULL, *copy = NULL;
+        if ((r = hs_prompt_clean(prompt, &clean, err)) ||
+            (r = hs_tokenizer_encode(m->tokenizer, clean, HS_TEXT_LEN, ids, &n, &total, err)) ||
+            (r = hs_session_need_text(s, err)))
+            goto out;
+        if (!(copy = hs_strdup(prompt))) {
+            r = hs_fail(err, HS_ENOMEM, "no memory for the prompt");
+            goto out;
+        }
+        if ((r = hs_text_encode(m->text, ids, n, hs_buf_at(s->rows[branch], 0, n * (int64_t)m->c.text_dim), &s->tap,
+                                err)))
+            goto out;
+        hs_free(s->prompt[branch]);
+        s->prompt[branch] = copy;
+        copy = NULL;
+        s->n_rows[branch] = n;
+        s->n_total[branch] = total;
+        s->in_dit[branch] = 0;
+    out:
+        hs_free(clean);
+        hs_free(copy);
+        if (r) return r;
+    }
+    if (ret_tokens) *ret_tokens = n;
+    if (ret_total) *ret_total = total;
+    return 0;
+}
+
+int hs_denoise(hs_session *s, const float *latents, float t, const hs_policy *policy, float *ret_velocity,
+               hs_err *err) {
+    hs_device *dev = s->m->dev;
+    int b = policy->branch, r = hs_session_need_dit(s, err);
+    if (r) return r;
+    if (!s->in_dit[b]) return hs_fail(err, HS_EINVAL, "branch %d has no prompt yet: call hs_session_set_text first", b);
+    hs_buf in = latents ? s->m0 : s->x; /* m0 is free between solver steps */
+    if (latents) hs_upload(dev, in, latents);
+    hs_dit_forward(s->dit, in, t, policy, s->v[b], &s->tap);
+    if ((r = hs_device_check(dev, err))) return r;
+    if (ret_velocity) hs_download(dev, ret_velocity, s->v[b]);
+    return hs_device_check(dev, err);
+}
+
+int hs_session_latents(hs_session *s, float *ret, hs_err *err) {
+    hs_download(s->m->dev, ret, s->x);
+    return hs_device_check(s->m->dev, err);
+}
+
+void hs_session_tap(hs_session *s, hs_tap_fn fn, void *user) {
+    s->tap = (hs_tap){fn, user};
+}

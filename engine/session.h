@@ -1,0 +1,47 @@
+/* Inside of hs_model and hs_session, shared by session.c (lifetimes, plan) and generate.c (the pipeline). */
+#ifndef HS_SESSION_H
+#define HS_SESSION_H
+#include "dit.h"
+#include "haste.h"
+#include "model.h"
+#include "text.h"
+#include "tokenizer.h"
+#include "vae.h"
+
+struct hs_model {
+    hs_config c;
+    hs_device *dev;
+    hs_st *st_text, *st_dit, *st_vae;
+    hs_tokenizer *tokenizer;
+    hs_text *text; /* the three parts: NULL until needed; the text encoder is freed when memory is short */
+    hs_dit *dit;
+    hs_vae *vae;
+    hs_model_info info;
+};
+
+struct hs_session {
+    hs_model *m;
+    int width, height, frames;
+    int ch, f, h, w; /* latents [ch, f, h, w] */
+    int64_t n;       /* elements of one latent tensor */
+    hs_sched sched;
+    int keep_text; /* memory allows the text encoder to stay */
+    hs_dit_run *dit;
+    hs_vae_run *vae;
+    /* text rows per branch, [512, text_dim] F32, and the prompt they came from */
+    hs_buf rows[HS_BRANCH_COUNT];
+    char *prompt[HS_BRANCH_COUNT];
+    int n_rows[HS_BRANCH_COUNT], n_total[HS_BRANCH_COUNT], in_dit[HS_BRANCH_COUNT];
+    /* solver state, all [ch, f, h, w] F32: current sample, x0 predictions of this and the two steps before, the sample
+     * the last predictor started from, velocities */
+    hs_buf x, xl, m0, m1, m2, v[HS_BRANCH_COUNT];
+    float *host;       /* [ch, f, h, w] */
+    uint8_t *host_rgb; /* [4, height, width, 3] */
+    hs_tap tap;
+};
+
+/* Loads what the stage needs and is not there yet. */
+int hs_session_need_text(hs_session *s, hs_err *err);
+int hs_session_need_dit(hs_session *s, hs_err *err); /* and hands both prompts to it */
+int hs_session_need_vae(hs_session *s, hs_err *err);
+#endif
