@@ -169,7 +169,8 @@ void hs_op_unpatchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_b
  * arrays */
 void hs_op_latent_frames(hs_device *dev, hs_buf x, int C, int f, int t0, int T, int Y, int X, const float *mul,
                          const float *add, hs_buf z);
-/* y = silu(v) or v, with v = x / max(|x|_2 over channels, 1e-12) * sqrt(C) * gamma[C]; `pixels` rows of C. spec 5.2 */
+/* y = silu(v) or v, with v = x / max(|x|_2 over channels, 1e-12) * sqrt(C) * gamma[C]; `pixels` rows of C. x: F32 or
+ * act type; y: act type. spec 5.2 */
 void hs_op_channel_norm(hs_device *dev, hs_buf x, int64_t pixels, int C, hs_buf gamma, int silu, hs_buf y);
 /* Convolution, stride 1, zero padding in Y and X that keeps the size ((ky-1)/2, (kx-1)/2), none in time:
  * x [T + kt - 1, Y, X, cin] -> y [T, Y, X, cout] (up2: y [T, 2Y, 2X, cout]). add: HS_NOBUF, or y itself (accumulate

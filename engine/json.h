@@ -1,8 +1,9 @@
 /* Strict JSON on top of cJSON, for every document that comes from a file: safetensors headers, indexes, configs.
  *
- * cJSON checks the structure but lets pass what two readers could understand differently; this refuses it first: NUL bytes
- * and NUL escapes, control characters, invalid UTF-8, malformed numbers, keys given twice, deep nesting, floods of values,
- * bytes after the document. Look keys up with cJSON_GetObjectItemCaseSensitive: cJSON_GetObjectItem ignores case.
+ * cJSON checks the structure but lets pass what two readers could understand differently; this refuses it first: NUL
+ * bytes and NUL escapes, control characters, invalid UTF-8, malformed numbers, keys given twice, deep nesting, floods
+ * of values, bytes after the document. Look keys up with cJSON_GetObjectItemCaseSensitive: cJSON_GetObjectItem ignores
+ * case.
  */
 #ifndef HS_JSON_H
 #define HS_JSON_H

@@ -37,7 +37,9 @@ typedef struct hs_config {
 int hs_config_load(const char *dir, hs_config *ret, hs_err *err);
 void hs_config_done(hs_config *c);
 
-/* Parsers of single documents (used by hs_config_load and the fuzzers); text need not be NUL terminated. */
+/* Parsers of single documents (used by hs_config_load and the fuzzers); text need not be NUL terminated. The index,
+ * model_index.json, only tells whether this is a text-to-video model of one transformer. */
+int hs_config_parse_index(const char *json, size_t len, const char *path, hs_err *err);
 int hs_config_parse_transformer(const char *json, size_t len, const char *path, hs_config *c, hs_err *err);
 int hs_config_parse_text(const char *json, size_t len, const char *path, hs_config *c, hs_err *err);
 int hs_config_parse_vae(const char *json, size_t len, const char *path, hs_config *c, hs_err *err);

@@ -50,9 +50,10 @@ struct hs_vae_run {
     hs_vae *v;
     int h, w; /* latent size */
     hs_buf hist[MAX_HISTORIES];
-    hs_buf x, x2, tmp; /* current frames, the next ones, a convolution's result; act */
-    hs_buf in;         /* history and input of the convolution about to run [2 + T, Y, X, cin]; act */
-    hs_buf rgb, u8;    /* [4, 8h, 8w, 3] F32 and u8 */
+    hs_buf x, x2;   /* the current frames, the next ones: the residual stream, F32 */
+    hs_buf tmp;     /* a convolution's result; act */
+    hs_buf in;      /* history and input of the convolution about to run [2 + T, Y, X, cin]; act */
+    hs_buf rgb, u8; /* [4, 8h, 8w, 3] F32 and u8 */
 };
 
 /* ---- weights: one walk over the decoder, in order ------------------------------------------------------------------
@@ -227,10 +228,10 @@ void hs_vae_free(hs_vae *v) {
 /* ---- one size --------------------------------------------------------------------------------------------------- */
 
 static int64_t run_bytes(const hs_vae *v, hs_dtype act, int h, int w) {
-    int64_t px = (int64_t)h * w, n = 3 * v->values + v->conv_values;
+    int64_t px = (int64_t)h * w, n = v->values + v->conv_values;
     for (int i = 0; i < v->histories; i++)
         n += (int64_t)HIST * v->hist[i].scale * v->hist[i].scale * v->hist[i].channels;
-    return px * (n * (int64_t)hs_dtype_size(act) + 4 * 64 * 3 * (4 + 1));
+    return px * (n * (int64_t)hs_dtype_size(act) + 2 * v->values * 4 + 4 * 64 * 3 * (4 + 1));
 }
 
 int64_t hs_vae_run_bytes(const hs_config *c, hs_dtype act, int latent_h, int latent_w) {
@@ -258,7 +259,7 @@ int hs_vae_run_new(hs_vae *v, int h, int w, hs_vae_run **ret, hs_err *err) {
         hs_buf *b;
         hs_dtype type;
         int64_t n;
-    } table[] = {{&r->x, act, v->values},       {&r->x2, act, v->values},      {&r->tmp, act, v->values},
+    } table[] = {{&r->x, HS_F32, v->values},    {&r->x2, HS_F32, v->values},   {&r->tmp, act, v->values},
                  {&r->in, act, v->conv_values}, {&r->rgb, HS_F32, 4 * 64 * 3}, {&r->u8, HS_U8, 4 * 64 * 3}};
     int e = 0;
     for (size_t i = 0; i < sizeof table / sizeof *table && !e; i++)
@@ -317,15 +318,16 @@ static void causal_conv(hs_vae_run *r, const conv *c, frames s, hs_buf y, int ac
     hs_copy(dev, r->hist[c->history], hs_buf_at(r->in, s.T * per_frame, HIST * per_frame));
 }
 
-/* y (+)= c(x) for kernels of one frame. */
+/* y (+)= c(x) for kernels of one frame; x F32 goes through r->in where the device computes in another type. */
 static void frame_conv(hs_vae_run *r, const conv *c, frames s, hs_buf x, hs_buf y, int accumulate) {
-    hs_op_conv(r->v->dev, &(hs_conv){.x = hs_buf_at(x, 0, pixels(s) * c->cin),
-                                     .y = y,
-                                     .add = accumulate ? y : HS_NOBUF,
-                                     .w = c->w,
-                                     .T = s.T,
-                                     .Y = s.Y,
-                                     .X = s.X});
+    x = hs_buf_at(x, 0, pixels(s) * c->cin);
+    if (x.type != r->in.type) {
+        hs_buf in = hs_buf_at(r->in, 0, x.n);
+        hs_copy(r->v->dev, in, x);
+        x = in;
+    }
+    hs_op_conv(r->v->dev,
+               &(hs_conv){.x = x, .y = y, .add = accumulate ? y : HS_NOBUF, .w = c->w, .T = s.T, .Y = s.Y, .X = s.X});
 }
 
 static void swap_x(hs_vae_run *r) {
@@ -377,15 +379,17 @@ static void mid_attention(hs_vae_run *r, frames s) {
 static frames up_forward(hs_vae_run *r, const stage *st, frames s, int first) {
     hs_device *dev = r->v->dev;
     if (st->up_time && !first) {
-        hs_buf x = hs_buf_at(r->x, 0, pixels(s) * st->cout), h = hs_buf_at(r->tmp, 0, pixels(s) * 2 * st->cout);
-        hs_copy(dev, new_input(r, &st->time, s), x);
+        int64_t n = pixels(s) * 2 * st->cout;
+        hs_buf h = hs_buf_at(r->tmp, 0, n), doubled = {r->x2.p, h.type, n};
+        hs_copy(dev, new_input(r, &st->time, s), hs_buf_at(r->x, 0, n / 2));
         causal_conv(r, &st->time, s, h, 0);
-        hs_op_split_frames(dev, h, s.T, (int64_t)s.Y * s.X, st->cout, hs_buf_at(r->x2, 0, pixels(s) * 2 * st->cout));
+        hs_op_split_frames(dev, h, s.T, (int64_t)s.Y * s.X, st->cout, doubled);
         s.T *= 2;
+        frame_conv(r, &st->resample, s, doubled, hs_buf_at(r->x, 0, pixels(s) * 4 * st->resample.cout), 0);
+    } else {
+        frame_conv(r, &st->resample, s, r->x, hs_buf_at(r->x2, 0, pixels(s) * 4 * st->resample.cout), 0);
         swap_x(r);
     }
-    frame_conv(r, &st->resample, s, r->x, hs_buf_at(r->x2, 0, pixels(s) * 4 * st->resample.cout), 0);
-    swap_x(r);
     return (frames){s.T, 2 * s.Y, 2 * s.X};
 }
 
@@ -394,7 +398,7 @@ void hs_vae_decode(hs_vae_run *r, hs_buf latents, int f, int t, hs_buf *ret_fram
     hs_device *dev = v->dev;
     const hs_config *c = v->c;
     frames s = {1, r->h, r->w};
-    hs_buf z = hs_buf_at(r->x, 0, pixels(s) * c->v_z), top = hs_buf_at(r->x, 0, pixels(s) * v->conv_in.cout);
+    hs_buf z = hs_buf_at(r->tmp, 0, pixels(s) * c->v_z), top = hs_buf_at(r->x, 0, pixels(s) * v->conv_in.cout);
 
     hs_op_latent_frames(dev, latents, c->v_z, f, t, 1, r->h, r->w, c->v_std, c->v_mean, z);
     frame_conv(r, &v->post_quant, s, z, new_input(r, &v->conv_in, s), 0);

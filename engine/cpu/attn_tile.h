@@ -1,0 +1,133 @@
+/* The two inner loops of attention, written once over the vector operations of an instruction set. Included by the
+ * attn_*.c files, which define before:
+ *
+ *   NAME(x)          name of this instance        FN          function attributes (target)
+ *   VEC, LANES       float vector, 4, 8 or 16     ROWS, VECS  register tile: ROWS rows x VECS vectors (32 or 64
+ * columns) LOAD, STORE, ZERO, SET1, ADD, MUL, MAX        on VEC and float *; unaligned; MAX(a, b) gives b if either is
+ * NaN FMA(a, b, c)     a * b + c                    EXP2(x)     2^x for x <= STEP, 0 or tiny far below, NaN for NaN
+ *   WORD, SPREAD(p)  vector of words, one word at p in all lanes        LOADW(p)   LANES words at p
+ *   DOT(acc, a, b)   acc + products of words      STORE2(s, k, a, b)  values k .. k + 2 * LANES to row s as words
+ *   HMAX, HADD       over the lanes of a VEC
+ *
+ * Register tile: with R rows and C vectors a step of the depth costs R + C loads for R * C products. 6 x 4 uses 29 of
+ * 32 registers of AVX-512, 6 x 2 uses 15 of 16 of AVX2.
+ */
+#include "cpu/attn_kernels.h"
+
+#include <float.h>
+#include <math.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* The reference of a row's exponent moves only when a logit exceeds it by more than this (in log2): probabilities then
+ * reach 2^8, far from overflow in fp32 and bf16, and the accumulators are rescaled in the first few blocks only. */
+#define STEP 8.0f
+
+/* rows, vecs: constants after inlining */
+static inline __attribute__((always_inline)) FN void NAME(tile)(int rows, int vecs, int64_t depth, const float *a,
+                                                                int64_t ld_a, const float *b, int64_t ld_b, float *c,
+                                                                int64_t ld_c, int add) {
+    enum { PER_PANEL = HS_ATTN_PANEL / LANES };
+    VEC acc[ROWS][VECS];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = add ? LOAD(c + r * ld_c + v * LANES) : ZERO;
+    }
+    for (int64_t d = 0; d < depth; d++) {
+        WORD w[VECS];
+        UNROLL for (int v = 0; v < vecs; v++) w[v] =
+            LOADW(b + v / PER_PANEL * ld_b + d * HS_ATTN_PANEL + v % PER_PANEL * LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            WORD x = SPREAD(a + r * ld_a + d);
+            UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = DOT(acc[r][v], x, w[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < vecs; v++) STORE(c + r * ld_c + v * LANES, acc[r][v]);
+    }
+}
+
+/* One column of tiles; rows are shared out so that tiles differ by at most one row (few rows leave multiply-add latency
+ * uncovered). */
+static inline __attribute__((always_inline)) FN void NAME(stripe)(int rows, int vecs, int64_t depth, const float *a,
+                                                                  int64_t ld_a, const float *b, int64_t ld_b, float *c,
+                                                                  int64_t ld_c, int add) {
+    int tiles = (rows + ROWS - 1) / ROWS;
+    for (int t = 0; t < tiles; t++) {
+        int r0 = t * rows / tiles, n = (t + 1) * rows / tiles - r0;
+        const float *ar = a + r0 * ld_a;
+        float *cr = c + r0 * ld_c;
+        switch (n) {
+        case 1: NAME(tile)(1, vecs, depth, ar, ld_a, b, ld_b, cr, ld_c, add); break;
+        case 2: NAME(tile)(2, vecs, depth, ar, ld_a, b, ld_b, cr, ld_c, add); break;
+#if ROWS > 2
+        case 3: NAME(tile)(3, vecs, depth, ar, ld_a, b, ld_b, cr, ld_c, add); break;
+        case 4: NAME(tile)(4, vecs, depth, ar, ld_a, b, ld_b, cr, ld_c, add); break;
+        case 5: NAME(tile)(5, vecs, depth, ar, ld_a, b, ld_b, cr, ld_c, add); break;
+        case 6: NAME(tile)(6, vecs, depth, ar, ld_a, b, ld_b, cr, ld_c, add); break;
+#endif
+        }
+    }
+}
+
+static FN void NAME(gemm)(int rows, int panels, int64_t depth, const float *a, int64_t ld_a, const float *b,
+                          int64_t ld_b, float *c, int64_t ld_c, int add) {
+    enum {
+        TILE = VECS * LANES,
+        COLS = TILE > HS_ATTN_PANEL ? TILE : HS_ATTN_PANEL,
+        REST = COLS > HS_ATTN_PAD ? HS_ATTN_PAD / LANES : VECS, /* vectors of a narrower tile at the end */
+    };
+    int cols = panels * HS_ATTN_PANEL, j = 0;
+    for (; j + COLS <= cols; j += COLS)
+        NAME(stripe)(rows, VECS, depth, a, ld_a, b + j / HS_ATTN_PANEL * ld_b, ld_b, c + j, ld_c, add);
+    if (j < cols) NAME(stripe)(rows, REST, depth, a, ld_a, b + j / HS_ATTN_PANEL * ld_b, ld_b, c + j, ld_c, add);
+}
+
+static FN void NAME(softmax)(const hs_attn_block *b) {
+    int keys = (b->keys + HS_ATTN_PAD - 1) / HS_ATTN_PAD * HS_ATTN_PAD;
+    VEC scale = SET1(b->scale);
+    for (int r = 0; r < b->rows; r++) {
+        float *s = b->s + r * b->ld_s;
+        for (int k = b->keys; k < keys; k++) s[k] = -INFINITY;
+        VEC top0 = LOAD(s), top1 = LOAD(s + LANES);
+        for (int k = 2 * LANES; k < keys; k += 2 * LANES) {
+            top0 = MAX(top0, LOAD(s + k));
+            top1 = MAX(top1, LOAD(s + k + LANES));
+        }
+        float top = HMAX(MAX(top0, top1)) * b->scale;
+        if (b->first || !(top <= b->max[r] + STEP)) {
+            top = top > -FLT_MAX ? top : -FLT_MAX; /* a row of -inf stays comparable */
+            if (b->first) {
+                b->sum[r] = 0;
+            } else {
+                float *o = b->o + r * b->ld_o, shrink = exp2f(b->max[r] - top);
+                VEC f = SET1(shrink);
+                for (int c = 0; c < b->cols; c += LANES) STORE(o + c, MUL(f, LOAD(o + c)));
+                b->sum[r] *= shrink;
+            }
+            b->max[r] = top;
+        }
+        VEC ref = SET1(-b->max[r]), sum0 = ZERO, sum1 = ZERO;
+        for (int k = 0; k < keys; k += 2 * LANES) {
+            VEC p0 = EXP2(FMA(LOAD(s + k), scale, ref)), p1 = EXP2(FMA(LOAD(s + k + LANES), scale, ref));
+            sum0 = ADD(sum0, p0);
+            sum1 = ADD(sum1, p1);
+            STORE2(s, k, p0, p1);
+        }
+        b->sum[r] += HADD(ADD(sum0, sum1));
+    }
+}
+
+static FN void NAME(finish)(const hs_attn_block *b) {
+    for (int r = 0; r < b->rows; r++) {
+        float *o = b->o + r * b->ld_o;
+        VEC f = SET1(1 / b->sum[r]);
+        for (int c = 0; c < b->cols; c += 2 * LANES) {
+            VEC x0 = MUL(f, LOAD(o + c)), x1 = MUL(f, LOAD(o + c + LANES));
+            STORE2(o, c, x0, x1);
+        }
+    }
+}

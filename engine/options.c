@@ -1,0 +1,370 @@
+/* The command line of haste-run. One table holds every option with its aliases, its argument and its line of help, so
+ * that parsing, help and "did you mean" cannot drift apart. */
+#include "options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+enum id {
+    ID_GROUP, ID_MODEL, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
+    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
+    ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_ATTENTION, ID_FALLBACK, ID_DRY_RUN,
+    ID_QUIET, ID_VERBOSE, ID_VERSION, ID_HELP, ID_LATER
+};
+/* clang-format on */
+
+/* help NULL: a name of its own that is not listed (aliases follow the option they stand for; later versions' options).
+ * A row with name NULL starts a group. */
+typedef struct option_row {
+    int id;
+    char letter;
+    const char *name, *arg, *help;
+} option_row;
+
+static const option_row rows[] = {
+    {ID_GROUP, 0, NULL, NULL, "What to make"},
+    {ID_MODEL, 'm', "model", "DIR", "model folder in the Diffusers layout (needed)"},
+    {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
+    {ID_PROMPTS, 0, "prompts", "FILE", "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ..."},
+    {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
+    {ID_NEGATIVE, 0, "negative-prompt", "TEXT", NULL},
+    {ID_NEGATIVE, 0, "negative_prompt", "TEXT", NULL},
+    {ID_GROUP, 0, NULL, NULL, "Video"},
+    {ID_WIDTH, 0, "width", "N", "pixels, a multiple of 16 [the model's]"},
+    {ID_HEIGHT, 0, "height", "N", "pixels, a multiple of 16 [the model's]"},
+    {ID_SIZE, 0, "size", "WxH", "both at once, 832x480 or 832*480"},
+    {ID_FRAMES, 0, "frames", "N", "4k+1: 1, 5, 9, ... [the model's]"},
+    {ID_FRAMES, 0, "frame_num", "N", NULL},
+    {ID_FRAMES, 0, "num-frames", "N", NULL},
+    {ID_FRAMES, 0, "num_frames", "N", NULL},
+    {ID_FPS, 0, "fps", "N", "frames a second [the model's]"},
+    {ID_GROUP, 0, NULL, NULL, "Sampling"},
+    {ID_STEPS, 0, "steps", "N", "denoising steps [the model's]"},
+    {ID_STEPS, 0, "sample_steps", "N", NULL},
+    {ID_STEPS, 0, "num-inference-steps", "N", NULL},
+    {ID_STEPS, 0, "num_inference_steps", "N", NULL},
+    {ID_GUIDANCE, 0, "guidance", "X", "how strongly the prompt binds; 1 = off, twice as fast [the model's]"},
+    {ID_GUIDANCE, 0, "guidance-scale", "X", NULL},
+    {ID_GUIDANCE, 0, "guidance_scale", "X", NULL},
+    {ID_GUIDANCE, 0, "sample_guide_scale", "X", NULL},
+    {ID_SHIFT, 0, "shift", "X", "larger spends more steps on layout, fewer on detail [the model's]"},
+    {ID_SHIFT, 0, "flow-shift", "X", NULL},
+    {ID_SHIFT, 0, "flow_shift", "X", NULL},
+    {ID_SHIFT, 0, "sample_shift", "X", NULL},
+    {ID_SOLVER, 0, "solver", "NAME", "unipc, dpm++ or euler [the model's]"},
+    {ID_SOLVER, 0, "sample_solver", "NAME", NULL},
+    {ID_SIGMAS, 0, "sigmas", "NAME", "noise schedule a, b, c or d [unipc a, dpm++ c, euler d]"},
+    {ID_SEED, 0, "seed", "N", "same seed, same video; -1 = random [random, printed]"},
+    {ID_SEED, 0, "base_seed", "N", NULL},
+    {ID_NOISE, 0, "noise", "FILE", "initial latents (safetensors) instead of the seed's"},
+    {ID_GROUP, 0, NULL, NULL, "Output"},
+    {ID_OUTPUT, 'o', "output", "PATH", "by extension: mp4 webm mkv (exact) y4m md5, out_%04d.png or folder/ (exact),"},
+    {ID_OUTPUT, 0, "output-path", "PATH", NULL},
+    {ID_OUTPUT, 0, "output_path", "PATH", NULL},
+    {ID_OUTPUT, 0, "save_file", "PATH", NULL},
+    {ID_SAVE_LATENTS, 0, "save-latents", "FILE", "keep the final latents (safetensors), written before decoding"},
+    {ID_DECODE_LATENTS, 0, "decode-latents", "FILE", "only decode saved latents; no prompt needed"},
+    {ID_STATS, 0, "stats", "FILE", "seconds, memory and settings as JSON"},
+    {ID_GROUP, 0, NULL, NULL, "Machine"},
+    {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
+    {ID_PRECISION, 0, "precision", "NAME", "auto, fp32 or bf16 [auto: what the device does fast]"},
+    {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
+    {ID_ATTENTION, 0, "attention", "NAME", "dense [dense]"},
+    {ID_FALLBACK, 0, "error-on-fallback", NULL, "fail where something slower or other than asked for would be used"},
+    {ID_GROUP, 0, NULL, NULL, "Other"},
+    {ID_DRY_RUN, 0, "dry-run", NULL, "print sizes, memory, work and time; make nothing"},
+    {ID_QUIET, 'q', "quiet", NULL, "only warnings and errors"},
+    {ID_VERBOSE, 'v', "verbose", NULL, "more"},
+    {ID_VERSION, 0, "version", NULL, "print the version and what this build can write"},
+    {ID_HELP, 'h', "help", NULL, "print this"},
+    {ID_LATER, 0, "profile", "FILE", NULL},
+    {ID_LATER, 0, "budget", "S", NULL},
+    {ID_LATER, 0, "top-p", "P", NULL},
+    {ID_LATER, 0, "reuse-delta", "D", NULL},
+    {ID_LATER, 0, "dense-steps", "N", NULL},
+    {ID_LATER, 0, "dense-layers", "N", NULL},
+};
+
+/* getopt's value of a long option is FIRST_LONG + its row, which no letter can be */
+enum { ROWS = sizeof rows / sizeof rows[0], FIRST_LONG = 256 };
+
+/* ---- help ------------------------------------------------------------------------------------------------------- */
+void hs_options_help(void (*line)(void *user, const char *text), void *user) {
+    char text[256], left[64];
+    line(user, "haste-run makes a video from a prompt with a Wan2.1-class model.");
+    line(user, "");
+    line(user, "  haste-run -m DIR -p TEXT [-o out.mp4] [options]");
+    for (int i = 0; i < ROWS; i++) {
+        const option_row *r = &rows[i];
+        if (!r->help) continue;
+        if (!r->name) {
+            line(user, "");
+            line(user, r->help);
+            continue;
+        }
+        char letter[5] = "    ";
+        if (r->letter) snprintf(letter, sizeof letter, "-%c, ", r->letter);
+        snprintf(left, sizeof left, "%s--%s%s%s", letter, r->name, r->arg ? " " : "", r->arg ? r->arg : "");
+        snprintf(text, sizeof text, "  %-27s %s", left, r->help);
+        line(user, text);
+        if (r->id == ID_OUTPUT)
+            line(user, "                              - = y4m on stdout, null: = nothing [haste-SEED.mp4]");
+    }
+    static const char *const tail[] = {
+        "",
+        "The names of other Wan programs work too: --frame_num --sample_steps --sample_guide_scale --sample_shift",
+        "--sample_solver --base_seed --save_file --num-frames --num-inference-steps --guidance-scale --flow-shift",
+        "--negative-prompt --output-path.",
+        "",
+        "Ctrl-C stops after the step and finishes the file; twice stops at once.",
+        "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+        "",
+        "Examples",
+        "  haste-run -m data/demo -p \"a red circle moves to the right on a white background\" -o circle.mp4",
+        "  haste-run -m data/demo -p \"a blue star spins\" --seed 7 --steps 20 -o star.mkv --stats star.json",
+        "  haste-run -m data/demo --prompts prompts/evaluate.txt -o videos/clip.mp4",
+        "  haste-run -m data/demo -p \"a green square\" --dry-run",
+    };
+    for (size_t i = 0; i < sizeof tail / sizeof tail[0]; i++) line(user, tail[i]);
+}
+
+/* ---- numbers ---------------------------------------------------------------------------------------------------- */
+static int bad(const char *name, const char *text, const char *should, hs_err *err) {
+    return hs_fail(err, HS_EINVAL, "--%s \"%s\": should be %s", name, text, should);
+}
+
+/* Digits only: no sign, no space, no hexadecimal, nothing behind. *ret_end is where the digits stop. */
+static int digits(const char *s, uint64_t *ret, const char **ret_end) {
+    uint64_t v = 0;
+    const char *p = s;
+    for (; *p >= '0' && *p <= '9'; p++) {
+        uint64_t d = (uint64_t)(*p - '0');
+        if (v > (UINT64_MAX - d) / 10) return HS_EINVAL;
+        v = 10 * v + d;
+    }
+    if (p == s) return HS_EINVAL;
+    *ret = v, *ret_end = p;
+    return 0;
+}
+
+static int parse_int(const char *name, const char *text, int low, int high, int *ret, hs_err *err) {
+    uint64_t v;
+    const char *end;
+    char should[80];
+    if (!digits(text, &v, &end) && !*end && v >= (uint64_t)low && v <= (uint64_t)high) {
+        *ret = (int)v;
+        return 0;
+    }
+    snprintf(should, sizeof should, "a whole number from %d to %d", low, high);
+    return bad(name, text, should, err);
+}
+
+static int parse_double(const char *name, const char *text, double low, double high, double *ret, hs_err *err) {
+    char *end, should[80];
+    double v = strtod(text, &end);
+    if (end != text && !*end && strspn(text, "0123456789.eE+-") == strlen(text) && v >= low && v <= high) {
+        *ret = v;
+        return 0;
+    }
+    snprintf(should, sizeof should, "a number from %g to %g", low, high);
+    return bad(name, text, should, err);
+}
+
+static int parse_size(const char *name, const char *text, hs_options *o, hs_err *err) {
+    uint64_t w, h;
+    const char *end;
+    if (!digits(text, &w, &end) && (*end == 'x' || *end == '*' || *end == 'X') && !digits(end + 1, &h, &end) && !*end &&
+        w - 1 < 1000000 && h - 1 < 1000000) {
+        o->width = (int)w, o->height = (int)h;
+        return 0;
+    }
+    return bad(name, text, "width x height, such as 832x480", err);
+}
+
+static int parse_seed(const char *name, const char *text, hs_options *o, hs_err *err) {
+    const char *end;
+    uint64_t v;
+    if (!strcmp(text, "-1")) {
+        o->has_seed = 0;
+        return 0;
+    }
+    if (digits(text, &v, &end) || *end)
+        return bad(name, text, "a whole number from 0 to 18446744073709551615, or -1", err);
+    o->seed = v;
+    o->has_seed = 1;
+    return 0;
+}
+
+/* ---- one option ------------------------------------------------------------------------------------------------- */
+static int parse_attention(const char *text, hs_err *err) {
+    if (!strcmp(text, "dense")) return 0;
+    if (!strcmp(text, "xattention") || !strcmp(text, "svg2"))
+        return hs_fail(err, HS_ENOTSUP, "--attention %s: not in this build yet: dense only", text);
+    return bad("attention", text, "dense", err);
+}
+
+static int apply(const option_row *r, const char *arg, hs_options *o, hs_err *err) {
+    hs_solver_kind solver;
+    int rc = 0;
+    switch (r->id) {
+    case ID_MODEL: o->model = arg; break;
+    case ID_PROMPT: o->prompt = arg; break;
+    case ID_PROMPTS: o->prompts = arg; break;
+    case ID_NEGATIVE: o->negative = arg; break;
+    case ID_SIZE: rc = parse_size(r->name, arg, o, err); break;
+    case ID_WIDTH: rc = parse_int(r->name, arg, 1, 1000000, &o->width, err); break;
+    case ID_HEIGHT: rc = parse_int(r->name, arg, 1, 1000000, &o->height, err); break;
+    case ID_FRAMES: rc = parse_int(r->name, arg, 1, 1000000, &o->frames, err); break;
+    case ID_FPS: rc = parse_int(r->name, arg, 1, 1000, &o->fps, err); break;
+    case ID_STEPS: rc = parse_int(r->name, arg, 1, HS_MAX_STEPS, &o->steps, err); break;
+    case ID_GUIDANCE: rc = parse_double(r->name, arg, 0, 100, &o->guidance, err); break;
+    case ID_SHIFT: rc = parse_double(r->name, arg, 0.01, 100, &o->shift, err); break;
+    case ID_SOLVER:
+        if (hs_solver_parse(arg, &solver)) return bad(r->name, arg, "unipc, dpm++ or euler", err);
+        o->solver = (int)solver;
+        break;
+    case ID_SIGMAS:
+        if (strlen(arg) != 1 || !strchr("abcdABCD", *arg)) return bad(r->name, arg, "a, b, c or d", err);
+        o->sigmas = HS_SIGMAS_A + ((*arg | 0x20) - 'a');
+        break;
+    case ID_SEED: rc = parse_seed(r->name, arg, o, err); break;
+    case ID_NOISE: o->noise = arg; break;
+    case ID_OUTPUT: o->output = arg; break;
+    case ID_SAVE_LATENTS: o->save_latents = arg; break;
+    case ID_DECODE_LATENTS: o->decode_latents = arg; break;
+    case ID_STATS: o->stats = arg; break;
+    case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
+    case ID_PRECISION: o->precision = arg; break;
+    case ID_THREADS: rc = parse_int(r->name, arg, 1, 1024, &o->threads, err); break;
+    case ID_ATTENTION: rc = parse_attention(arg, err); break;
+    case ID_FALLBACK: o->error_on_fallback = 1; break;
+    case ID_DRY_RUN: o->dry_run = 1; break;
+    case ID_QUIET: o->quiet = 1; break;
+    case ID_VERBOSE: o->verbose = 1; break;
+    case ID_VERSION: o->version = 1; break;
+    case ID_HELP: o->help = 1; break;
+    default: rc = hs_fail(err, HS_ENOTSUP, "--%s: not in this build yet: dense only", r->name); break;
+    }
+    return rc;
+}
+
+/* ---- the whole line --------------------------------------------------------------------------------------------- */
+/* Letters to insert, delete or replace to get from a to b; names longer than 31 letters count as far. */
+static int distance(const char *a, const char *b) {
+    int row[32], nb = (int)strlen(b);
+    if (nb > 31) return INT_MAX;
+    for (int j = 0; j <= nb; j++) row[j] = j;
+    for (int i = 1; *a; a++, i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= nb; j++) {
+            int best = diagonal + (*a != b[j - 1]);
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
+        }
+    }
+    return row[nb];
+}
+
+static int unknown(const char *text, hs_err *err) {
+    const char *best = NULL;
+    char name[64];
+    int least = 3; /* at most two letters off */
+    if (strncmp(text, "--", 2)) return hs_fail(err, HS_EINVAL, "unknown option %s; --help lists the options", text);
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(text + 2, "="), text + 2);
+    for (int i = 0; i < ROWS; i++) {
+        int d = rows[i].name ? distance(name, rows[i].name) : INT_MAX;
+        if (d < least) least = d, best = rows[i].name;
+    }
+    if (best) return hs_fail(err, HS_EINVAL, "unknown option --%s; did you mean --%s?", name, best);
+    return hs_fail(err, HS_EINVAL, "unknown option --%s; --help lists the options", name);
+}
+
+static int check_together(const hs_options *o, hs_err *err) {
+    if (!o->model) return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo");
+    if (o->prompt && o->prompts) return hs_fail(err, HS_EINVAL, "-p and --prompts: give one of the two");
+    if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
+        return hs_fail(err, HS_EINVAL,
+                       "--decode-latents only decodes: leave out -p, --prompts, --noise and --save-latents");
+    if (!o->decode_latents && !o->prompt && !o->prompts)
+        return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
+    if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
+    return 0;
+}
+
+int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
+    hs_options o = {.guidance = NAN, .shift = NAN, .solver = -1, .sigmas = -1};
+    struct option longs[ROWS + 1];
+    char shorts[3 * 8 + 2] = ":";
+    int n = 0;
+    memset(longs, 0, sizeof longs);
+    for (int i = 0; i < ROWS; i++) {
+        const option_row *r = &rows[i];
+        if (!r->name) continue;
+        longs[n++] = (struct option){r->name, r->arg ? required_argument : no_argument, NULL, FIRST_LONG + i};
+        if (r->letter) snprintf(shorts + strlen(shorts), 3, "%c%s", r->letter, r->arg ? ":" : "");
+    }
+    opterr = 0;
+    optind = 0; /* glibc: start afresh, so that a second call works */
+    for (;;) {
+        int c = getopt_long(argc, argv, shorts, longs, NULL);
+        if (c == -1) break;
+        if (c == ':') return hs_fail(err, HS_EINVAL, "%s: its value is missing", argv[optind - 1]);
+        if (c == '?') {
+            if (optopt >= FIRST_LONG) return hs_fail(err, HS_EINVAL, "%s: takes no value", argv[optind - 1]);
+            char letter[3] = {'-', (char)optopt, 0};
+            return unknown(optopt ? letter : argv[optind - 1], err);
+        }
+        int i = c - FIRST_LONG;
+        if (c < FIRST_LONG)
+            for (i = 0; rows[i].letter != c; i++) {
+            }
+        int rc = apply(&rows[i], optarg, &o, err);
+        if (rc) return rc;
+        if (o.help || o.version) {
+            *ret = o;
+            return 0;
+        }
+    }
+    if (optind < argc)
+        return hs_fail(err, HS_EINVAL, "unexpected \"%s\"; a prompt goes behind -p, in quotes", argv[optind]);
+    int rc = check_together(&o, err);
+    if (!rc) *ret = o;
+    return rc;
+}
+
+int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err) {
+    size_t len = strlen(path);
+    const char *percent = strchr(path, '%'), *slash = strrchr(path, '/'), *dot = strrchr(path, '.'), *end;
+    int width = 1, n;
+    if (!strcmp(path, "-"))
+        return hs_fail(err, HS_EINVAL, "-o -: several videos cannot share stdout; give a name such as -o out.y4m");
+    if (!strcmp(path, "null:")) {
+        n = snprintf(ret, size, "%s", path);
+    } else if (percent) {
+        end = percent + 1;
+        if (end[0] == '0' && end[1] >= '1' && end[1] <= '9') width = end[1] - '0', end += 2;
+        if (*end != 'd' || strchr(end, '%'))
+            return hs_fail(err, HS_EINVAL, "%s: needs exactly one %%d or %%0Nd for the number of the prompt", path);
+        if (dot && !strcmp(dot, ".png"))
+            return hs_fail(err, HS_EINVAL,
+                           "%s: with several prompts name a folder for the png files, such as -o frames/", path);
+        n = snprintf(ret, size, "%.*s%0*d%s", (int)(percent - path), path, width, i, end + 1);
+    } else {
+        size_t cut = len; /* the number goes in front of the extension, or of the slash that ends a folder */
+        if (len && path[len - 1] == '/')
+            cut = len - 1;
+        else if (dot && (!slash || dot > slash + 1) && dot != path)
+            cut = (size_t)(dot - path);
+        n = snprintf(ret, size, "%.*s_%03d%s", (int)cut, path, i, path + cut);
+    }
+    return n < 0 || (size_t)n >= size ? hs_fail(err, HS_EINVAL, "%.100s...: path too long", path) : 0;
+}

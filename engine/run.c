@@ -1,0 +1,592 @@
+/* haste-run: the command line around haste.h. Reads options, opens the model once, makes one video per prompt, reports
+ * progress, and sees to it that nothing computed is lost when the place for the video fails.
+ *
+ * stderr is for people, stdout for data (the plan of --dry-run, y4m with -o -).
+ */
+#include "haste.h"
+#include "options.h"
+#include "run_print.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <utf8proc.h>
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096, MAX_META = 48 };
+
+typedef struct app {
+    hs_options o;
+    hs_model *model;
+    const hs_model_info *info;
+    hs_session *session;
+    hs_request req;   /* what all videos have in common; the prompt changes */
+    int64_t shape[4]; /* of the latents */
+    int64_t numel;
+    float *latents; /* --noise or --decode-latents, else NULL; later the ones to be rescued */
+    char **prompts;
+    int n_prompts;
+    int numbered; /* --prompts: every file name gets a number */
+    const char *output;
+    char default_output[64];
+    /* progress */
+    int tty, open_line, last_tenth[HS_STAGE_COUNT], denoised;
+} app;
+
+/* ---- messages --------------------------------------------------------------------------------------------------- */
+static atomic_int fallbacks; /* seen by the log hook */
+static const app *logging;   /* what the hook needs to know of the options and the progress line */
+
+static void close_line(const app *a) {
+    if (a->open_line) fputs("\r\033[K", stderr);
+}
+
+static void on_log(void *user, enum hs_log_level level, const char *msg) {
+    static const char *const label[] = {"error: ", "warning: ", "fall-back: ", "", ""};
+    const app *a = logging;
+    (void)user;
+    if (level == HS_LOG_FALLBACK) atomic_fetch_add(&fallbacks, 1);
+    if (level > HS_LOG_FALLBACK && !a->o.verbose) return;
+    close_line(a);
+    fprintf(stderr, "haste-run: %s%s\n", label[level], msg);
+}
+
+static int report(app *a, const hs_err *err) {
+    close_line(a);
+    a->open_line = 0;
+    fprintf(stderr, "haste-run: %s\n", err->msg);
+    return err->code == HS_EINTR ? EXIT_INTERRUPTED : err->code == HS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
+}
+
+static int refuse_fallback(const app *a, hs_err *err) {
+    if (!a->o.error_on_fallback || !atomic_load(&fallbacks)) return 0;
+    return hs_fail(err, HS_ENOTSUP, "a fall-back would be used (see above) and --error-on-fallback was given");
+}
+
+static void on_progress(void *user, const hs_progress *p) {
+    static const char *const stage[HS_STAGE_COUNT] = {"loading", "reading the prompt", "step", "decoding frame",
+                                                      "encoding"};
+    app *a = user;
+    hs_text32 spent, left = "";
+    if (p->stage == HS_STAGE_DENOISE && p->done == p->total) a->denoised = 1;
+    int tenth = p->total > 0 ? 10 * p->done / p->total : 0, counted = p->total > 1;
+    if (a->o.quiet || (!a->tty && (!counted || !p->done || tenth <= a->last_tenth[p->stage]))) return;
+    a->last_tenth[p->stage] = tenth;
+    if (counted && p->done > 0 && p->done < p->total)
+        hs_print_seconds(p->seconds / p->done * (p->total - p->done), left);
+    close_line(a);
+    fputs(stage[p->stage], stderr);
+    if (counted) fprintf(stderr, " %d/%d  %s", p->done, p->total, hs_print_seconds(p->seconds, spent));
+    if (*left) fprintf(stderr, ", about %s left", left);
+    /* on a terminal the line stays open to be rewritten; the last one of a counted stage stays to be read */
+    a->open_line = a->tty && !(counted && p->done == p->total);
+    if (!a->open_line) fputc('\n', stderr);
+    fflush(stderr);
+}
+
+/* ---- signals ---------------------------------------------------------------------------------------------------- */
+static volatile sig_atomic_t stop_requested;
+
+static void on_signal(int number) {
+    static const char note[] = "\nhaste-run: stopping after this step or frame; once more stops at once\n";
+    (void)number;
+    if (stop_requested) _exit(EXIT_INTERRUPTED);
+    stop_requested = 1;
+    ssize_t ignored = write(STDERR_FILENO, note, sizeof note - 1);
+    (void)ignored;
+}
+
+static int on_interrupted(void *user) {
+    (void)user;
+    return stop_requested;
+}
+
+static void catch_signals(void) {
+    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignore = {.sa_handler = SIG_IGN};
+    sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGPIPE, &ignore, NULL); /* a closed pipe and the limit of file sizes become errors of write */
+    sigaction(SIGXFSZ, &ignore, NULL);
+}
+
+/* ---- prompts ---------------------------------------------------------------------------------------------------- */
+static int check_utf8(const char *text, const char *what, hs_err *err) {
+    utf8proc_ssize_t n = (utf8proc_ssize_t)strlen(text), at = 0;
+    utf8proc_int32_t c;
+    while (at < n) {
+        utf8proc_ssize_t len = utf8proc_iterate((const utf8proc_uint8_t *)text + at, n - at, &c);
+        if (len <= 0) return hs_fail(err, HS_EINVAL, "%s is not valid UTF-8 (byte %td)", what, (ptrdiff_t)at + 1);
+        at += len;
+    }
+    return 0;
+}
+
+static int add_prompt(app *a, const char *text, const char *what, hs_err *err) {
+    int rc = check_utf8(text, what, err);
+    if (rc) return rc;
+    char **grown = realloc(a->prompts, (size_t)(a->n_prompts + 1) * sizeof *grown);
+    if (grown) a->prompts = grown;
+    if (!grown || !(a->prompts[a->n_prompts] = strdup(text)))
+        return hs_fail(err, HS_ENOMEM, "no memory for the prompts");
+    a->n_prompts++;
+    return 0;
+}
+
+/* One prompt a line; white space around it, empty lines, lines that begin with '#' and a byte order mark do not count.
+ */
+static int read_prompts(app *a, const char *path, hs_err *err) {
+    char *line = NULL, what[PATH_SIZE];
+    size_t size = 0;
+    ssize_t len;
+    int number = 0, rc = 0;
+    FILE *f = fopen(path, "r");
+    if (!f) return hs_fail(err, HS_EIO, "%s: cannot read the prompts: %s", path, strerror(errno));
+    while (!rc && (len = getline(&line, &size, f)) >= 0) {
+        char *s = line;
+        if (!number++ && !strncmp(s, "\xef\xbb\xbf", 3)) s += 3;
+        if (strlen(line) != (size_t)len) {
+            rc = hs_fail(err, HS_EINVAL, "%s line %d holds a NUL byte: not a text file?", path, number);
+            break;
+        }
+        s += strspn(s, " \t\r\n");
+        size_t end = strlen(s);
+        while (end && strchr(" \t\r\n", s[end - 1])) end--;
+        s[end] = 0;
+        if (!*s || *s == '#') continue;
+        snprintf(what, sizeof what, "%s line %d", path, number);
+        rc = add_prompt(a, s, what, err);
+    }
+    if (!rc && ferror(f)) rc = hs_fail(err, HS_EIO, "%s: cannot read the prompts: %s", path, strerror(errno));
+    if (!rc && !a->n_prompts)
+        rc = hs_fail(err, HS_EINVAL, "%s: no prompts in it (one a line; '#' starts a comment)", path);
+    free(line);
+    fclose(f);
+    return rc;
+}
+
+static int get_prompts(app *a, hs_err *err) {
+    int rc = a->o.negative ? check_utf8(a->o.negative, "the negative prompt", err) : 0;
+    a->numbered = a->o.prompts != NULL;
+    if (rc || a->o.decode_latents) return rc;
+    if (a->o.prompts) return read_prompts(a, a->o.prompts, err);
+    if (!a->o.prompt[strspn(a->o.prompt, " \t\r\n")])
+        hs_log(HS_LOG_WARN, "the prompt is empty: the model decides what to show");
+    return add_prompt(a, a->o.prompt, "the prompt", err);
+}
+
+/* ---- the request ------------------------------------------------------------------------------------------------ */
+static int random_seed(uint64_t *ret, hs_err *err) {
+    uint32_t s; /* short enough to be typed again */
+    if (getrandom(&s, sizeof s, 0) != (ssize_t)sizeof s)
+        return hs_fail(err, HS_EIO, "no random seed from the system (%s); give one with --seed", strerror(errno));
+    *ret = s;
+    return 0;
+}
+
+/* Sizes come from the options, else from the file of latents, else from the model. */
+static int make_request(app *a, hs_err *err) {
+    const hs_options *o = &a->o;
+    const hs_model_info *i = a->info;
+    const char *file = o->decode_latents ? o->decode_latents : o->noise;
+    hs_request *r = &a->req;
+    int rc = 0;
+    *r = hs_request_default(a->model);
+    if (file) {
+        int64_t s[4];
+        if ((rc = hs_latents_shape(file, s, err))) return rc;
+        if (s[1] < 1 || s[2] < 1 || s[3] < 1 || s[1] > 65536 || s[2] > 65536 || s[3] > 65536)
+            return hs_fail(err, HS_EFORMAT, "%s: latents [%lld, %lld, %lld, %lld] are no video", file, (long long)s[0],
+                           (long long)s[1], (long long)s[2], (long long)s[3]);
+        r->frames = (int)(s[1] - 1) * i->stride_t + 1;
+        r->height = (int)s[2] * i->stride_s, r->width = (int)s[3] * i->stride_s;
+    }
+    if (o->width) r->width = o->width;
+    if (o->height) r->height = o->height;
+    if (o->frames) r->frames = o->frames;
+    if (o->fps) r->fps = o->fps;
+    if (o->steps) r->steps = o->steps;
+    if (!isnan(o->guidance)) r->guidance = o->guidance;
+    if (!isnan(o->shift)) r->shift = o->shift;
+    if (o->solver >= 0) r->solver = (hs_solver_kind)o->solver;
+    r->sigmas = o->sigmas;
+    r->negative = o->negative;
+    r->seed = o->seed;
+    if (!o->has_seed && !o->noise && !o->decode_latents) rc = random_seed(&r->seed, err);
+    return rc;
+}
+
+static int load_latents(app *a, hs_err *err) {
+    const hs_request *r = &a->req;
+    const char *file = a->o.decode_latents ? a->o.decode_latents : a->o.noise;
+    const int64_t shape[4] = {a->info->latent_channels, (r->frames - 1) / a->info->stride_t + 1,
+                              r->height / a->info->stride_s, r->width / a->info->stride_s};
+    memcpy(a->shape, shape, sizeof shape);
+    a->numel = shape[0] * shape[1] * shape[2] * shape[3];
+    a->latents = hs_alloc((size_t)a->numel * sizeof *a->latents);
+    if (!a->latents) return hs_fail(err, HS_ENOMEM, "no memory for the latents");
+    return file ? hs_latents_load(file, shape, a->latents, err) : 0;
+}
+
+/* ---- names of files --------------------------------------------------------------------------------------------- */
+static int file_name(const app *a, const char *path, int number, char ret[PATH_SIZE], hs_err *err) {
+    if (a->numbered) return hs_options_number(path, number, ret, PATH_SIZE, err);
+    if (snprintf(ret, PATH_SIZE, "%s", path) >= PATH_SIZE)
+        return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+    return 0;
+}
+
+static hs_sink_params sink_params(const app *a, const char *path, const char *const *meta) {
+    return (hs_sink_params){.path = path,
+                            .width = a->req.width,
+                            .height = a->req.height,
+                            .fps_num = a->req.fps,
+                            .fps_den = 1,
+                            .meta = meta};
+}
+
+/* Without -o: mp4, or the next best kind that this build can write (announced). */
+static void choose_output(app *a) {
+    static const char *const ext[] = {"mp4", "mkv", "y4m"};
+    char stem[32];
+    hs_err why = {0};
+    a->output = a->o.output ? a->o.output : a->default_output;
+    if (a->o.output) return;
+    if (a->o.decode_latents || a->o.noise)
+        snprintf(stem, sizeof stem, "haste-%s", a->o.noise ? "noise" : "decoded");
+    else
+        snprintf(stem, sizeof stem, "haste-%" PRIu64, a->req.seed);
+    for (int i = 0; i < 3; i++) {
+        snprintf(a->default_output, sizeof a->default_output, "%s.%s", stem, ext[i]);
+        hs_sink_params p = sink_params(a, a->default_output, NULL);
+        if (hs_sink_check(&p, i ? NULL : &why) != HS_ENOTSUP) break;
+    }
+    if (why.code == HS_ENOTSUP) hs_log(HS_LOG_FALLBACK, "%s; writing %s instead", why.msg, a->default_output);
+}
+
+/* Files written at the end of the work: their folder is looked at before it starts. */
+static int check_folder(const char *option, const char *path, hs_err *err) {
+    char dir[PATH_SIZE] = ".";
+    const char *slash = strrchr(path, '/');
+    if (slash && snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path) >= PATH_SIZE)
+        return hs_fail(err, HS_EINVAL, "%s %.100s...: path too long", option, path);
+    if (access(dir, W_OK | X_OK))
+        return hs_fail(err, HS_EIO, "%s %s: cannot write into folder %s: %s", option, path, dir, strerror(errno));
+    return 0;
+}
+
+static int check_output(const app *a, const char *path, hs_err *err) {
+    hs_sink_params p = sink_params(a, path, NULL);
+    size_t len = strlen(path);
+    if (len > 4 && !strcasecmp(path + len - 4, ".png") && !strchr(path, '%') && a->req.frames > 1)
+        return hs_fail(err, HS_EINVAL,
+                       "%s: one png holds one frame, not %d; number them (out_%%04d.png) or name a folder "
+                       "(out/)",
+                       path, a->req.frames);
+    return hs_sink_check(&p, err);
+}
+
+/* ---- settings in the file --------------------------------------------------------------------------------------- */
+typedef struct meta {
+    const char *list[MAX_META];
+    char text[12][64], comment[256];
+    int n, n_text;
+} meta;
+
+/* One video in the making. */
+typedef struct job {
+    char output[PATH_SIZE], latents[PATH_SIZE], stats[PATH_SIZE];
+    hs_request req;
+    meta meta;
+    hs_run_stats stats_of;
+    int begun;      /* the output was opened */
+    int64_t frames; /* written */
+} job;
+
+static void meta_add(meta *m, const char *key, const char *value) {
+    m->list[m->n++] = key;
+    m->list[m->n++] = value;
+}
+
+static void HS_PRINTF(3, 4) meta_format(meta *m, const char *key, const char *fmt, ...) {
+    va_list args;
+    char *text = m->text[m->n_text++];
+    va_start(args, fmt);
+    vsnprintf(text, sizeof m->text[0], fmt, args);
+    va_end(args);
+    meta_add(m, key, text);
+}
+
+/* Everything that makes the video again. Pointers stay valid as long as the request and *m. */
+static void fill_meta(const app *a, const hs_request *r, meta *m) {
+    const char *negative = r->negative ? r->negative : a->info->negative_prompt;
+    if (r->prompt) {
+        meta_add(m, "title", r->prompt);
+        meta_add(m, "comment", m->comment);
+        snprintf(m->comment, sizeof m->comment,
+                 "made by haste-run " HS_VERSION ": seed %" PRIu64 ", %d steps, %s, guidance %g, "
+                 "shift %g",
+                 r->seed, r->steps, hs_solver_name(r->solver), r->guidance, r->shift);
+        meta_add(m, "prompt", r->prompt);
+        if (negative) meta_add(m, "negative_prompt", negative);
+        if (a->o.noise)
+            meta_add(m, "noise", "from a file");
+        else
+            meta_format(m, "seed", "%" PRIu64, r->seed);
+        meta_format(m, "steps", "%d", r->steps);
+        meta_add(m, "solver", hs_solver_name(r->solver));
+        meta_format(m, "sigmas", "%c", hs_sigmas_letter(r));
+        meta_format(m, "guidance", "%g", r->guidance);
+        meta_format(m, "shift", "%g", r->shift);
+        meta_add(m, "attention", "dense");
+    } else {
+        meta_add(m, "comment", "decoded from saved latents by haste-run " HS_VERSION);
+    }
+    meta_format(m, "width", "%d", r->width);
+    meta_format(m, "height", "%d", r->height);
+    meta_format(m, "frames", "%d", r->frames);
+    meta_format(m, "fps", "%d", r->fps);
+    meta_add(m, "device", a->info->device);
+    meta_add(m, "model_sha256", a->info->sha256);
+    meta_add(m, "haste_version", HS_VERSION);
+    m->list[m->n] = NULL;
+}
+
+/* ---- what is left after a failure ------------------------------------------------------------------------------- */
+static int is_plain_file(const char *path) {
+    struct stat st;
+    return strcmp(path, "-") && !lstat(path, &st) && S_ISREG(st.st_mode);
+}
+
+static void say_what_was_written(const app *a, const char *output, int64_t frames) {
+    if (!strcmp(output, "null:")) return;
+    if (frames == a->req.frames)
+        fprintf(stderr, "haste-run: %s could not be finished\n", output);
+    else if (frames > 0)
+        fprintf(stderr, "haste-run: %s is partial: %" PRId64 " of %d frames\n", output, frames, a->req.frames);
+    else if (is_plain_file(output) && !unlink(output))
+        fprintf(stderr, "haste-run: no frame was finished; the empty %s is removed\n", output);
+}
+
+static int holds_latents(const app *a, const char *path) {
+    float *x = hs_alloc((size_t)a->numel * sizeof *x);
+    int same = x && !hs_latents_load(path, a->shape, x, NULL) && !memcmp(x, a->latents, (size_t)a->numel * sizeof *x);
+    hs_free(x);
+    return same;
+}
+
+/* Final latents are never lost: they go where --save-latents says, else beside the video, else to the temporary folder.
+ * After an interruption they are kept only if that was asked for; then even unfinished ones. */
+static void keep_latents(app *a, const job *j, int code) {
+    const char *const state[] = {"state", a->denoised ? "final" : "interrupted while denoising", NULL};
+    const char *tmp = getenv("TMPDIR"), *save = j->req.save_latents, *slash = strrchr(j->output, '/');
+    const char *base = slash && slash[1] ? slash + 1 : "haste"; /* for names that are no file: stdout, a folder */
+    char path[3][PATH_SIZE + 64];
+    int n = 0, in_folder = strcmp(j->output, "-") && strcmp(j->output, "null:") && !(slash && !slash[1]);
+    if (code == HS_EINTR ? !save : !a->denoised) return;
+    if (hs_session_latents(a->session, a->latents, NULL)) return;
+    if (!slash && in_folder) base = j->output;
+    if (save) snprintf(path[n++], sizeof path[0], "%s", save);
+    if (in_folder) snprintf(path[n++], sizeof path[0], "%s.latents.safetensors", j->output);
+    snprintf(path[n++], sizeof path[0], "%s/%s.latents.safetensors", tmp && *tmp ? tmp : "/tmp", base);
+    for (int i = 0; i < n; i++) {
+        hs_err why = {0};
+        if (!(save && i == 0 && holds_latents(a, save)) &&
+            hs_latents_save(path[i], a->latents, a->shape, state, &why)) {
+            fprintf(stderr, "haste-run: %s\n", why.msg);
+            continue;
+        }
+        if (a->denoised)
+            fprintf(stderr,
+                    "haste-run: the latents are kept; this makes the video of them:\n"
+                    "  haste-run -m '%s' --decode-latents '%s' --fps %d -o NAME.mp4\n",
+                    a->o.model, path[i], a->req.fps);
+        else
+            fprintf(stderr, "haste-run: the unfinished latents are in %s\n", path[i]);
+        return;
+    }
+}
+
+/* ---- one video -------------------------------------------------------------------------------------------------- */
+static int prepare(const app *a, const char *prompt, int number, job *j, hs_err *err) {
+    const hs_options *o = &a->o;
+    int rc = file_name(a, a->output, number, j->output, err);
+    if (!rc && o->save_latents) rc = file_name(a, o->save_latents, number, j->latents, err);
+    if (!rc && o->stats) rc = file_name(a, o->stats, number, j->stats, err);
+    if (!rc) rc = check_output(a, j->output, err);
+    if (!rc && o->save_latents) rc = check_folder("--save-latents", j->latents, err);
+    if (!rc && o->stats) rc = check_folder("--stats", j->stats, err);
+    if (rc) return rc;
+    j->req = a->req;
+    j->req.prompt = prompt;
+    j->req.save_latents = o->save_latents ? j->latents : NULL;
+    j->req.noise = o->noise ? a->latents : NULL;
+    fill_meta(a, &j->req, &j->meta);
+    return 0;
+}
+
+/* Opens the sink, makes the video, closes the sink in every case. */
+static int work(app *a, job *j, hs_err *err) {
+    hs_run_hooks hooks = {a, on_progress, on_interrupted};
+    hs_sink_params p = sink_params(a, j->output, j->meta.list);
+    hs_sink *sink = NULL;
+    hs_err late = {0};
+    int rc = hs_sink_open(&p, &sink, err);
+    if (rc) return rc;
+    a->denoised = 0;
+    for (int i = 0; i < HS_STAGE_COUNT; i++) a->last_tenth[i] = -1;
+    if (!(rc = refuse_fallback(a, err)))
+        rc = a->o.decode_latents ? hs_decode(a->session, a->latents, sink, &hooks, &j->stats_of, err)
+                                 : hs_generate(a->session, &j->req, sink, &hooks, &j->stats_of, err);
+    double start = hs_seconds();
+    j->frames = hs_sink_frames(sink);
+    int closed = hs_sink_close(sink, NULL, &late); /* the encoder hands out its last frames here */
+    j->stats_of.seconds[HS_STAGE_ENCODE] += hs_seconds() - start;
+    j->stats_of.total += hs_seconds() - start;
+    j->begun = 1;
+    return rc || !closed ? rc : hs_fail(err, closed, "%s", late.msg);
+}
+
+static void summary(const app *a, const job *j) {
+    const hs_run_stats *st = &j->stats_of;
+    hs_text32 t[HS_STAGE_COUNT], total, host, device;
+    for (int i = 0; i < HS_STAGE_COUNT; i++) hs_print_seconds(st->seconds[i], t[i]);
+    fprintf(stderr, "load %s, text %s, denoise %s, decode %s, encode %s: %s in all; peak memory %s (device %s)\n",
+            t[HS_STAGE_LOAD], t[HS_STAGE_TEXT], t[HS_STAGE_DENOISE], t[HS_STAGE_DECODE], t[HS_STAGE_ENCODE],
+            hs_print_seconds(st->total, total), hs_print_bytes(st->peak_host, host),
+            hs_print_bytes(st->peak_device, device));
+    fprintf(stderr, "%s: %" PRId64 " frames of %dx%d, %d fps", j->output, j->frames, a->req.width, a->req.height,
+            a->req.fps);
+    if (!a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, a->req.seed);
+    fputc('\n', stderr);
+}
+
+/* Returns the exit status; says all there is to say. */
+static int one_video(app *a, int number) {
+    const char *prompt = a->n_prompts ? a->prompts[number] : NULL;
+    hs_err err = {0};
+    int status = EXIT_DONE, rc;
+    job *j = hs_calloc(1, sizeof *j);
+    if (!j) {
+        hs_fail(&err, HS_ENOMEM, "no memory for another video");
+        return report(a, &err);
+    }
+    if (!a->o.quiet && a->n_prompts > 1) fprintf(stderr, "%d of %d: %s\n", number + 1, a->n_prompts, prompt);
+    rc = prepare(a, prompt, number, j, &err);
+    if (!rc) rc = work(a, j, &err);
+    if (rc) {
+        status = report(a, &err);
+        if (j->begun) say_what_was_written(a, j->output, j->frames);
+        if (j->begun && !a->o.decode_latents) keep_latents(a, j, rc);
+    } else {
+        if (!a->o.quiet) summary(a, j);
+        if (a->o.stats && hs_stats_save(j->stats, a->info, &j->req, &j->stats_of, j->output, &err))
+            status = report(a, &err);
+    }
+    hs_free(j);
+    return status;
+}
+
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
+static int setup(app *a, hs_err *err) {
+    const hs_options *o = &a->o;
+    const hs_model_params p = {.dir = o->model,
+                               .device = o->device ? o->device : "auto",
+                               .precision = o->precision ? o->precision : "auto",
+                               .threads = o->threads,
+                               .headers_only = o->dry_run};
+    int rc = get_prompts(a, err);
+    if (rc || (rc = hs_model_open(&p, &a->model, err)) || (rc = refuse_fallback(a, err))) return rc;
+    a->info = hs_model_get_info(a->model);
+    rc = make_request(a, err);
+    if (!rc) choose_output(a);
+    return rc;
+}
+
+static int count(const app *a) {
+    return a->n_prompts ? a->n_prompts : 1;
+}
+
+/* Every place for a file is looked at before the first video is begun; in a dry run also shown. */
+static int check_places(const app *a, FILE *show, hs_err *err) {
+    job *j = hs_calloc(1, sizeof *j);
+    int rc = j ? 0 : hs_fail(err, HS_ENOMEM, "no memory for another video");
+    for (int i = 0; i < count(a) && !rc; i++) {
+        memset(&j->meta, 0, sizeof j->meta);
+        rc = prepare(a, NULL, i, j, err);
+        if (!rc && show) fprintf(show, "output   %s\n", j->output);
+    }
+    hs_free(j);
+    return rc;
+}
+
+static int dry_run(app *a, hs_err *err) {
+    hs_plan plan;
+    int rc = hs_request_check(a->model, &a->req, &plan, err);
+    if (rc || (rc = check_places(a, NULL, err))) return rc;
+    hs_print_plan(stdout, a->o.model, a->info, &a->req, &plan);
+    return check_places(a, stdout, err);
+}
+
+static int make_videos(app *a) {
+    const hs_request *r = &a->req;
+    hs_err err = {0};
+    int status = EXIT_DONE;
+    if (hs_request_check(a->model, r, NULL, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
+        hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
+        (stop_requested && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
+        return report(a, &err);
+    if (!a->o.quiet) {
+        fprintf(stderr, "%s on %s\n%dx%d, %d frames", a->o.model, a->info->device, r->width, r->height, r->frames);
+        if (!a->o.decode_latents)
+            fprintf(stderr, ", %d steps of %s, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
+                    r->shift);
+        if (!a->o.decode_latents && !a->o.noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
+        fputc('\n', stderr);
+    }
+    for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);
+    return status;
+}
+
+static void print_line(void *user, const char *text) {
+    fprintf(user, "%s\n", text);
+}
+
+int main(int argc, char **argv) {
+    app a = {.tty = isatty(STDERR_FILENO)};
+    hs_err err = {0};
+    int status = EXIT_DONE;
+    if (hs_options_parse(argc, argv, &a.o, &err)) {
+        fprintf(stderr, "haste-run: %s\n%s", err.msg,
+                argc < 2 ? "haste-run --help shows the options and examples\n" : "");
+        return EXIT_USAGE;
+    }
+    logging = &a;
+    hs_log_set(on_log, NULL);
+    catch_signals();
+    if (a.o.help)
+        hs_options_help(print_line, stdout);
+    else if (a.o.version)
+        printf("haste-run " HS_VERSION "; writes %s\n", hs_sink_formats());
+    else if (setup(&a, &err) || (a.o.dry_run && dry_run(&a, &err)))
+        status = report(&a, &err);
+    else if (!a.o.dry_run)
+        status = make_videos(&a);
+    if (fflush(stdout) && status == EXIT_DONE) {
+        fprintf(stderr, "haste-run: cannot write to stdout: %s\n", strerror(errno));
+        status = EXIT_FAILED;
+    }
+    hs_session_free(a.session);
+    hs_model_free(a.model);
+    hs_free(a.latents);
+    for (int i = 0; i < a.n_prompts; i++) free(a.prompts[i]);
+    free(a.prompts);
+    return status;
+}

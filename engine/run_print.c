@@ -1,0 +1,144 @@
+/* What haste-run says to people (plan, durations, sizes) and to programs (--stats). */
+#include "run_print.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+const char *hs_print_seconds(double seconds, hs_text32 ret) {
+    int64_t s = (int64_t)(seconds + 0.5);
+    if (seconds < 10)
+        snprintf(ret, sizeof(hs_text32), "%.1f s", seconds);
+    else if (s < 120)
+        snprintf(ret, sizeof(hs_text32), "%" PRId64 " s", s);
+    else if (s < 7200)
+        snprintf(ret, sizeof(hs_text32), "%" PRId64 " min %02" PRId64 " s", s / 60, s % 60);
+    else
+        snprintf(ret, sizeof(hs_text32), "%" PRId64 " h %02" PRId64 " min", s / 3600, s / 60 % 60);
+    return ret;
+}
+
+const char *hs_print_bytes(int64_t bytes, hs_text32 ret) {
+    double b = (double)bytes;
+    if (b < 1e6)
+        snprintf(ret, sizeof(hs_text32), "%.0f kB", b / 1e3);
+    else if (b < 1e9)
+        snprintf(ret, sizeof(hs_text32), "%.0f MB", b / 1e6);
+    else
+        snprintf(ret, sizeof(hs_text32), "%.1f GB", b / 1e9);
+    return ret;
+}
+
+static const char *print_flops(double flops, hs_text32 ret) {
+    static const char unit[] = "MGTPE";
+    double v = flops / 1e6;
+    int i = 0;
+    for (; v >= 1000 && unit[i + 1]; i++) v /= 1000;
+    snprintf(ret, sizeof(hs_text32), "%.3g %cFLOP", v, unit[i]);
+    return ret;
+}
+
+char hs_sigmas_letter(const hs_request *r) {
+    static const char usual[] = {[HS_UNIPC] = 'A', [HS_DPMPP] = 'C', [HS_EULER] = 'D'};
+    return r->sigmas < 0 ? usual[r->solver] : (char)('A' + r->sigmas);
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------- */
+void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan) {
+    hs_text32 a, b, c;
+    const struct {
+        const char *what;
+        int64_t bytes;
+    } memory[] = {
+        {"text encoder", plan->text_bytes},         {"transformer", plan->dit_bytes},
+        {"  its activations", plan->act_bytes},     {"VAE decoder", plan->vae_bytes},
+        {"  its activations", plan->vae_act_bytes}, {"latents and text rows", plan->latent_bytes},
+    };
+    fprintf(to, "model    %s: %d layers, %d heads of %d\n", dir, info->layers, info->heads, info->head_dim);
+    fprintf(to, "device   %s\n", info->device);
+    fprintf(to, "video    %dx%d, %d frames, %d fps (%.1f s)\n", r->width, r->height, r->frames, r->fps,
+            (double)r->frames / r->fps);
+    fprintf(to, "tokens   %" PRId64 " (%" PRId64 " latent frames of %" PRId64 "x%" PRId64 " patches)\n", plan->tokens,
+            plan->latent_frames, plan->latent_w / 2, plan->latent_h / 2);
+    fprintf(to, "sampling %d steps, %s with sigmas %c, shift %g, guidance %g\n", r->steps, hs_solver_name(r->solver),
+            hs_sigmas_letter(r), r->shift, r->guidance);
+    fprintf(to, "memory\n");
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
+        fprintf(to, "  %-24s %8s\n", memory[i].what, hs_print_bytes(memory[i].bytes, a));
+    fprintf(to, "  %-24s %8s, of %s free\n", "highest stage", hs_print_bytes(plan->peak_bytes, a),
+            hs_print_bytes(plan->free_bytes, b));
+    fprintf(to, "work     text %s, steps %d x %s, decoding %s\n", print_flops(plan->flops_text, a), r->steps,
+            print_flops(plan->flops_step, b), print_flops(plan->flops_vae, c));
+    if (plan->seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(plan->seconds, a));
+}
+
+/* ---- statistics ------------------------------------------------------------------------------------------------- */
+/* cJSON's add functions return NULL when memory is short; one of those spoils the whole object. */
+static int add_density(cJSON *to, const hs_run_stats *st) {
+    return cJSON_AddNumberToObject(to, "density", st->density) &&
+           cJSON_AddNumberToObject(to, "reuse_rate", st->reuse_rate);
+}
+
+static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *st) {
+    cJSON *steps = cJSON_AddArrayToObject(root, "per_step"), *layers = cJSON_AddArrayToObject(root, "per_layer"), *row;
+    for (int i = 0; i < st->steps; i++) {
+        row = cJSON_CreateObject();
+        if (!cJSON_AddItemToArray(steps, row) || !cJSON_AddNumberToObject(row, "step", i) ||
+            !cJSON_AddNumberToObject(row, "seconds", st->step_seconds[i]) || !add_density(row, st))
+            return 0;
+    }
+    for (int i = 0; i < info->layers; i++) {
+        row = cJSON_CreateObject();
+        if (!cJSON_AddItemToArray(layers, row) || !cJSON_AddNumberToObject(row, "layer", i) || !add_density(row, st))
+            return 0;
+    }
+    return layers != NULL;
+}
+
+static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
+                const char *output) {
+    static const char *const stage[HS_STAGE_COUNT] = {"load", "text", "denoise", "decode", "encode"};
+    char seed[24], sigmas[2] = {hs_sigmas_letter(r), 0};
+    /* a JSON number, but not through a double; latents from a file have no seed */
+    if (r->prompt && !r->noise)
+        snprintf(seed, sizeof seed, "%" PRIu64, r->seed);
+    else
+        strcpy(seed, "null");
+    int ok =
+        cJSON_AddStringToObject(root, "version", HS_VERSION) && cJSON_AddStringToObject(root, "model", info->sha256) &&
+        cJSON_AddStringToObject(root, "device", info->device) && cJSON_AddStringToObject(root, "attention", "dense") &&
+        cJSON_AddNullToObject(root, "profile") &&
+        (r->prompt ? cJSON_AddStringToObject(root, "prompt", r->prompt) : cJSON_AddNullToObject(root, "prompt")) &&
+        cJSON_AddStringToObject(root, "output", output) && cJSON_AddRawToObject(root, "seed", seed) &&
+        cJSON_AddNumberToObject(root, "width", r->width) && cJSON_AddNumberToObject(root, "height", r->height) &&
+        cJSON_AddNumberToObject(root, "frames", r->frames) && cJSON_AddNumberToObject(root, "fps", r->fps) &&
+        cJSON_AddNumberToObject(root, "steps", r->steps) &&
+        cJSON_AddStringToObject(root, "solver", hs_solver_name(r->solver)) &&
+        cJSON_AddStringToObject(root, "sigmas", sigmas) && cJSON_AddNumberToObject(root, "guidance", r->guidance) &&
+        cJSON_AddNumberToObject(root, "shift", r->shift) &&
+        cJSON_AddNumberToObject(root, "prompt_tokens", st->tokens_cond) &&
+        cJSON_AddBoolToObject(root, "truncated", st->truncated);
+    cJSON *seconds = cJSON_AddObjectToObject(root, "seconds");
+    for (int i = 0; i < HS_STAGE_COUNT; i++) ok = ok && cJSON_AddNumberToObject(seconds, stage[i], st->seconds[i]);
+    ok = ok && cJSON_AddNumberToObject(seconds, "total", st->total);
+    cJSON *peak = cJSON_AddObjectToObject(root, "peak_bytes");
+    ok = ok && cJSON_AddNumberToObject(peak, "host", (double)st->peak_host) &&
+         cJSON_AddNumberToObject(peak, "device", (double)st->peak_device);
+    return ok && add_density(root, st) && add_rows(root, info, st);
+}
+
+int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
+                  const char *output, hs_err *err) {
+    cJSON *root = cJSON_CreateObject();
+    char *text = root && fill(root, info, r, st, output) ? cJSON_Print(root) : NULL;
+    int rc = 0;
+    cJSON_Delete(root);
+    if (!text) return hs_fail(err, HS_ENOMEM, "%s: out of memory for the statistics", path);
+    FILE *f = fopen(path, "w");
+    int bad = !f || fprintf(f, "%s\n", text) < 0, code = errno;
+    if (f && fclose(f) && !bad) bad = 1, code = errno;
+    if (bad) rc = hs_fail(err, HS_EIO, "%s: cannot write the statistics: %s", path, strerror(code));
+    cJSON_free(text);
+    return rc;
+}

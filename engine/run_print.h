@@ -1,0 +1,21 @@
+/* What haste-run says: numbers for people, the plan of --dry-run, the JSON of --stats. */
+#ifndef HS_RUN_PRINT_H
+#define HS_RUN_PRINT_H
+#include "haste.h"
+
+#include <stdio.h>
+
+/* "14.2 s", "3 min 20 s", "2 h 05 min" and "812 MB", "4.1 GB" (1e6, 1e9) into ret; returns ret. */
+typedef char hs_text32[32];
+const char *hs_print_seconds(double seconds, hs_text32 ret);
+const char *hs_print_bytes(int64_t bytes, hs_text32 ret);
+
+/* "unipc A, 30 steps": the name of the noise schedule that a request uses. */
+char hs_sigmas_letter(const hs_request *r);
+
+void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan);
+
+/* One JSON object (design: docs). Written to a new file; HS_EIO or HS_ENOMEM. */
+int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
+                  const char *output, hs_err *err);
+#endif

@@ -1,0 +1,564 @@
+/* Safetensors: header checks, shards behind one sorted list of tensors, an atomic writer.
+ *
+ * Opening goes one way: map a shard, parse its header into the set's list (header_add), then sort and look for a name
+ * in two shards (set_finish). Nothing of a header is believed before it is checked: lengths against the file, shapes
+ * against byte ranges, ranges against each other. The strings of a shard live in one block, as large as its header.
+ *
+ * A mapped file that another process makes shorter raises SIGBUS when the lost pages are read: model files are replaced
+ * by renaming, never cut in place (hs_st_write does so too).
+ */
+#include "safetensors.h"
+#include "json.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAX_HEADER = 100000000, MAX_SHARDS = 4096, PREFIX = 8 /* bytes of the header length */ };
+
+typedef struct shard {
+    char *path;    /* owned; tensors point to it */
+    char *strings; /* owned: names and metadata */
+    void *map;     /* NULL if only parsed */
+    size_t map_len;
+} shard;
+
+struct hs_st {
+    char *label; /* what was opened, for messages about the whole set */
+    hs_st_tensor *t;
+    int n;
+    shard *shards;
+    int n_shards;
+    const char **meta; /* key, value, ...: of the first shard */
+    int n_meta;
+    int64_t bytes;
+};
+
+/* ---- one header ------------------------------------------------------------------------------------------------ */
+
+static const char *keep(char **at, const char *s) {
+    size_t n = strlen(s) + 1;
+    char *p = memcpy(*at, s, n);
+    *at += n;
+    return p;
+}
+
+static void shape_text(const hs_st_tensor *t, char *ret, size_t size) {
+    size_t at = 0;
+    ret[0] = '\0';
+    for (int i = 0; i < t->ndim && at < size; i++)
+        at += (size_t)snprintf(ret + at, size - at, i ? ",%lld" : "%lld", (long long)t->shape[i]);
+}
+
+static int parse_dtype(const cJSON *v, hs_dtype *ret) {
+    if (!cJSON_IsString(v)) return 0;
+    for (int i = 0; i < HS_DTYPE_COUNT; i++)
+        if (!strcmp(v->valuestring, hs_dtype_name((hs_dtype)i))) {
+            *ret = (hs_dtype)i;
+            return 1;
+        }
+    return 0;
+}
+
+/* One entry {"dtype":..,"shape":[..],"data_offsets":[b,e]}; *ret_begin, *ret_end are relative to the data. */
+static int parse_tensor(const cJSON *v, const char *path, hs_st_tensor *t, int64_t *ret_begin, int64_t *ret_end,
+                        hs_err *err) {
+    const char *name = v->string;
+    if (!cJSON_IsObject(v))
+        return hs_fail(err, HS_EFORMAT, "%s: entry '%s' of the header is not an object", path, name);
+    for (const cJSON *k = v->child; k; k = k->next)
+        if (strcmp(k->string, "dtype") && strcmp(k->string, "shape") && strcmp(k->string, "data_offsets"))
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has an unknown key '%s'", path, name, k->string);
+
+    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(v, "dtype");
+    if (!parse_dtype(dtype, &t->dtype))
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has dtype %s, expected one of F32 BF16 F16 U8 I32 F8_E4M3",
+                       path, name, cJSON_IsString(dtype) ? dtype->valuestring : "(none)");
+
+    const cJSON *shape = cJSON_GetObjectItemCaseSensitive(v, "shape");
+    if (!cJSON_IsArray(shape)) return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has no shape", path, name);
+    t->numel = 1;
+    t->ndim = 0;
+    for (const cJSON *d = shape->child; d; d = d->next) {
+        if (t->ndim == HS_ST_MAX_DIMS)
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has more than %d dimensions", path, name, HS_ST_MAX_DIMS);
+        int64_t n;
+        if (!hs_json_is_count(d, &n) || hs_mul(t->numel, n, &t->numel))
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s': dimension %d is not a size", path, name, t->ndim);
+        t->shape[t->ndim++] = n;
+    }
+
+    const cJSON *off = cJSON_GetObjectItemCaseSensitive(v, "data_offsets");
+    if (!cJSON_IsArray(off) || cJSON_GetArraySize(off) != 2 || !hs_json_is_count(off->child, ret_begin) ||
+        !hs_json_is_count(off->child->next, ret_end) || *ret_begin > *ret_end)
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s': data_offsets are not two ascending integers", path, name);
+    int64_t bytes;
+    if (hs_mul(t->numel, (int64_t)hs_dtype_size(t->dtype), &bytes) || bytes != *ret_end - *ret_begin) {
+        char text[160];
+        shape_text(t, text, sizeof(text));
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' [%s] %s does not fill its %lld bytes", path, name, text,
+                       hs_dtype_name(t->dtype), (long long)(*ret_end - *ret_begin));
+    }
+    return HS_OK;
+}
+
+typedef struct range {
+    int64_t begin, end;
+    const char *name;
+} range;
+
+static int by_begin(const void *a, const void *b) {
+    const range *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return (x->end > y->end) - (x->end < y->end);
+}
+
+static int check_overlap(range *r, int n, const char *path, hs_err *err) {
+    qsort(r, (size_t)n, sizeof(*r), by_begin);
+    for (int i = 1; i < n; i++)
+        if (r[i].begin < r[i - 1].end)
+            return hs_fail(err, HS_EFORMAT, "%s: tensors '%s' and '%s' overlap at byte %lld of the data", path,
+                           r[i - 1].name, r[i].name, (long long)r[i].begin);
+    return HS_OK;
+}
+
+static int parse_metadata(hs_st *st, const cJSON *meta, const char *path, char **strings, hs_err *err) {
+    if (!cJSON_IsObject(meta)) return hs_fail(err, HS_EFORMAT, "%s: __metadata__ is not an object", path);
+    for (const cJSON *m = meta->child; m; m = m->next)
+        if (!cJSON_IsString(m))
+            return hs_fail(err, HS_EFORMAT, "%s: __metadata__ '%s' is not a string", path, m->string);
+    if (st->n_shards > 1) return HS_OK;
+    st->meta = hs_alloc(2 * (size_t)cJSON_GetArraySize(meta) * sizeof(*st->meta));
+    if (!st->meta) return hs_fail(err, HS_ENOMEM, "no memory for the metadata of %s", path);
+    for (const cJSON *m = meta->child; m; m = m->next) {
+        st->meta[st->n_meta++] = keep(strings, m->string);
+        st->meta[st->n_meta++] = keep(strings, m->valuestring);
+    }
+    return HS_OK;
+}
+
+/* Appends the tensors of shard *sh, whose first len bytes are at data, to the set. */
+static int header_add(hs_st *st, shard *sh, const void *data, size_t len, int64_t file_size, hs_err *err) {
+    const char *path = sh->path;
+    const unsigned char *p = data;
+    uint64_t hlen = 0;
+    if (file_size < PREFIX || len < PREFIX)
+        return hs_fail(err, HS_EFORMAT, "%s has %lld bytes: too short for a safetensors file", path,
+                       (long long)file_size);
+    for (int i = 0; i < PREFIX; i++) hlen |= (uint64_t)p[i] << 8 * i;
+    if (hlen > MAX_HEADER || hlen > (uint64_t)file_size - PREFIX)
+        return hs_fail(
+            err, HS_EFORMAT,
+            "%s: header length %llu, but the file has %lld bytes and a header at most %d: truncated, or not a "
+            "safetensors file",
+            path, (unsigned long long)hlen, (long long)file_size, MAX_HEADER);
+    if (hlen > len - PREFIX)
+        return hs_fail(err, HS_EFORMAT, "%s: %zu bytes given, but the header needs %llu", path, len,
+                       (unsigned long long)hlen + PREFIX);
+
+    cJSON *doc = NULL;
+    range *ranges = NULL;
+    int rc = hs_json_parse((const char *)data + PREFIX, (size_t)hlen, path, &doc, err);
+    if (rc) return rc;
+    if (!cJSON_IsObject(doc)) {
+        rc = hs_fail(err, HS_EFORMAT, "%s: the header is not a JSON object", path);
+        goto out;
+    }
+    int count = cJSON_GetArraySize(doc); /* at most HS_JSON_MAX_VALUES */
+    hs_st_tensor *t = hs_alloc(((size_t)st->n + (size_t)count + 1) * sizeof(*t));
+    if (t && st->t) memcpy(t, st->t, (size_t)st->n * sizeof(*t));
+    if (t) {
+        hs_free(st->t);
+        st->t = t;
+    }
+    /* an unescaped string with its NUL is shorter than the quoted one, so all of them fit into the length of the header
+     */
+    sh->strings = hs_alloc((size_t)hlen + 1);
+    ranges = hs_alloc(((size_t)count + 1) * sizeof(*ranges));
+    if (!t || !sh->strings || !ranges) {
+        rc = hs_fail(err, HS_ENOMEM, "no memory for the %d tensors of %s", count, path);
+        goto out;
+    }
+    int64_t base = PREFIX + (int64_t)hlen, space = file_size - base;
+    char *strings = sh->strings;
+    int n = 0;
+    for (const cJSON *v = doc->child; v; v = v->next) {
+        if (!strcmp(v->string, "__metadata__")) {
+            rc = parse_metadata(st, v, path, &strings, err);
+            if (rc) goto out;
+            continue;
+        }
+        hs_st_tensor *x = &st->t[st->n + n];
+        range *r = &ranges[n];
+        memset(x, 0, sizeof(*x));
+        rc = parse_tensor(v, path, x, &r->begin, &r->end, err);
+        if (rc) goto out;
+        if (r->end > space) {
+            rc = hs_fail(
+                err, HS_EFORMAT,
+                "%s: tensor '%s' ends at byte %lld, but the file has %lld: truncated or damaged; fetch it again", path,
+                v->string, (long long)(base + r->end), (long long)file_size);
+            goto out;
+        }
+        x->name = r->name = keep(&strings, v->string);
+        x->file = path;
+        x->data = base + r->end <= (int64_t)len ? (const char *)data + base + r->begin : NULL;
+        n++;
+    }
+    rc = check_overlap(ranges, n, path, err);
+    if (rc) goto out;
+    st->n += n;
+    for (int i = 0; i < n; i++) st->bytes += ranges[i].end - ranges[i].begin; /* no overlap: at most the file */
+out:
+    hs_free(ranges);
+    cJSON_Delete(doc);
+    return rc;
+}
+
+/* ---- sets ------------------------------------------------------------------------------------------------------ */
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const hs_st_tensor *)a)->name, ((const hs_st_tensor *)b)->name);
+}
+
+static int set_finish(hs_st *st, hs_err *err) {
+    if (st->n) qsort(st->t, (size_t)st->n, sizeof(*st->t), by_name);
+    for (int i = 1; i < st->n; i++)
+        if (!by_name(&st->t[i - 1], &st->t[i]))
+            return hs_fail(err, HS_EFORMAT, "tensor '%s' is in %s and in %s", st->t[i].name, st->t[i - 1].file,
+                           st->t[i].file);
+    return HS_OK;
+}
+
+static int set_new(const char *label, int shards, hs_st **ret, hs_err *err) {
+    hs_st *st = hs_calloc(1, sizeof(*st));
+    if (st) {
+        st->label = hs_strdup(label);
+        st->shards = hs_calloc((size_t)shards, sizeof(*st->shards));
+        if (st->label && st->shards) {
+            *ret = st;
+            return HS_OK;
+        }
+    }
+    hs_st_close(st);
+    return hs_fail(err, HS_ENOMEM, "no memory to open %s", label);
+}
+
+void hs_st_close(hs_st *st) {
+    if (!st) return;
+    for (int i = 0; i < st->n_shards; i++) {
+        if (st->shards[i].map) munmap(st->shards[i].map, st->shards[i].map_len);
+        hs_free(st->shards[i].strings);
+        hs_free(st->shards[i].path);
+    }
+    hs_free(st->shards);
+    hs_free(st->meta);
+    hs_free(st->t);
+    hs_free(st->label);
+    hs_free(st);
+}
+
+/* Maps one file and adds its tensors. Takes over `path`, which may be NULL when memory ran out. */
+static int shard_add(hs_st *st, char *path, hs_err *err) {
+    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", st->label);
+    shard *sh = &st->shards[st->n_shards++];
+    sh->path = path;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return hs_fail(err, HS_EIO, "cannot open %s: %s", path, strerror(errno));
+    int rc = HS_OK;
+    struct stat s;
+    if (fstat(fd, &s) || !S_ISREG(s.st_mode)) {
+        rc = hs_fail(err, HS_EIO, "%s is not a regular file", path);
+    } else if (s.st_size < PREFIX) { /* an empty file cannot be mapped */
+        rc =
+            hs_fail(err, HS_EFORMAT, "%s has %lld bytes: too short for a safetensors file", path, (long long)s.st_size);
+    } else {
+        void *map = mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (map == MAP_FAILED) {
+            rc = hs_fail(err, HS_EIO, "cannot map %s: %s", path, strerror(errno));
+        } else {
+            sh->map = map;
+            sh->map_len = (size_t)s.st_size;
+        }
+    }
+    close(fd);
+    if (rc) return rc;
+    madvise(sh->map, sh->map_len, MADV_SEQUENTIAL); /* a hint: weights are read once, from front to back */
+    return header_add(st, sh, sh->map, sh->map_len, s.st_size, err);
+}
+
+int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *path, hs_st **ret, hs_err *err) {
+    hs_st *st;
+    int rc = set_new(path, 1, &st, err);
+    if (rc) return rc;
+    st->shards[0].path = hs_strdup(path);
+    st->n_shards = 1;
+    rc = st->shards[0].path ? header_add(st, &st->shards[0], data, len, file_size, err)
+                            : hs_fail(err, HS_ENOMEM, "no memory to read %s", path);
+    if (!rc) rc = set_finish(st, err);
+    if (rc)
+        hs_st_close(st);
+    else
+        *ret = st;
+    return rc;
+}
+
+int hs_st_open(const char *path, hs_st **ret, hs_err *err) {
+    hs_st *st;
+    int rc = set_new(path, 1, &st, err);
+    if (rc) return rc;
+    rc = shard_add(st, hs_strdup(path), err);
+    if (!rc) rc = set_finish(st, err);
+    if (rc)
+        hs_st_close(st);
+    else
+        *ret = st;
+    return rc;
+}
+
+/* ---- index ----------------------------------------------------------------------------------------------------- */
+
+typedef struct entry {
+    const char *name, *file; /* borrowed from the JSON document */
+} entry;
+
+static int entry_by_name(const void *a, const void *b) {
+    return strcmp(((const entry *)a)->name, ((const entry *)b)->name);
+}
+static int entry_by_file(const void *a, const void *b) {
+    return strcmp(((const entry *)a)->file, ((const entry *)b)->file);
+}
+
+/* weight_map -> *ret [*ret_n], sorted by shard. */
+static int index_entries(const cJSON *doc, const char *path, entry **ret, int *ret_n, hs_err *err) {
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(doc, "weight_map");
+    if (!cJSON_IsObject(map) || !map->child)
+        return hs_fail(err, HS_EFORMAT, "%s: no weight_map, expected {tensor name: shard file}", path);
+    int n = 0;
+    entry *e = hs_alloc((size_t)cJSON_GetArraySize(map) * sizeof(*e));
+    if (!e) return hs_fail(err, HS_ENOMEM, "no memory for the tensor names of %s", path);
+    for (const cJSON *v = map->child; v; v = v->next) {
+        const char *file = cJSON_IsString(v) ? v->valuestring : "";
+        if (!*file || strchr(file, '/') || !strcmp(file, ".") || !strcmp(file, "..")) {
+            hs_free(e);
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is in '%s', expected the name of a file beside the index",
+                           path, v->string, file);
+        }
+        e[n++] = (entry){v->string, file};
+    }
+    qsort(e, (size_t)n, sizeof(*e), entry_by_file);
+    *ret = e;
+    *ret_n = n;
+    return HS_OK;
+}
+
+/* The index must name exactly the tensors that the shards hold. Both lists are sorted by name. */
+static int index_compare(const hs_st *st, const entry *e, int n, const char *path, hs_err *err) {
+    for (int i = 0, j = 0; i < n || j < st->n;) {
+        int c = i == n ? 1 : j == st->n ? -1 : strcmp(e[i].name, st->t[j].name);
+        if (c < 0)
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is not in its shard %s", path, e[i].name, e[i].file);
+        if (c > 0)
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' of %s is not named", path, st->t[j].name, st->t[j].file);
+        const char *base = strrchr(st->t[j].file, '/');
+        if (strcmp(base + 1, e[i].file)) /* paths were joined, so there is a '/' */
+            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' should be in %s, but is in %s", path, e[i].name, e[i].file,
+                           st->t[j].file);
+        i++;
+        j++;
+    }
+    return HS_OK;
+}
+
+static int open_index(const char *dir, const char *path, hs_st **ret, hs_err *err) {
+    char *text = NULL;
+    size_t len;
+    cJSON *doc = NULL;
+    entry *e = NULL;
+    hs_st *st = NULL;
+    int n = 0, shards = 0;
+    int rc = hs_file_read(path, MAX_HEADER, &text, &len, err);
+    if (!rc) rc = hs_json_parse(text, len, path, &doc, err);
+    if (!rc) rc = index_entries(doc, path, &e, &n, err);
+    if (rc) goto out;
+    for (int i = 0; i < n; i++) shards += i == 0 || strcmp(e[i].file, e[i - 1].file) != 0;
+    rc = shards > MAX_SHARDS
+             ? hs_fail(err, HS_EFORMAT, "%s names %d shards, expected at most %d", path, shards, MAX_SHARDS)
+             : set_new(path, shards, &st, err);
+    for (int i = 0; i < n && !rc; i++)
+        if (i == 0 || strcmp(e[i].file, e[i - 1].file) != 0) rc = shard_add(st, hs_path_join(dir, e[i].file), err);
+    if (!rc) rc = set_finish(st, err);
+    if (!rc) {
+        qsort(e, (size_t)n, sizeof(*e), entry_by_name);
+        rc = index_compare(st, e, n, path, err);
+    }
+out:
+    hs_free(e);
+    cJSON_Delete(doc);
+    hs_free(text);
+    if (rc)
+        hs_st_close(st);
+    else
+        *ret = st;
+    return rc;
+}
+
+int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) {
+    char name[256];
+    if (snprintf(name, sizeof(name), "%s.safetensors.index.json", stem) >= (int)sizeof(name))
+        return hs_fail(err, HS_EINVAL, "file name '%s' is too long", stem);
+    char *path = hs_path_join(dir, name);
+    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
+    int rc;
+    if (!access(path, F_OK)) {
+        rc = open_index(dir, path, ret, err);
+    } else {
+        path[strlen(path) - strlen(".index.json")] = '\0';
+        rc = access(path, F_OK) ? hs_fail(err, HS_EIO,
+                                          "%s holds neither %s nor the file without .index.json: not a model "
+                                          "folder, or an incomplete download",
+                                          dir, name)
+                                : hs_st_open(path, ret, err);
+    }
+    hs_free(path);
+    return rc;
+}
+
+/* ---- look-up --------------------------------------------------------------------------------------------------- */
+
+int hs_st_count(const hs_st *st) {
+    return st->n;
+}
+const hs_st_tensor *hs_st_at(const hs_st *st, int i) {
+    return &st->t[i];
+}
+int64_t hs_st_bytes(const hs_st *st) {
+    return st->bytes;
+}
+
+const hs_st_tensor *hs_st_find(hs_st *st, const char *name) {
+    hs_st_tensor key = {.name = name};
+    hs_st_tensor *t = st->n ? bsearch(&key, st->t, (size_t)st->n, sizeof(*st->t), by_name) : NULL;
+    if (t) t->used = 1;
+    return t;
+}
+
+int hs_st_get(hs_st *st, const char *name, int ndim, const int64_t *shape, const hs_st_tensor **ret, hs_err *err) {
+    const hs_st_tensor *t = hs_st_find(st, name);
+    if (!t) return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is missing", st->label, name);
+    int same = t->ndim == ndim;
+    for (int i = 0; i < ndim && same; i++) same = shape[i] == -1 || shape[i] == t->shape[i];
+    if (!same) {
+        hs_st_tensor want = {.ndim = ndim < HS_ST_MAX_DIMS ? ndim : HS_ST_MAX_DIMS};
+        for (int i = 0; i < want.ndim; i++) want.shape[i] = shape[i];
+        char found[160], expected[160];
+        shape_text(t, found, sizeof(found));
+        shape_text(&want, expected, sizeof(expected));
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has shape [%s], expected [%s]", t->file, name, found,
+                       expected);
+    }
+    if (t->dtype == HS_U8 || t->dtype == HS_I32)
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is %s, expected a floating point type", t->file, name,
+                       hs_dtype_name(t->dtype));
+    *ret = t;
+    return HS_OK;
+}
+
+const hs_st_tensor *hs_st_unused(const hs_st *st) {
+    for (int i = 0; i < st->n; i++)
+        if (!st->t[i].used) return &st->t[i];
+    return NULL;
+}
+
+const char *hs_st_metadata(const hs_st *st, const char *key) {
+    for (int i = 0; i < st->n_meta; i += 2)
+        if (!strcmp(st->meta[i], key)) return st->meta[i + 1];
+    return NULL;
+}
+
+/* ---- writing --------------------------------------------------------------------------------------------------- */
+
+/* Header text of the tensors in the given order, padded with blanks so that the data starts at a multiple of 8; freed
+ * with cJSON_free. NULL when memory runs out. */
+static char *header_text(int n, const hs_st_tensor *tensors, const char *const *meta) {
+    cJSON *doc = cJSON_CreateObject();
+    cJSON *m = doc && meta ? cJSON_AddObjectToObject(doc, "__metadata__") : NULL;
+    int ok = doc && (!meta || m);
+    for (int i = 0; ok && meta && meta[i]; i += 2) ok = cJSON_AddStringToObject(m, meta[i], meta[i + 1]) != NULL;
+    int64_t at = 0;
+    for (int i = 0; ok && i < n; i++) { /* raw text: cJSON would print large offsets as 1e+15 */
+        const hs_st_tensor *t = &tensors[i];
+        int64_t bytes = t->numel * (int64_t)hs_dtype_size(t->dtype);
+        char shape[160], text[320];
+        shape_text(t, shape, sizeof(shape));
+        snprintf(text, sizeof(text), "{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%lld,%lld]}",
+                 hs_dtype_name(t->dtype), shape, (long long)at, (long long)(at + bytes));
+        at += bytes;
+        ok = cJSON_AddRawToObject(doc, t->name, text) != NULL;
+    }
+    char *text = ok ? cJSON_PrintUnformatted(doc) : NULL;
+    cJSON_Delete(doc);
+    return text;
+}
+
+static int write_all(int fd, const void *data, size_t len) {
+    const char *p = data;
+    while (len) {
+        ssize_t k = write(fd, p, len < 1u << 30 ? len : 1u << 30);
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) return -1;
+        p += k;
+        len -= (size_t)k;
+    }
+    return 0;
+}
+
+int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err) {
+    static _Atomic int serial;
+    struct stat s;
+    if (!stat(path, &s) && !S_ISREG(s.st_mode)) /* renaming over /dev/null would replace it */
+        return hs_fail(err, HS_EIO, "cannot write %s: it exists and is not a regular file", path);
+    size_t size = strlen(path) + 40;
+    int rc = HS_OK, fd = -1;
+    char *tmp = hs_alloc(size), *header = header_text(n, tensors, meta);
+    if (!tmp || !header) {
+        rc = hs_fail(err, HS_ENOMEM, "no memory to write %s", path);
+        goto out;
+    }
+    snprintf(tmp, size, "%s.tmp.%ld.%d", path, (long)getpid(), atomic_fetch_add(&serial, 1));
+    fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        rc = hs_fail(err, HS_EIO, "cannot write %s: creating %s: %s", path, tmp, strerror(errno));
+        goto out;
+    }
+    uint64_t text = strlen(header), padded = (text + 7) / 8 * 8;
+    unsigned char prefix[PREFIX];
+    for (int i = 0; i < PREFIX; i++) prefix[i] = (unsigned char)(padded >> 8 * i);
+    int bad = write_all(fd, prefix, PREFIX) || write_all(fd, header, text) || write_all(fd, "       ", padded - text);
+    for (int i = 0; i < n && !bad; i++)
+        bad = write_all(fd, tensors[i].data, (size_t)tensors[i].numel * hs_dtype_size(tensors[i].dtype));
+    bad = bad || fsync(fd);
+    int why = errno;
+    if (close(fd) && !bad) {
+        bad = 1;
+        why = errno;
+    }
+    if (!bad && rename(tmp, path)) {
+        bad = 1;
+        why = errno;
+    }
+    if (bad) {
+        unlink(tmp);
+        rc = hs_fail(err, HS_EIO, "cannot write %s: %s", path, strerror(why));
+    }
+out:
+    cJSON_free(header);
+    hs_free(tmp);
+    return rc;
+}

@@ -1,0 +1,16 @@
+/* Copies an intermediate tensor to the host as floats and shows it to the tap. Parity tests only: it may allocate. */
+#include "tap.h"
+
+void hs_tap_emit(const hs_tap *tap, hs_device *dev, const char *name, hs_buf x, int ndim, const int64_t *shape) {
+    float *host = hs_alloc((size_t)x.n * sizeof(float));
+    void *raw = x.type == HS_F32 ? host : hs_alloc((size_t)x.n * hs_dtype_size(x.type));
+    if (host && raw) {
+        hs_download(dev, raw, x);
+        if (raw != host) hs_to_f32(host, raw, x.type, x.n);
+        tap->fn(tap->user, name, host, ndim, shape);
+    } else {
+        hs_log(HS_LOG_ERROR, "tap %s: no memory for %lld values", name, (long long)x.n);
+    }
+    if (raw != host) hs_free(raw);
+    hs_free(host);
+}

@@ -1,0 +1,30 @@
+# --noise, --save-latents, --decode-latents: what is saved is what was decoded, and sizes are checked.
+. "$(dirname "$0")/lib.sh"
+model A
+
+good $small -p "a red circle" -o full.md5 --save-latents l.safetensors
+test -s l.safetensors || fail "no latents"
+good -m A --device ref --decode-latents l.safetensors -o decoded.md5
+same "$(cat decoded.md5)" "$(cat full.md5)" "frames decoded from saved latents"
+good -m A --device ref --decode-latents l.safetensors --size 32x32 --frames 5 --fps 9 -o decoded.md5 --stats s.json
+same "$(cat decoded.md5)" "$(cat full.md5)" "frames decoded with sizes given"
+grep -q '"seed":.*null' s.json || fail "decoded latents have no seed"
+if [ "$HAVE_VIDEO" = 1 ]; then
+    good -m A --device ref --decode-latents l.safetensors
+    test -s haste-decoded.mp4 || fail "no default name: $(ls)"
+fi
+
+# any latents can be the noise; sizes follow the file; the seed has no influence then
+good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 1 -o n1.md5
+good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 2 -o n2.md5 --size 32x32 --frames 5
+same "$(cat n1.md5)" "$(cat n2.md5)" "noise from a file with two seeds"
+test "$(cat n1.md5)" != "$(cat full.md5)" || fail "--noise is ignored"
+
+bad 1 latents $small -p a --noise l.safetensors --size 48x32 -o x.md5
+bad 1 latents -m A --device ref --decode-latents l.safetensors --frames 9 -o x.md5
+bad 1 "none.safetensors" $small -p a --noise none.safetensors -o x.md5
+bad 1 latents $small -p a --noise A/vae/diffusion_pytorch_model.safetensors -o x.md5 2>/dev/null || :
+head -c 300 l.safetensors >cut.safetensors
+bad 1 "cut.safetensors" -m A --device ref --decode-latents cut.safetensors -o x.md5
+bad 1 "--save-latents" $small -p a --save-latents no/folder/l.safetensors -o x.md5
+test ! -e x.md5 || fail "a file was made for refused latents"

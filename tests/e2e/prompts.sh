@@ -1,0 +1,29 @@
+# --prompts: one model, numbered outputs, each video as if it had been made alone.
+. "$(dirname "$0")/lib.sh"
+model A
+
+printf '\357\273\277# first line of comments\n\n  a red circle  \r\n# another\na blue star\n\ta #3 square' >list.txt
+bad 1 "cannot write into folder v" $small --prompts list.txt -o v/x.md5
+mkdir v
+good $small --prompts list.txt -o v/x.md5 --stats v/s.json --save-latents v/l.safetensors
+same "$(cd v && echo *)" "l_000.safetensors l_001.safetensors l_002.safetensors s_000.json s_001.json s_002.json x_000.md5 x_001.md5 x_002.md5" outputs
+says "3 of 3: a #3 square"
+i=0
+for p in "a red circle" "a blue star" "a #3 square"; do
+    good $small -p "$p" -o alone.md5
+    same "$(cat v/x_00$i.md5)" "$(cat alone.md5)" "video $i of the list"
+    i=$((i + 1))
+done
+good $small --prompts list.txt -o v/y_%02d.md5
+same "$(cat v/y_02.md5)" "$(cat v/x_002.md5)" "pattern in the name"
+good $small --prompts list.txt -o null:
+
+bad 1 "nothere.txt" $small --prompts nothere.txt -o x.md5
+printf '# only\n\n' >empty.txt
+bad 2 "no prompts" $small --prompts empty.txt -o x.md5
+printf 'good\n\377bad\n' >latin.txt
+bad 2 "latin.txt line 2" $small --prompts latin.txt -o x.md5
+printf 'a\0b\n' >nul.txt
+bad 2 "NUL" $small --prompts nul.txt -o x.md5
+bad 2 "stdout" $small --prompts list.txt -o -
+same "$(ls x*.md5 2>/dev/null)" "" "files left behind"

@@ -1,0 +1,41 @@
+# Bad requests: refused before any work, with the right exit status, a message that names the cause, and no file left.
+. "$(dirname "$0")/lib.sh"
+model A
+
+bad 2 "width 33" $small -p a -o x.md5 --width 33
+bad 2 "height 40" $small -p a -o x.md5 --height 40
+bad 2 "8 frames" $small -p a -o x.md5 --frames 8
+bad 2 "4k+1" $small -p a -o x.md5 --frames 2
+bad 2 "width" $small -p a -o x.md5 --width 1000000
+bad 2 "frames" $small -p a -o x.md5 --frames 999997
+bad 2 "--steps \"0\"" $small -p a -o x.md5 --steps 0
+bad 2 "--steps \"1e3\"" $small -p a -o x.md5 --steps 1e3
+bad 2 "did you mean --steps" $small -p a -o x.md5 --step5 3
+bad 2 "-p TEXT" -m A
+bad 2 "-m DIR" -p a
+bad 2 "" 
+bad 2 "--profile" $small -p a -o x.md5 --profile p.json
+bad 2 "dense only" $small -p a -o x.md5 --attention svg2
+bad 2 "device 'tpu'" -m A -p a -o x.md5 --device tpu
+bad 2 "precision 'int8'" $small -p a -o x.md5 --precision int8
+bad 2 "unknown format .xyz" $small -p a -o x.xyz
+bad 2 "one frame" $small -p a -o x.png
+bad 2 "%" $small -p a -o x_%s.png
+bad 1 "no/folder" $small -p a -o no/folder/x.md5
+bad 2 "no extension" $small -p a -o tmpdir
+
+# absurd sizes are refused by the estimate: at once, and not by the kernel
+start=$(date +%s)
+bad 1 "GB" -m A --device ref -p a -o x.md5 --size 16384x16384 --frames 4093
+bad 1 "tokens" -m A --device ref -p a -o x.md5 --size 8192x8192 --frames 1001
+test $(($(date +%s) - start)) -lt 20 || fail "the refusal of absurd sizes took long"
+
+bad 1 "nomodel" -m nomodel -p a -o x.md5
+bad 1 "out/" -m out/ -p a -o x.md5
+same "$(ls)" "$(printf 'A\nerr\nout\ntmpdir')" "files after refusals"
+
+good --version
+grep -q "^haste-run [0-9]" out || fail "--version: $(cat out)"
+good --help
+test ! -s err || fail "--help wrote to stderr"
+grep -qF -e "--save-latents" out || fail "--help: $(cat out)"

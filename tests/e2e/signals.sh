@@ -1,0 +1,69 @@
+# Ctrl-C: the first one stops at a safe point and leaves a whole file, the second one stops at once. Status 130.
+. "$(dirname "$0")/lib.sh"
+model A
+
+start() { # ARGS...: in the background, stderr in err
+    : >err
+    "$HASTE_RUN" "$@" >out 2>err &
+    pid=$!
+}
+finish() {
+    wait "$pid"
+    same "$?" "${1:-130}" "status after a signal"
+    pid=
+}
+
+# while denoising: nothing to show, so no file; unfinished latents only if asked for
+for signal in INT TERM; do
+    start $small -p a --steps 1000 -o x.y4m
+    wait_for "step 1/1000" err
+    kill -$signal "$pid"
+    finish
+    says interrupted
+    test ! -e x.y4m || fail "a file without frames was left"
+    test ! -e x.y4m.latents.safetensors || fail "latents nobody asked for"
+done
+start $small -p a --steps 1000 -o x.y4m --save-latents l.safetensors
+wait_for "step 1/1000" err
+kill -INT "$pid"
+finish
+says "unfinished latents are in l.safetensors"
+good -m A --device ref --decode-latents l.safetensors -o null:
+
+# while decoding and encoding: what was written can be played, and the finished latents are there
+good -m A --device ref -p a --size 16x16 --frames 801 --steps 1 --guidance 1 --seed 3 -o null: --save-latents long.safetensors
+formats=x.y4m
+if [ "$HAVE_VIDEO" = 1 ] && command -v ffprobe >/dev/null; then formats="x.y4m x.mp4 x.mkv x.webm"; fi
+for out in $formats; do
+    start -m A --device ref --decode-latents long.safetensors -o $out
+    wait_for "decoding frame" err
+    sleep 0.3
+    kill -INT "$pid"
+    finish
+    says "$out is partial"
+    said=$(sed -n 's/.*is partial: \([0-9]*\) of 801 frames/\1/p' err)
+    test "$said" -ge 1 && test "$said" -lt 801 || fail "$said frames of 801"
+    if [ "$formats" != x.y4m ]; then same "$(frames_of $out)" "$said" "frames that play in $out"; fi
+done
+start -m A --device ref -p a --size 16x16 --frames 801 --steps 1 --guidance 1 --seed 3 -o x.y4m --save-latents l2.safetensors
+wait_for "decoding frame" err
+kill -INT "$pid"
+finish
+says "--decode-latents 'l2.safetensors'"
+cmp long.safetensors l2.safetensors || fail "the latents of the interrupted run are not the finished ones"
+
+# with a list the rest is not begun
+printf 'one\ntwo\n' >list
+start $small --prompts list --steps 1000 -o x.y4m
+wait_for "step 1/1000" err
+kill -INT "$pid"
+finish
+if grep -qF "2 of 2" err; then fail "the second video was begun"; fi
+
+# twice: at once, whatever is going on
+start -m A --device ref -p a --size 256x256 --frames 17 --steps 50 -o x.y4m
+wait_for "256x256" err
+kill -INT "$pid"
+wait_for "once more stops at once" err
+kill -INT "$pid"
+finish

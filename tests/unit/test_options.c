@@ -1,0 +1,264 @@
+/* The command line: every option and alias, strict numbers, refusals that name the option, numbering of outputs. */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "options.h"
+
+enum { MAX_ARGS = 32 };
+
+/* Splits "a|b|c" behind the program's name and parses. The arguments live until the next call: options borrow them. */
+static int parse(const char *line, hs_options *o, hs_err *err) {
+    static char text[4096];
+    char *argv[MAX_ARGS + 1] = {(char[]){"haste-run"}};
+    int argc = 1;
+    snprintf(text, sizeof text, "%s", line);
+    for (char *p = *text ? text : NULL; p && argc < MAX_ARGS;) {
+        argv[argc++] = p;
+        p = strchr(p, '|');
+        if (p) *p++ = 0;
+    }
+    *err = (hs_err){0};
+    return hs_options_parse(argc, argv, o, err);
+}
+
+static hs_options good(const char *line) {
+    hs_options o;
+    hs_err err;
+    int rc = parse(line, &o, &err);
+    cr_assert_eq(rc, 0, "\"%s\" refused: %s", line, err.msg);
+    return o;
+}
+
+/* Refused with this code, and the message holds `part`; *ret is untouched. */
+static void refused(const char *line, int code, const char *part) {
+    hs_options o, before;
+    hs_err err;
+    memset(&o, 0x5a, sizeof o);
+    before = o;
+    int rc = parse(line, &o, &err);
+    cr_assert_eq(rc, code, "\"%s\" gave %d, not %d", line, rc, code);
+    cr_assert_eq(err.code, code);
+    cr_assert(strstr(err.msg, part), "\"%s\": message \"%s\" lacks \"%s\"", line, err.msg, part);
+    cr_assert_eq(memcmp(&o, &before, sizeof o), 0, "\"%s\" changed the options", line);
+}
+
+Test(options, defaults_mean_the_model_decides) {
+    hs_options o = good("-m|dir|-p|text");
+    cr_assert_str_eq(o.model, "dir");
+    cr_assert_str_eq(o.prompt, "text");
+    cr_assert(!o.width && !o.height && !o.frames && !o.fps && !o.steps && !o.threads && !o.has_seed);
+    cr_assert(isnan(o.guidance) && isnan(o.shift));
+    cr_assert(o.solver == -1 && o.sigmas == -1);
+    cr_assert(!o.output && !o.negative && !o.noise && !o.stats && !o.device && !o.precision);
+    cr_assert(!o.dry_run && !o.quiet && !o.verbose && !o.error_on_fallback && !o.help && !o.version);
+}
+
+Test(options, every_option_is_read) {
+    hs_options o =
+        good("--model|d|--prompt|p|--negative|n|--width|64|--height|48|--frames|9|--fps|24|--steps|7|--guidance|"
+             "2.5|--shift|3.5|--solver|dpm++|--sigmas|b|--seed|18446744073709551615|--noise|a|--output|o");
+    cr_assert_str_eq(o.negative, "n");
+    cr_assert(o.width == 64 && o.height == 48 && o.frames == 9 && o.fps == 24 && o.steps == 7);
+    cr_assert(o.guidance == 2.5 && o.shift == 3.5 && o.solver == HS_DPMPP && o.sigmas == HS_SIGMAS_B);
+    cr_assert(o.has_seed && o.seed == UINT64_MAX);
+    cr_assert_str_eq(o.noise, "a");
+    cr_assert_str_eq(o.output, "o");
+    o = good("-md|-pp|-nx|-oy|-q|--save-latents|s|--stats|t|--device|ref|--precision|fp32|--threads|3|--dry-run|"
+             "--error-on-fallback|--attention|dense");
+    cr_assert_str_eq(o.save_latents, "s");
+    cr_assert_str_eq(o.stats, "t");
+    cr_assert_str_eq(o.device, "ref");
+    cr_assert_str_eq(o.precision, "fp32");
+    cr_assert(o.threads == 3 && o.dry_run && o.error_on_fallback && o.quiet);
+    cr_assert_str_eq(good("-m|d|--decode-latents|f|-v").decode_latents, "f");
+    cr_assert_str_eq(good("-m|d|--prompts|f").prompts, "f");
+}
+
+Test(options, names_of_other_programs_work) {
+    hs_options o =
+        good("-m|d|-p|p|--size|832*480|--frame_num|81|--sample_steps|50|--sample_guide_scale|6|--sample_shift|8|"
+             "--base_seed|42|--save_file|x.mp4|--sample_solver|unipc");
+    cr_assert(o.width == 832 && o.height == 480 && o.frames == 81 && o.steps == 50 && o.guidance == 6 && o.shift == 8);
+    cr_assert(o.has_seed && o.seed == 42 && o.solver == HS_UNIPC);
+    cr_assert_str_eq(o.output, "x.mp4");
+    o = good("-m|d|-p|p|--size=480x832|--num-frames=5|--num-inference-steps=4|--guidance-scale=1|--flow-shift=5|"
+             "--negative-prompt=bad|--output-path=y.mkv");
+    cr_assert(o.width == 480 && o.height == 832 && o.frames == 5 && o.steps == 4 && o.guidance == 1 && o.shift == 5);
+    cr_assert_str_eq(o.negative, "bad");
+    cr_assert_str_eq(o.output, "y.mkv");
+    o = good("-m|d|-p|p|--num_frames|13|--num_inference_steps|3|--guidance_scale|2|--flow_shift|4|--negative_prompt|b|"
+             "--output_path|z.y4m");
+    cr_assert(o.frames == 13 && o.steps == 3 && o.guidance == 2 && o.shift == 4);
+    cr_assert_str_eq(o.output, "z.y4m");
+    cr_assert(!good("-m|d|-p|p|--seed|7|--base_seed|-1").has_seed, "-1 means random");
+}
+
+Test(options, numbers_are_strict) {
+    static const char *const bad[] = {"--steps|",
+                                      "--steps|1e2",
+                                      "--steps|10 ",
+                                      "--steps| 10",
+                                      "--steps|+3",
+                                      "--steps|0",
+                                      "--steps|1001",
+                                      "--steps|-1",
+                                      "--steps|0x10",
+                                      "--steps|3.0",
+                                      "--width|12a",
+                                      "--height|",
+                                      "--frames|five",
+                                      "--fps|0",
+                                      "--fps|1001",
+                                      "--guidance|x",
+                                      "--guidance|-1",
+                                      "--guidance|nan",
+                                      "--shift|inf",
+                                      "--shift|0",
+                                      "--shift|1,5",
+                                      "--guidance|0x2",
+                                      "--seed|-2",
+                                      "--seed|1.5",
+                                      "--threads|0",
+                                      "--seed|18446744073709551616",
+                                      "--width|99999999999999999999"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        char line[128], name[32];
+        snprintf(line, sizeof line, "-m|d|-p|p|%s", bad[i]);
+        snprintf(name, sizeof name, "%.*s \"", (int)strcspn(bad[i], "|"), bad[i]);
+        refused(line, HS_EINVAL, name);
+        refused(line, HS_EINVAL, "should be");
+    }
+    static const char *const sizes[] = {"832",       "832x",  "x480",     "832x480x3",
+                                        "832 x 480", "0x480", "832x-480", "8e2x480"};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "-m|d|-p|p|--size|%s", sizes[i]);
+        refused(line, HS_EINVAL, "such as 832x480");
+    }
+    refused("-m|d|-p|p|--solver|heun", HS_EINVAL, "unipc, dpm++ or euler");
+    refused("-m|d|-p|p|--sigmas|e", HS_EINVAL, "a, b, c or d");
+    refused("-m|d|-p|p|--sigmas|ab", HS_EINVAL, "a, b, c or d");
+}
+
+Test(options, wrong_lines_say_what_to_do) {
+    refused("", HS_EINVAL, "-m DIR is missing");
+    refused("-p|text", HS_EINVAL, "-m DIR is missing");
+    refused("-m|d", HS_EINVAL, "-p TEXT is missing");
+    refused("-m|d|-p|a|b", HS_EINVAL, "unexpected \"b\"");
+    refused("-m|d|-p|a|--prompts|f", HS_EINVAL, "-p and --prompts");
+    refused("-m|d|-p|a|--decode-latents|f", HS_EINVAL, "--decode-latents only decodes");
+    refused("-m|d|-p|a|-q|-v", HS_EINVAL, "--quiet and --verbose");
+    refused("-m|d|-p|a|--widht|64", HS_EINVAL, "did you mean --width?");
+    refused("-m|d|-p|a|--widht=64", HS_EINVAL, "unknown option --widht;");
+    refused("-m|d|-p|a|--xyzzy", HS_EINVAL, "--help");
+    refused("-m|d|-p|a|-x", HS_EINVAL, "unknown option -x");
+    refused("-m|d|-p|a|-qx", HS_EINVAL, "unknown option -x");
+    refused("-m|d|-p", HS_EINVAL, "-p: its value is missing");
+    refused("-m|d|-p|a|--steps", HS_EINVAL, "--steps: its value is missing");
+    refused("-m|d|-p|a|--dry-run=yes", HS_EINVAL, "takes no value");
+}
+
+Test(options, later_versions_options_are_not_ignored) {
+    static const char *const later[] = {
+        "--profile|x",      "--budget|0.5",           "--top-p|0.9",     "--reuse-delta|0.1", "--dense-steps|2",
+        "--dense-layers|1", "--attention|xattention", "--attention|svg2"};
+    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "-m|d|-p|p|%s", later[i]);
+        refused(line, HS_ENOTSUP, "not in this build yet: dense only");
+    }
+    refused("-m|d|-p|p|--attention|sparse", HS_EINVAL, "should be dense");
+}
+
+Test(options, help_and_version_need_nothing_else) {
+    cr_assert(good("--help").help);
+    cr_assert(good("-h").help);
+    cr_assert(good("--version").version);
+    cr_assert(good("-m|d|--help|--nonsense").help);
+}
+
+/* ---- help ------------------------------------------------------------------------------------------------------- */
+typedef struct collected {
+    char text[16384];
+    size_t longest;
+} collected;
+
+static void collect(void *user, const char *line) {
+    collected *c = user;
+    if (strlen(line) > c->longest) c->longest = strlen(line);
+    strncat(c->text, line, sizeof c->text - strlen(c->text) - 1);
+    strncat(c->text, "\n", sizeof c->text - strlen(c->text) - 1);
+}
+
+Test(options, help_lists_the_contract) {
+    static const char *const names[] = {"-m, --model",
+                                        "-p, --prompt",
+                                        "-n, --negative",
+                                        "--prompts",
+                                        "--width",
+                                        "--height",
+                                        "--frames",
+                                        "--fps",
+                                        "--steps",
+                                        "--guidance",
+                                        "--shift",
+                                        "--seed",
+                                        "--solver",
+                                        "--sigmas",
+                                        "--noise",
+                                        "--save-latents",
+                                        "--decode-latents",
+                                        "--device",
+                                        "--precision",
+                                        "--threads",
+                                        "--stats",
+                                        "--dry-run",
+                                        "--error-on-fallback",
+                                        "-q, --quiet",
+                                        "-v, --verbose",
+                                        "--version",
+                                        "-h, --help",
+                                        "-o, --output",
+                                        "--size",
+                                        "--frame_num",
+                                        "--sample_steps",
+                                        "--sample_guide_scale",
+                                        "--sample_shift",
+                                        "--base_seed",
+                                        "--save_file",
+                                        "--num-frames",
+                                        "--num-inference-steps",
+                                        "--guidance-scale",
+                                        "--flow-shift",
+                                        "--negative-prompt",
+                                        "--output-path",
+                                        "Examples"};
+    collected c = {.longest = 0};
+    hs_options_help(collect, &c);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        cr_assert(strstr(c.text, names[i]), "help lacks %s", names[i]);
+    cr_assert_leq(c.longest, 108, "a line of the help has %zu characters", c.longest);
+}
+
+/* ---- numbers in file names --------------------------------------------------------------------------------------- */
+Test(options, several_videos_get_numbers) {
+    static const char *const pairs[][2] = {{"out.mp4", "out_007.mp4"},     {"a.b/out", "a.b/out_007"},
+                                           {"a/.mp4", "a/.mp4_007"},       {"frames/", "frames_007/"},
+                                           {"a/b.c.mkv", "a/b.c_007.mkv"}, {"null:", "null:"},
+                                           {"clip_%d.mp4", "clip_7.mp4"},  {"clip_%02d.mp4", "clip_07.mp4"},
+                                           {"s.json", "s_007.json"},       {".hidden", ".hidden_007"}};
+    char name[64];
+    hs_err err = {0};
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        cr_assert_eq(hs_options_number(pairs[i][0], 7, name, sizeof name, &err), 0, "%s: %s", pairs[i][0], err.msg);
+        cr_assert_str_eq(name, pairs[i][1]);
+    }
+    cr_assert_eq(hs_options_number("out.mp4", 1234, name, sizeof name, &err), 0);
+    cr_assert_str_eq(name, "out_1234.mp4");
+    static const char *const bad[] = {"-", "a_%d_%d.mp4", "a_%s.mp4", "a_%", "f_%04d.png", "%n.mp4"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        cr_assert_eq(hs_options_number(bad[i], 0, name, sizeof name, &err), HS_EINVAL, "%s", bad[i]);
+    cr_assert_eq(hs_options_number("out.mp4", 0, name, 8, &err), HS_EINVAL);
+}
