@@ -184,13 +184,13 @@ class Checker:
 
     def masks(self, kind, key, mine, my_tie, real=None):
         """Rows not marked as ties must be equal in the first `real` columns and keep as many of the others (equal padded
-        blocks: which of them is nobody's business). Marked rows may differ by one in number and by two in place."""
+        blocks: which of them is nobody's business). Marked rows may differ by one in number."""
         ref, tie = self.bits(key), self.get(key + ".tie").astype(bool)
         differ = (ref != mine)[..., :real].sum(-1)
         number = np.abs(ref.sum(-1) - mine.sum(-1))
         wrong = (differ > 0) | (number > 0)
         self.note(kind, not wrong[~tie].any(), key, f"{int(wrong[~tie].sum())} rows differ")
-        self.note(kind + " (marked rows)", ((number <= 1) & (differ <= 2))[tie].all(), key)
+        self.note(kind + " (marked rows)", (number <= 1)[tie].all(), key)
         self.note(kind + " (marks)", (tie >= my_tie).all(), key)
 
 

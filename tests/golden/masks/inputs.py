@@ -16,7 +16,6 @@ U64 = np.uint64
 
 def gauss(name, start, n):
     """Elements start..start+n of `name`: four 24-bit uniforms, centred; variance 49/48. A multiple of 2^-26."""
-    total = np.zeros(n, np.int64)
     h = hashgen.hashes(name, 4 * n, 4 * start).reshape(n, 4) >> U64(40)
     total = h.astype(np.int64).sum(1) - 33554430
     return (7 * total).astype(np.float64) * 2.0**-26

@@ -274,7 +274,7 @@ def make_svg(pub, store, facts, case, run, q, k, cases):
             kept[which] = label, c, size
             if it == 2 and x.shape[1] <= 600:
                 order = pub.kmeans.permute_tensor_by_labels(torch.from_numpy(x), torch.from_numpy(label), 1)[1].numpy()
-                facts.count("orders_that_are_not_stable_of_10", (order != np.argsort(label, -1, kind="stable")).any())
+                facts.count("orders_that_are_not_stable", (order != np.argsort(label, -1, kind="stable")).any())
                 store.add_plain(pre + "_order", order, np.int32)
         if it < 2:
             continue
