@@ -25,16 +25,11 @@ typedef struct call {
 } call;
 
 /* ---- device ---------------------------------------------------------------------------------------------------- */
-static int is_one_of(const char *s, const char *const *list, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!strcmp(s, list[i])) return 1;
-    return 0;
-}
-
+/* "cuda" or "cuda:N" with at most two digits */
 static int is_cuda(const char *name) {
-    if (!strcmp(name, "cuda")) return 1;
-    return !strncmp(name, "cuda:", 5) && name[5] && strlen(name) < 8 &&
-           strspn(name + 5, "0123456789") == strlen(name + 5);
+    const size_t n = strlen(name);
+    return !strcmp(name, "cuda") ||
+           (!strncmp(name, "cuda:", 5) && n > 5 && n < 8 && strspn(name + 5, "0123456789") == n - 5);
 }
 
 static int open_named(const hs_device_params *p, hs_device *dev, hs_err *err) {
@@ -44,11 +39,10 @@ static int open_named(const hs_device_params *p, hs_device *dev, hs_err *err) {
     return hs_fail(err, HS_EINVAL, "unknown device '%s', expected auto, cpu, ref, cuda or cuda:N", p->name);
 }
 
-/* The fastest backend that answers. A GPU that is there but fails is worth a warning; only ENODEV passes over the cpu.
- */
+/* The fastest backend that answers. A GPU may fail in any way, with a warning; the cpu must not, unless not built. */
 static int open_auto(const hs_device_params *p, hs_device *dev, hs_err *err) {
     static const char *const order[] = {"cuda", "cpu", "ref"};
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0;; i++) {
         hs_device_params q = *p;
         hs_err why = {0};
         q.name = order[i];
@@ -62,15 +56,13 @@ static int open_auto(const hs_device_params *p, hs_device *dev, hs_err *err) {
         if (i == 2 || (i == 1 && rc != HS_ENODEV)) return hs_fail(err, rc, "%s", why.msg);
         hs_log(rc == HS_ENODEV ? HS_LOG_DEBUG : HS_LOG_WARN, "device auto: passing over %s: %s", q.name, why.msg);
     }
-    return HS_ENODEV; /* not reached */
 }
 
 int hs_device_open(const hs_device_params *p, hs_device **ret, hs_err *err) {
-    static const char *const precisions[] = {"auto", "fp32", "bf16"};
     hs_device_params q = *p;
     if (!q.name) q.name = "auto";
     if (!q.precision) q.precision = "auto";
-    if (!is_one_of(q.precision, precisions, 3))
+    if (strcmp(q.precision, "auto") && strcmp(q.precision, "fp32") && strcmp(q.precision, "bf16"))
         return hs_fail(err, HS_EINVAL, "unknown precision '%s', expected auto, fp32 or bf16", q.precision);
     if (q.threads < 0 || q.max_bytes < 0)
         return hs_fail(err, HS_EINVAL, "device: threads %d and memory limit %lld must not be negative", q.threads,
@@ -126,9 +118,8 @@ int64_t hs_device_bytes(const hs_device *dev, int64_t *ret_peak) {
 }
 
 int64_t hs_device_free_bytes(const hs_device *dev) {
-    int64_t free = dev->ops->free_bytes(dev);
-    int64_t left = dev->max_bytes - dev->bytes;
-    return dev->max_bytes && left < free ? left : free;
+    const int64_t there = dev->ops->free_bytes(dev), allowed = dev->max_bytes - dev->bytes;
+    return dev->max_bytes && allowed < there ? allowed : there;
 }
 
 static void count_bytes(hs_device *dev, int64_t bytes) {
@@ -144,7 +135,8 @@ static int fail_memory(const hs_device *dev, const char *purpose, int64_t bytes,
     char limit[64] = "none set";
     if (dev->max_bytes) snprintf(limit, sizeof limit, "%lld", (long long)dev->max_bytes);
     return hs_fail(err, HS_ENOMEM,
-                   "device memory for %s: %lld bytes asked, %lld in use, limit %s, free %lld; choose a smaller video",
+                   "device memory for %s: %lld bytes asked, %lld in use, limit %s, free %lld; choose a smaller video "
+                   "or another device",
                    purpose, (long long)bytes, (long long)dev->bytes, limit, (long long)hs_device_free_bytes(dev));
 }
 

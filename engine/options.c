@@ -64,7 +64,7 @@ static const option_row rows[] = {
     {ID_SEED, 0, "base_seed", "N", NULL},
     {ID_NOISE, 0, "noise", "FILE", "initial latents (safetensors) instead of the seed's"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
-    {ID_OUTPUT, 'o', "output", "PATH", "by extension: mp4 webm mkv (exact) y4m md5, out_%04d.png or folder/ (exact),"},
+    {ID_OUTPUT, 'o', "output", "PATH", "out.mp4, .webm, .mkv (exact), .y4m, .md5, out_%04d.png or folder/ (exact),"},
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
@@ -100,6 +100,8 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
     line(user, "haste-run makes a video from a prompt with a Wan2.1-class model.");
     line(user, "");
     line(user, "  haste-run -m DIR -p TEXT [-o out.mp4] [options]");
+    line(user, "");
+    line(user, "Defaults are in brackets; --dry-run shows the model's own.");
     for (int i = 0; i < ROWS; i++) {
         const option_row *r = &rows[i];
         if (!r->help) continue;
@@ -114,7 +116,7 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
         snprintf(text, sizeof text, "  %-27s %s", left, r->help);
         line(user, text);
         if (r->id == ID_OUTPUT)
-            line(user, "                              - = y4m on stdout, null: = nothing [haste-SEED.mp4]");
+            line(user, "                              - for y4m on stdout, null: for nothing [haste-SEED.mp4]");
     }
     static const char *const tail[] = {
         "",

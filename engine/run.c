@@ -21,7 +21,7 @@
 #include <unistd.h>
 #include <utf8proc.h>
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096, MAX_META = 48 };
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096 };
 
 typedef struct app {
     hs_options o;
@@ -57,6 +57,12 @@ static void on_log(void *user, enum hs_log_level level, const char *msg) {
     if (level > HS_LOG_FALLBACK && !a->o.verbose) return;
     close_line(a);
     fprintf(stderr, "haste-run: %s%s\n", label[level], msg);
+}
+
+/* Text from outside never moves the cursor. */
+static void print_prompt(const char *text) {
+    for (; *text; text++) fputc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, stderr);
+    fputc('\n', stderr);
 }
 
 static int report(app *a, const hs_err *err) {
@@ -104,9 +110,10 @@ static void on_signal(int number) {
     (void)ignored;
 }
 
+/* A fall-back that shows only while the work goes on stops it in the same way. */
 static int on_interrupted(void *user) {
-    (void)user;
-    return stop_requested;
+    const app *a = user;
+    return stop_requested || refuse_fallback(a, NULL);
 }
 
 static void catch_signals(void) {
@@ -293,71 +300,15 @@ static int check_output(const app *a, const char *path, hs_err *err) {
     return hs_sink_check(&p, err);
 }
 
-/* ---- settings in the file --------------------------------------------------------------------------------------- */
-typedef struct meta {
-    const char *list[MAX_META];
-    char text[12][64], comment[256];
-    int n, n_text;
-} meta;
-
 /* One video in the making. */
 typedef struct job {
     char output[PATH_SIZE], latents[PATH_SIZE], stats[PATH_SIZE];
     hs_request req;
-    meta meta;
+    hs_settings settings; /* for the container; points into req */
     hs_run_stats stats_of;
     int begun;      /* the output was opened */
     int64_t frames; /* written */
 } job;
-
-static void meta_add(meta *m, const char *key, const char *value) {
-    m->list[m->n++] = key;
-    m->list[m->n++] = value;
-}
-
-static void HS_PRINTF(3, 4) meta_format(meta *m, const char *key, const char *fmt, ...) {
-    va_list args;
-    char *text = m->text[m->n_text++];
-    va_start(args, fmt);
-    vsnprintf(text, sizeof m->text[0], fmt, args);
-    va_end(args);
-    meta_add(m, key, text);
-}
-
-/* Everything that makes the video again. Pointers stay valid as long as the request and *m. */
-static void fill_meta(const app *a, const hs_request *r, meta *m) {
-    const char *negative = r->negative ? r->negative : a->info->negative_prompt;
-    if (r->prompt) {
-        meta_add(m, "title", r->prompt);
-        meta_add(m, "comment", m->comment);
-        snprintf(m->comment, sizeof m->comment,
-                 "made by haste-run " HS_VERSION ": seed %" PRIu64 ", %d steps, %s, guidance %g, "
-                 "shift %g",
-                 r->seed, r->steps, hs_solver_name(r->solver), r->guidance, r->shift);
-        meta_add(m, "prompt", r->prompt);
-        if (negative) meta_add(m, "negative_prompt", negative);
-        if (a->o.noise)
-            meta_add(m, "noise", "from a file");
-        else
-            meta_format(m, "seed", "%" PRIu64, r->seed);
-        meta_format(m, "steps", "%d", r->steps);
-        meta_add(m, "solver", hs_solver_name(r->solver));
-        meta_format(m, "sigmas", "%c", hs_sigmas_letter(r));
-        meta_format(m, "guidance", "%g", r->guidance);
-        meta_format(m, "shift", "%g", r->shift);
-        meta_add(m, "attention", "dense");
-    } else {
-        meta_add(m, "comment", "decoded from saved latents by haste-run " HS_VERSION);
-    }
-    meta_format(m, "width", "%d", r->width);
-    meta_format(m, "height", "%d", r->height);
-    meta_format(m, "frames", "%d", r->frames);
-    meta_format(m, "fps", "%d", r->fps);
-    meta_add(m, "device", a->info->device);
-    meta_add(m, "model_sha256", a->info->sha256);
-    meta_add(m, "haste_version", HS_VERSION);
-    m->list[m->n] = NULL;
-}
 
 /* ---- what is left after a failure ------------------------------------------------------------------------------- */
 static int is_plain_file(const char *path) {
@@ -366,11 +317,12 @@ static int is_plain_file(const char *path) {
 }
 
 static void say_what_was_written(const app *a, const char *output, int64_t frames) {
+    const char *name = strcmp(output, "-") ? output : "stdout";
     if (!strcmp(output, "null:")) return;
     if (frames == a->req.frames)
-        fprintf(stderr, "haste-run: %s could not be finished\n", output);
+        fprintf(stderr, "haste-run: %s could not be finished\n", name);
     else if (frames > 0)
-        fprintf(stderr, "haste-run: %s is partial: %" PRId64 " of %d frames\n", output, frames, a->req.frames);
+        fprintf(stderr, "haste-run: %s is partial: %" PRId64 " of %d frames\n", name, frames, a->req.frames);
     else if (is_plain_file(output) && !unlink(output))
         fprintf(stderr, "haste-run: no frame was finished; the empty %s is removed\n", output);
 }
@@ -387,12 +339,19 @@ static int holds_latents(const app *a, const char *path) {
 static void keep_latents(app *a, const job *j, int code) {
     const char *const state[] = {"state", a->denoised ? "final" : "interrupted while denoising", NULL};
     const char *tmp = getenv("TMPDIR"), *save = j->req.save_latents, *slash = strrchr(j->output, '/');
-    const char *base = slash && slash[1] ? slash + 1 : "haste"; /* for names that are no file: stdout, a folder */
-    char path[3][PATH_SIZE + 64];
-    int n = 0, in_folder = strcmp(j->output, "-") && strcmp(j->output, "null:") && !(slash && !slash[1]);
+    const char *base = slash ? slash + 1 : j->output;
+    char path[3][PATH_SIZE + 64], other[32];
+    int n = 0, in_folder = strcmp(j->output, "-") && strcmp(j->output, "null:") && *base;
+    hs_err err = {0};
     if (code == HS_EINTR ? !save : !a->denoised) return;
-    if (hs_session_latents(a->session, a->latents, NULL)) return;
-    if (!slash && in_folder) base = j->output;
+    if (hs_session_latents(a->session, a->latents, &err)) {
+        fprintf(stderr, "haste-run: the latents are lost: %s\n", err.msg);
+        return;
+    }
+    if (!in_folder) { /* stdout and folders have no name to put a file beside */
+        snprintf(other, sizeof other, "haste-%" PRIu64, a->req.seed);
+        base = other;
+    }
     if (save) snprintf(path[n++], sizeof path[0], "%s", save);
     if (in_folder) snprintf(path[n++], sizeof path[0], "%s.latents.safetensors", j->output);
     snprintf(path[n++], sizeof path[0], "%s/%s.latents.safetensors", tmp && *tmp ? tmp : "/tmp", base);
@@ -428,14 +387,14 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     j->req.prompt = prompt;
     j->req.save_latents = o->save_latents ? j->latents : NULL;
     j->req.noise = o->noise ? a->latents : NULL;
-    fill_meta(a, &j->req, &j->meta);
+    hs_settings_fill(&j->settings, a->info, &j->req);
     return 0;
 }
 
 /* Opens the sink, makes the video, closes the sink in every case. */
 static int work(app *a, job *j, hs_err *err) {
     hs_run_hooks hooks = {a, on_progress, on_interrupted};
-    hs_sink_params p = sink_params(a, j->output, j->meta.list);
+    hs_sink_params p = sink_params(a, j->output, j->settings.list);
     hs_sink *sink = NULL;
     hs_err late = {0};
     int rc = hs_sink_open(&p, &sink, err);
@@ -445,6 +404,9 @@ static int work(app *a, job *j, hs_err *err) {
     if (!(rc = refuse_fallback(a, err)))
         rc = a->o.decode_latents ? hs_decode(a->session, a->latents, sink, &hooks, &j->stats_of, err)
                                  : hs_generate(a->session, &j->req, sink, &hooks, &j->stats_of, err);
+    if (rc == HS_EINTR && !stop_requested) rc = refuse_fallback(a, err);
+    close_line(a);
+    a->open_line = 0;
     double start = hs_seconds();
     j->frames = hs_sink_frames(sink);
     int closed = hs_sink_close(sink, NULL, &late); /* the encoder hands out its last frames here */
@@ -462,8 +424,8 @@ static void summary(const app *a, const job *j) {
             t[HS_STAGE_LOAD], t[HS_STAGE_TEXT], t[HS_STAGE_DENOISE], t[HS_STAGE_DECODE], t[HS_STAGE_ENCODE],
             hs_print_seconds(st->total, total), hs_print_bytes(st->peak_host, host),
             hs_print_bytes(st->peak_device, device));
-    fprintf(stderr, "%s: %" PRId64 " frames of %dx%d, %d fps", j->output, j->frames, a->req.width, a->req.height,
-            a->req.fps);
+    fprintf(stderr, "%s: %" PRId64 " frame%s of %dx%d, %d fps", j->output, j->frames, j->frames == 1 ? "" : "s",
+            a->req.width, a->req.height, a->req.fps);
     if (!a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, a->req.seed);
     fputc('\n', stderr);
 }
@@ -478,7 +440,10 @@ static int one_video(app *a, int number) {
         hs_fail(&err, HS_ENOMEM, "no memory for another video");
         return report(a, &err);
     }
-    if (!a->o.quiet && a->n_prompts > 1) fprintf(stderr, "%d of %d: %s\n", number + 1, a->n_prompts, prompt);
+    if (!a->o.quiet && a->n_prompts > 1) {
+        fprintf(stderr, "%d of %d: ", number + 1, a->n_prompts);
+        print_prompt(prompt);
+    }
     rc = prepare(a, prompt, number, j, &err);
     if (!rc) rc = work(a, j, &err);
     if (rc) {
@@ -519,7 +484,6 @@ static int check_places(const app *a, FILE *show, hs_err *err) {
     job *j = hs_calloc(1, sizeof *j);
     int rc = j ? 0 : hs_fail(err, HS_ENOMEM, "no memory for another video");
     for (int i = 0; i < count(a) && !rc; i++) {
-        memset(&j->meta, 0, sizeof j->meta);
         rc = prepare(a, NULL, i, j, err);
         if (!rc && show) fprintf(show, "output   %s\n", j->output);
     }
@@ -544,9 +508,10 @@ static int make_videos(app *a) {
         (stop_requested && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return report(a, &err);
     if (!a->o.quiet) {
-        fprintf(stderr, "%s on %s\n%dx%d, %d frames", a->o.model, a->info->device, r->width, r->height, r->frames);
+        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", a->o.model, a->info->device, r->width, r->height, r->frames,
+                r->frames == 1 ? "" : "s");
         if (!a->o.decode_latents)
-            fprintf(stderr, ", %d steps of %s, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
+            fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
                     r->shift);
         if (!a->o.decode_latents && !a->o.noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
         fputc('\n', stderr);

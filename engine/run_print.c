@@ -1,4 +1,4 @@
-/* What haste-run says to people (plan, durations, sizes) and to programs (--stats). */
+/* What haste-run says to people (plan, durations, sizes) and to programs (settings in the container, --stats). */
 #include "run_print.h"
 
 #include <cjson/cJSON.h>
@@ -71,6 +71,56 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
     fprintf(to, "work     text %s, steps %d x %s, decoding %s\n", print_flops(plan->flops_text, a), r->steps,
             print_flops(plan->flops_step, b), print_flops(plan->flops_vae, c));
     if (plan->seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(plan->seconds, a));
+}
+
+/* ---- settings --------------------------------------------------------------------------------------------------- */
+static void add(hs_settings *m, const char *key, const char *value) {
+    m->list[m->n++] = key;
+    m->list[m->n++] = value;
+}
+
+static void HS_PRINTF(3, 4) add_format(hs_settings *m, const char *key, const char *fmt, ...) {
+    va_list args;
+    char *text = m->text[m->n_text++];
+    va_start(args, fmt);
+    vsnprintf(text, sizeof m->text[0], fmt, args);
+    va_end(args);
+    add(m, key, text);
+}
+
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r) {
+    const char *negative = r->negative ? r->negative : info->negative_prompt;
+    m->n = m->n_text = 0;
+    add(m, "comment", m->comment);
+    if (r->prompt) {
+        add(m, "title", r->prompt);
+        add(m, "prompt", r->prompt);
+        if (negative) add(m, "negative_prompt", negative);
+        if (r->noise)
+            add(m, "noise", "from a file");
+        else
+            add_format(m, "seed", "%" PRIu64, r->seed);
+        snprintf(m->comment, sizeof m->comment,
+                 "made by haste-run " HS_VERSION ": %s %s, %d steps, %s, guidance %g, shift %g",
+                 r->noise ? "noise" : "seed", m->list[m->n - 1], r->steps, hs_solver_name(r->solver), r->guidance,
+                 r->shift);
+        add_format(m, "steps", "%d", r->steps);
+        add(m, "solver", hs_solver_name(r->solver));
+        add_format(m, "sigmas", "%c", hs_sigmas_letter(r));
+        add_format(m, "guidance", "%g", r->guidance);
+        add_format(m, "shift", "%g", r->shift);
+        add(m, "attention", "dense");
+    } else {
+        snprintf(m->comment, sizeof m->comment, "decoded from saved latents by haste-run " HS_VERSION);
+    }
+    add_format(m, "width", "%d", r->width);
+    add_format(m, "height", "%d", r->height);
+    add_format(m, "frames", "%d", r->frames);
+    add_format(m, "fps", "%d", r->fps);
+    add(m, "device", info->device);
+    add(m, "model_sha256", info->sha256);
+    add(m, "haste_version", HS_VERSION);
+    m->list[m->n] = NULL;
 }
 
 /* ---- statistics ------------------------------------------------------------------------------------------------- */

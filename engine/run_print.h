@@ -1,4 +1,4 @@
-/* What haste-run says: numbers for people, the plan of --dry-run, the JSON of --stats. */
+/* What haste-run says: numbers for people, the plan of --dry-run, the settings inside the video, the JSON of --stats. */
 #ifndef HS_RUN_PRINT_H
 #define HS_RUN_PRINT_H
 #include "haste.h"
@@ -14,6 +14,15 @@ const char *hs_print_bytes(int64_t bytes, hs_text32 ret);
 char hs_sigmas_letter(const hs_request *r);
 
 void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan);
+
+/* Everything that makes the video again, as key, value, ..., NULL for hs_sink_params.meta. A request with noise has no
+ * seed; one without a prompt is a decoding of saved latents. list points into *m, r and info. */
+typedef struct hs_settings {
+    const char *list[48];
+    char text[12][64], comment[256];
+    int n, n_text;
+} hs_settings;
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r);
 
 /* One JSON object (design: docs). Written to a new file; HS_EIO or HS_ENOMEM. */
 int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,

@@ -6,11 +6,10 @@
 
 #define FN __attribute__((target("avx2,fma")))
 
-/* x = n + f: adding 1.5 * 2^23 leaves n in the low bits. Below 2^-126, where 2^n has no exponent, the result stays
- * there. Minimax polynomial of 2^f, |f| <= 1/2, relative error 7.5e-8. */
+/* x = n + f: adding 1.5 * 2^23 leaves n in the low bits. Minimax polynomial of 2^f, |f| <= 1/2, error 7.5e-8. */
 static inline FN __m256 exp2_8(__m256 x) {
     const __m256 magic = _mm256_set1_ps(12582912.0f);
-    x = _mm256_max_ps(_mm256_set1_ps(-126.0f), x);
+    x = _mm256_max_ps(_mm256_set1_ps(HS_ATTN_LEAST), x);
     __m256 t = _mm256_add_ps(x, magic), f = _mm256_sub_ps(x, _mm256_sub_ps(t, magic));
     __m256 p = _mm256_set1_ps(0.00132764725f);
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0.00967554096f));

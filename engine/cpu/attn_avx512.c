@@ -19,13 +19,12 @@
 #define HMAX  _mm512_reduce_max_ps
 #define HADD  _mm512_reduce_add_ps
 
-/* x = n + f, n integer, |f| <= 1/2; vscalefps multiplies by 2^n and underflows to 0 by itself, the bound keeps -inf
- * from becoming NaN. Minimax polynomials of 2^f, relative error 7.5e-8 (degree 5) and 7.5e-5 (degree 3). */
 #define TARGET_FP32 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 #define TARGET_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
 
+/* x = n + f, n integer, |f| <= 1/2. Minimax polynomials of 2^f, relative error 7.5e-8 (degree 5) and 7.5e-5 (3). */
 static inline TARGET_FP32 __m512 exp2_fp32(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
+    x = _mm512_max_ps(_mm512_set1_ps(HS_ATTN_LEAST), x);
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(0.00132764725f);
     p = FMA(p, f, _mm512_set1_ps(0.00967554096f));
@@ -38,7 +37,7 @@ static inline TARGET_FP32 __m512 exp2_fp32(__m512 x) {
 
 /* For probabilities that are rounded to bf16 (2^-9) anyway. */
 static inline TARGET_BF16 __m512 exp2_bf16(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
+    x = _mm512_max_ps(_mm512_set1_ps(HS_ATTN_LEAST), x);
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(0.0551716685f);
     p = FMA(p, f, _mm512_set1_ps(0.242611125f));

@@ -14,10 +14,16 @@ extern "C" {
 
 enum {
     HS_ATTN_PANEL = 16, /* columns of a panel */
-    HS_ATTN_PAD =
-        32, /* head size and keys are padded with zeros to a multiple of this: two panels, one AMX depth step */
-    HS_ATTN_TILE = 16, /* gemm may compute and overwrite rows up to the next multiple of this */
+    HS_ATTN_PAD = 32,   /* head size and keys get zeros up to a multiple of this: two panels, a depth step of AMX */
+    HS_ATTN_TILE = 16,  /* gemm may compute and overwrite rows up to the next multiple of this */
 };
+
+/* Exponents of probabilities, base 2. The reference of a row moves only when a logit exceeds it by more than STEP:
+ * probabilities then reach 2^8, far from overflow in fp32 and bf16, and accumulators are rescaled in the first few
+ * blocks only. Below LEAST they stay at 2^LEAST: nothing beside the sum of the row, which is at least 1, and far enough
+ * from the denormals that products with values stay clear of them. */
+#define HS_ATTN_STEP  8.0f
+#define HS_ATTN_LEAST -100.0f
 
 /* One block of logits and what its rows carry from key block to key block. */
 typedef struct hs_attn_block {

@@ -28,11 +28,10 @@ static inline float hmax4(vec4 v) {
     return a > b ? a : b;
 }
 
-/* x = n + f: adding 1.5 * 2^23 leaves n in the low bits. Below 2^-126, where 2^n has no exponent, the result stays
- * there. Minimax polynomial of 2^f, |f| <= 1/2, relative error 7.5e-8. */
+/* x = n + f: adding 1.5 * 2^23 leaves n in the low bits. Minimax polynomial of 2^f, |f| <= 1/2, error 7.5e-8. */
 static inline vec4 exp2_4(vec4 x) {
     const vec4 magic = set4(12582912.0f);
-    x = max4(set4(-126.0f), x);
+    x = max4(set4(HS_ATTN_LEAST), x);
     vec4 t = x + magic, f = x - (t - magic);
     vec4 p = set4(0.00132764725f);
     p = p * f + set4(0.00967554096f);

@@ -1,16 +1,17 @@
 /* The two inner loops of attention, written once over the vector operations of an instruction set. Included by the
  * attn_*.c files, which define before:
  *
- *   NAME(x)          name of this instance        FN          function attributes (target)
- *   VEC, LANES       float vector, 4, 8 or 16     ROWS, VECS  register tile: ROWS rows x VECS vectors (32 or 64
- * columns) LOAD, STORE, ZERO, SET1, ADD, MUL, MAX        on VEC and float *; unaligned; MAX(a, b) gives b if either is
- * NaN FMA(a, b, c)     a * b + c                    EXP2(x)     2^x for x <= STEP, 0 or tiny far below, NaN for NaN
- *   WORD, SPREAD(p)  vector of words, one word at p in all lanes        LOADW(p)   LANES words at p
- *   DOT(acc, a, b)   acc + products of words      STORE2(s, k, a, b)  values k .. k + 2 * LANES to row s as words
- *   HMAX, HADD       over the lanes of a VEC
+ *   NAME(x), FN      name of this instance; function attributes
+ *   VEC, LANES       vector of 4, 8 or 16 floats, with LOAD STORE ZERO SET1 ADD MUL MAX FMA(a, b, c) = a * b + c
+ *   HMAX, HADD       over the lanes of a VEC.  MAX(a, b) is b where either is NaN
+ *   EXP2(x)          2^x for x <= HS_ATTN_STEP, bounded below by 2^HS_ATTN_LEAST; NaN for NaN
+ *   WORD             vector of LANES words: LOADW(p) from p on, SPREAD(p) the one at p in all lanes
+ *   DOT(acc, a, b)   acc + products of words
+ *   STORE2(s, k, a, b)  values k .. k + 2 * LANES of row s, as words
+ *   ROWS, VECS       register tile: ROWS rows of VECS vectors, 16 to 64 columns
  *
- * Register tile: with R rows and C vectors a step of the depth costs R + C loads for R * C products. 6 x 4 uses 29 of
- * 32 registers of AVX-512, 6 x 2 uses 15 of 16 of AVX2.
+ * With R rows and C vectors a step of the depth costs R + C loads for R * C products: 6 x 4 (29 of the 32 registers of
+ * AVX-512) and 6 x 2 (15 of the 16 of AVX2) keep the multipliers busy with loads to spare.
  */
 #include "cpu/attn_kernels.h"
 
@@ -22,10 +23,6 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
-
-/* The reference of a row's exponent moves only when a logit exceeds it by more than this (in log2): probabilities then
- * reach 2^8, far from overflow in fp32 and bf16, and the accumulators are rescaled in the first few blocks only. */
-#define STEP 8.0f
 
 /* rows, vecs: constants after inlining */
 static inline __attribute__((always_inline)) FN void NAME(tile)(int rows, int vecs, int64_t depth, const float *a,
@@ -98,7 +95,7 @@ static FN void NAME(softmax)(const hs_attn_block *b) {
             top1 = MAX(top1, LOAD(s + k + LANES));
         }
         float top = HMAX(MAX(top0, top1)) * b->scale;
-        if (b->first || !(top <= b->max[r] + STEP)) {
+        if (b->first || !(top <= b->max[r] + HS_ATTN_STEP)) {
             top = top > -FLT_MAX ? top : -FLT_MAX; /* a row of -inf stays comparable */
             if (b->first) {
                 b->sum[r] = 0;

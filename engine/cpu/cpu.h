@@ -32,6 +32,11 @@ static inline hs_cpu *hs_cpu_of(const hs_device *dev) {
 
 hs_cpu_isa hs_cpu_detect(void);
 
+/* Threads for a pass over so many values: below some thousands they cost more than they bring. */
+static inline int hs_cpu_threads(const hs_device *dev, int64_t values) {
+    return values < 16384 ? 1 : hs_cpu_of(dev)->threads;
+}
+
 #ifdef __cplusplus
 }
 #endif

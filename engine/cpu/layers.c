@@ -61,18 +61,21 @@ void hs_cpu_weight_free(hs_device *dev, hs_weight *w) {
     w->impl = NULL;
 }
 
-/* n elements of any float type to t (F32 or BF16) */
-static void convert(void *dst, hs_dtype t, const void *src, hs_dtype from, int64_t n) {
+/* n elements of any float type to t (F32 or BF16). In parallel, because a file of weights is read here first. */
+static void convert(hs_device *dev, void *dst, hs_dtype t, const void *src, hs_dtype from, int64_t n) {
     enum { PIECE = 1024 };
-    float piece[PIECE];
-    if (t == from) {
-        memcpy(dst, src, (size_t)n * hs_dtype_size(t));
-        return;
-    }
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, n))
     for (int64_t i = 0; i < n; i += PIECE) {
+        float piece[PIECE];
         const int64_t m = n - i < PIECE ? n - i : PIECE;
-        hs_to_f32(piece, (const char *)src + (size_t)i * hs_dtype_size(from), from, m);
-        hs_from_f32((char *)dst + (size_t)i * hs_dtype_size(t), t, piece, m);
+        const char *x = (const char *)src + (size_t)i * hs_dtype_size(from);
+        char *y = (char *)dst + (size_t)i * hs_dtype_size(t);
+        if (t == from) {
+            memcpy(y, x, (size_t)m * hs_dtype_size(t));
+        } else {
+            hs_to_f32(piece, x, from, m);
+            hs_cpu_copy(dev, (hs_buf){y, t, m}, (hs_buf){piece, HS_F32, m}); /* small enough for this one thread */
+        }
     }
 }
 
@@ -92,7 +95,7 @@ int hs_cpu_weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w,
     v->type = t;
     v->bias = bias;
     for (int64_t i = 0, o = 0; i < src->parts; o += src->out[i++]) {
-        convert(plain + (size_t)(o * in) * size, t, src->w[i], src->type[i], src->out[i] * in);
+        convert(dev, plain + (size_t)(o * in) * size, t, src->w[i], src->type[i], src->out[i] * in);
         if (bias) hs_to_f32(bias + o, src->bias[i], src->bias_type[i], src->out[i]);
     }
     const hs_product k = {.dim = {TYPICAL_ROWS, out, in}, .op = HS_LINEAR, .type = (int)t, .y_type = (int)t};
@@ -218,7 +221,7 @@ static void conv_doubled(hs_device *dev, const hs_conv *a) {
     hs_cpu *cpu = hs_cpu_of(dev);
     const int64_t in = (int64_t)a->Y * a->X * a->w->cin, row = (int64_t)2 * a->X * a->w->cout;
     const size_t bytes = (size_t)row * hs_dtype_size(a->y.type);
-    const int threads = cpu->threads, Y = a->Y;
+    const int Y = a->Y;
     if (scratch_at_least(dev, (size_t)Y * bytes)) {
         hs_device_sticky(dev, HS_ENOMEM, "out of memory doubling a frame of %d x %d pixels", a->X, Y);
         return;
@@ -235,7 +238,7 @@ static void conv_doubled(hs_device *dev, const hs_conv *a) {
                 hs_cpu_copy(dev, hs_buf_at(half, y * row, row), hs_buf_at(a->add, first + 2 * y * row, row));
             hs_onednn_multiply(dev, &k, &v->part[parity], hs_buf_at(a->x, t * in, in).p, half.p, v->bias, NULL);
             char *out = hs_buf_at(a->y, first, row).p;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, half.n))
             for (int y = 0; y < Y; y++) memcpy(out + 2 * (size_t)y * bytes, cpu->scratch + (size_t)y * bytes, bytes);
         }
 }

@@ -322,7 +322,7 @@ static dnnl_status_t plan_get(hs_onednn *o, const hs_product *k, const hs_packed
     for (int i = 0; i < PLANS; i++) {
         plan *p = &o->plans[i];
         if (p->used < oldest->used) oldest = p;
-        if (memcmp(&p->key, k, sizeof *k)) continue;
+        if (memcmp(&p->key, k, sizeof *k) != 0) continue;
         p->used = ++o->clock;
         *ret = p;
         return dnnl_success;

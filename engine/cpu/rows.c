@@ -9,8 +9,7 @@
 #include <string.h>
 
 enum {
-    PIECE = 4096,  /* values an inner loop keeps at hand (16 KB of F32); also the widest head and channel count */
-    ALONE = 16384, /* values below which threads cost more than they bring */
+    PIECE = 4096, /* values an inner loop keeps at hand (16 KB of F32); also the widest head and channel count */
     COPY_PIECE = 1 << 16,
 };
 
@@ -91,10 +90,6 @@ static const kernels *kernels_of(const hs_device *dev) {
     return &table_base;
 }
 
-static int threads_for(const hs_device *dev, int64_t values) {
-    return values < ALONE ? 1 : hs_cpu_of(dev)->threads;
-}
-
 static char *at(hs_buf b, int64_t i) {
     return (char *)b.p + (size_t)i * hs_dtype_size(b.type);
 }
@@ -107,8 +102,7 @@ static int64_t least(int64_t a, int64_t b) {
  */
 void hs_cpu_copy(hs_device *dev, hs_buf dst, hs_buf src) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, src.n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, src.n))
     for (int64_t i = 0; i < src.n; i += COPY_PIECE) {
         const int64_t n = least(COPY_PIECE, src.n - i);
         if (dst.type == src.type)
@@ -122,16 +116,14 @@ void hs_cpu_copy(hs_device *dev, hs_buf dst, hs_buf src) {
 
 void hs_cpu_add_gated(hs_device *dev, hs_buf x, hs_buf gate, int64_t rows, int64_t d, hs_buf y) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, rows * d);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, rows *d))
     for (int64_t r = 0; r < rows; r++) k->add_gated((const float *)x.p + r * d, gate.p, d, (float *)y.p + r * d);
 }
 
 void hs_cpu_norm(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64_t d, hs_buf mul, hs_buf add,
                  float eps, hs_buf y) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, rows * d);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, rows *d))
     for (int64_t r = 0; r < rows; r++)
         k->norm_row(kind, (const float *)x.p + r * d, d, mul.p, add.p, eps, at(y, r * d), y.type);
 }
@@ -152,14 +144,13 @@ void hs_cpu_qk_norm(hs_device *dev, const hs_qk_norm *a) {
     const kernels *k = kernels_of(dev);
     const hs_qk_norm q = *a;
     const float *rope = q.rope.p;
-    const int threads = threads_for(dev, q.rows * q.d);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, q.rows *q.d))
     for (int64_t r = 0; r < q.rows; r++)
         k->qk_row(at(q.x, r * q.ld + q.col), q.x.type, q.d, q.head_dim, q.gamma.p, rope ? rope + r * q.head_dim : NULL,
                   q.eps);
     if (!q.mean.p) return;
     enum { COLUMNS = 64 }; /* two cache lines of bf16 per row */
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, q.rows *q.d))
     for (int64_t c = 0; c < q.d; c += COLUMNS) {
         double sum[COLUMNS] = {0};
         const int64_t n = least(COLUMNS, q.d - c);
@@ -170,8 +161,7 @@ void hs_cpu_qk_norm(hs_device *dev, const hs_qk_norm *a) {
 
 void hs_cpu_gated_gelu(hs_device *dev, hs_buf ab, int64_t rows, int64_t ff, hs_buf y) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, rows * ff);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, rows *ff))
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < ff; i += PIECE)
             k->gelu_mul(at(ab, r * 2 * ff + i), at(ab, (r * 2 + 1) * ff + i), at(y, r * ff + i), y.type,
@@ -186,16 +176,14 @@ void hs_cpu_gather_rows(hs_device *dev, hs_buf table, hs_buf ids, int64_t n, int
 
 void hs_cpu_combine(hs_device *dev, int count, const double *c, const hs_buf *x, hs_buf y) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, y.n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, y.n))
     for (int64_t i = 0; i < y.n; i += PIECE) k->combine(count, c, x, i, (float *)y.p + i, least(PIECE, y.n - i));
 }
 
 /* Pixel (2i + dy, 2j + dx) of channel c and frame t belongs to token (t, i, j). Latents are small: plain loops. */
 void hs_cpu_patchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_buf y) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, y.n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, y.n))
     for (int64_t row = 0; row < (int64_t)f * h; row++)
         for (int64_t j = 0; j < w; j++)
             for (int64_t c = 0; c < C; c++) {
@@ -207,8 +195,8 @@ void hs_cpu_patchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_bu
 }
 
 void hs_cpu_unpatchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_buf y) {
-    const int threads = threads_for(dev, y.n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+    (void)dev;
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, y.n))
     for (int64_t line = 0; line < (int64_t)C * f * 2 * h; line++) {
         const int64_t c = line / (2 * h) / f, t = line / (2 * h) % f, Y = line % (2 * h);
         const float *in = (const float *)x.p + (t * h + Y / 2) * w * 4 * C + Y % 2 * 2 * C + c;
@@ -224,8 +212,7 @@ void hs_cpu_latent_frames(hs_device *dev, hs_buf x, int C, int f, int t0, int T,
                           const float *add, hs_buf z) {
     const kernels *k = kernels_of(dev);
     const int64_t area = (int64_t)Y * X;
-    const int threads = threads_for(dev, z.n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, z.n))
     for (int64_t p = 0; p < T * area; p++)
         for (int64_t c = 0; c < C; c++) {
             const float v = ((const float *)x.p)[(c * f + t0) * area + p] * mul[c] + add[c];
@@ -240,16 +227,15 @@ void hs_cpu_channel_norm(hs_device *dev, hs_buf x, int64_t pixels, int C, hs_buf
         return;
     }
     const int64_t group = PIECE / C;
-    const int threads = threads_for(dev, pixels * C);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, pixels *C))
     for (int64_t i = 0; i < pixels; i += group)
         k->pixels(at(x, i * C), x.type, least(group, pixels - i), C, gamma.p, silu, at(y, i * C), y.type);
 }
 
 void hs_cpu_split_frames(hs_device *dev, hs_buf x, int T, int64_t pixels, int C, hs_buf y) {
+    (void)dev;
     const size_t bytes = (size_t)C * hs_dtype_size(x.type);
-    const int threads = threads_for(dev, x.n);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, x.n))
     for (int64_t p = 0; p < T * pixels; p++) {
         const int64_t t = p / pixels, i = p % pixels;
         for (int64_t s = 0; s < 2; s++) memcpy(at(y, ((2 * t + s) * pixels + i) * C), at(x, (2 * p + s) * C), bytes);
@@ -258,9 +244,8 @@ void hs_cpu_split_frames(hs_device *dev, hs_buf x, int T, int64_t pixels, int C,
 
 void hs_cpu_to_u8(hs_device *dev, hs_buf x, hs_buf y) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, x.n);
     int64_t nan = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : nan)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, x.n)) reduction(+ : nan)
     for (int64_t i = 0; i < x.n; i += PIECE)
         nan += k->bytes(at(x, i), x.type, (uint8_t *)y.p + i, least(PIECE, x.n - i));
     if (nan) hs_device_sticky(dev, HS_ENUMERIC, "to_u8: %lld of %lld values are NaN", (long long)nan, (long long)x.n);
@@ -268,9 +253,8 @@ void hs_cpu_to_u8(hs_device *dev, hs_buf x, hs_buf y) {
 
 int64_t hs_cpu_count_nonfinite(hs_device *dev, hs_buf x) {
     const kernels *k = kernels_of(dev);
-    const int threads = threads_for(dev, x.n);
     int64_t bad = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : bad)
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, x.n)) reduction(+ : bad)
     for (int64_t i = 0; i < x.n; i += PIECE) bad += k->nonfinite(at(x, i), x.type, least(PIECE, x.n - i));
     return bad;
 }

@@ -43,6 +43,7 @@ static void pixel(const hs_conv *a, int t, int y, int x) {
             const float *in = (const float *)a->x.p + (((t + dt) * a->Y + (yi >> up)) * a->X + (xi >> up)) * cin;
             const float *k = weight + tap * cin * cout + o0;
             for (int64_t c = 0; c < cin; c++)
+#pragma omp simd
                 for (int64_t o = 0; o < n; o++) sum[o] += (double)in[c] * k[c * cout + o];
         }
         for (int64_t o = 0; o < n; o++) out[o0 + o] = (float)(sum[o] + bias[o0 + o] + (add ? add[o0 + o] : 0.0));

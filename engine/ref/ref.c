@@ -112,6 +112,7 @@ void hs_ref_linear(hs_device *dev, const hs_linear *a) {
             float *y = (float *)a->y.p + m * out + o0;
             double sum[TILE] = {0};
             for (int64_t i = 0; i < in; i++)
+#pragma omp simd
                 for (int64_t o = 0; o < n; o++) sum[o] += (double)x[i] * wt[i * out + o0 + o];
             for (int64_t o = 0; o < n; o++) {
                 const double v = sum[o] + bias[o0 + o];

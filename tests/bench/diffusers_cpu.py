@@ -14,16 +14,22 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
 
-DEFAULTS = {"width": 832, "height": 480, "frames": 81, "steps": 50, "guidance": 5.0, "shift": 5.0, "negative_prompt": ""}
+DEFAULTS = {"width": 832, "height": 480, "frames": 81, "steps": 50, "guidance": 5.0, "shift": 3.0, "negative_prompt": ""}
+
+
+def read_json(*path):
+    with open(os.path.join(*path), encoding="utf-8") as f:
+        return json.load(f)
 
 
 def model_defaults(folder):
-    """What haste-run takes for options that are not given: haste.json, else the family's values."""
+    """Settings that are not given: the scheduler's shift, haste.json, else the family's values.
+
+    The negative prompt of a folder without haste.json is empty here; haste-run has the family's long one."""
     values = dict(DEFAULTS)
-    path = os.path.join(folder, "haste.json")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            values.update({k: v for k, v in json.load(f).items() if k in values})
+    values["shift"] = read_json(folder, "scheduler", "scheduler_config.json").get("flow_shift", values["shift"])
+    if os.path.exists(os.path.join(folder, "haste.json")):
+        values.update({k: v for k, v in read_json(folder, "haste.json").items() if k in values})
     return values
 
 
@@ -32,10 +38,14 @@ class Peer:
 
     def __init__(self, folder, dtype="fp32", threads=0, sigmas="a", shift=3.0):
         import torch
+        import diffusers
+        import transformers
         from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
         from oracle.prompts import Tokenizer
         from transformers import UMT5EncoderModel
 
+        for library in (diffusers, transformers):
+            library.utils.logging.disable_progress_bar()
         if threads:
             torch.set_num_threads(threads)
         self.torch, start = torch, time.perf_counter()

@@ -33,3 +33,9 @@ else
     bad 1 "error-on-fallback" $same_but_device -p a --error-on-fallback -o x.md5
 fi
 good $same_but_device -p "a red circle" --device ref --error-on-fallback -o x.md5
+if [ "$HAVE_VIDEO" = 0 ]; then
+    bad 1 "error-on-fallback" $same_but_device -p a --device ref --error-on-fallback
+    good $same_but_device -p a --device ref
+    says "fall-back"
+    test -s haste-7.y4m || fail "no haste-7.y4m: $(ls)"
+fi

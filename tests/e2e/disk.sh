@@ -45,7 +45,7 @@ fi
 { "$HASTE_RUN" $small -p "a red circle" -o - 2>err; echo $? >code; } | head -c 1 >part
 same "$(cat code)" 1 "status with a closed pipe"
 says "Broken pipe"
-use_latents "$TMPDIR/haste.latents.safetensors"
+use_latents "$TMPDIR/haste-7.latents.safetensors"
 
 # a video that is finished needs no rescue, even if the statistics fail
 ln -s /dev/full s.json
@@ -54,7 +54,7 @@ same "$(cat fine.md5)" "$(cat want.md5)" "video beside failed statistics"
 test ! -e fine.md5.latents.safetensors || fail "latents of a finished video were kept"
 
 # no room anywhere: every attempt is reported
-limited 1 $small -p "a red circle" -o x.y4m --save-latents other.safetensors
+limited 4 $small -p "a red circle" --size 48x48 -o x.y4m --save-latents other.safetensors
 same "$status" 1 "status with no room at all"
 says other.safetensors
 says "$TMPDIR"

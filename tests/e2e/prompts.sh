@@ -18,6 +18,12 @@ good $small --prompts list.txt -o v/y_%02d.md5
 same "$(cat v/y_02.md5)" "$(cat v/x_002.md5)" "pattern in the name"
 good $small --prompts list.txt -o null:
 
+# escape sequences in a list do not reach the terminal
+printf 'a \033[31mred\nb\n' >list2.txt
+good $small --prompts list2.txt -o null:
+says "1 of 2: a ?[31mred"
+if grep -q "$(printf '\033')" err; then fail "an escape sequence reached stderr"; fi
+
 bad 1 "nothere.txt" $small --prompts nothere.txt -o x.md5
 printf '# only\n\n' >empty.txt
 bad 2 "no prompts" $small --prompts empty.txt -o x.md5

@@ -20,9 +20,20 @@ bad 2 "device 'tpu'" -m A -p a -o x.md5 --device tpu
 bad 2 "precision 'int8'" $small -p a -o x.md5 --precision int8
 bad 2 "unknown format .xyz" $small -p a -o x.xyz
 bad 2 "one frame" $small -p a -o x.png
-bad 2 "%" $small -p a -o x_%s.png
+if [ "$HAVE_VIDEO" = 1 ]; then
+    bad 2 "%d" $small -p a -o x_%s.png
+else
+    bad 1 "libavcodec-dev" $small -p a -o x.mp4
+fi
 bad 1 "no/folder" $small -p a -o no/folder/x.md5
 bad 2 "no extension" $small -p a -o tmpdir
+
+# a y4m stream is not for a terminal
+if script -qec true /dev/null >/dev/null 2>&1; then
+    script -qec "'$HASTE_RUN' $small -p a -o -" /dev/null >out
+    same "$?" 2 "status of y4m on a terminal"
+    grep -qF "stdout is a terminal" out || fail "y4m on a terminal: $(head -c 300 out)"
+fi
 
 # absurd sizes are refused by the estimate: at once, and not by the kernel
 start=$(date +%s)

@@ -67,3 +67,4 @@ kill -INT "$pid"
 wait_for "once more stops at once" err
 kill -INT "$pid"
 finish
+if grep -qF "interrupted" err; then fail "the second signal waited for a safe point"; fi

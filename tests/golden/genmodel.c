@@ -47,18 +47,26 @@ static int ends(const char *s, const char *tail) {
 void gm_weight_rule(const gm_tensor *t, double *ret_scale, double *ret_center) {
     const char *n = t->name;
     double unit = sqrt(3.0 / (double)(gm_numel(t) / t->shape[0])), s = unit, c = 0.0;
-    if (ends(n, ".bias")) s = 0.1;
-    else if (ends(n, "norm_q.weight") || ends(n, "norm_k.weight")) s = 0.3, c = 1.25;
-    else if (ends(n, ".gamma") || t->ndim == 1) s = 0.2, c = 1.0;
-    else if (ends(n, "relative_attention_bias.weight")) s = 1.0;
-    else if (!strcmp(n, "shared.weight")) s = 1.5;
-    else if (ends(n, "scale_shift_table")) s = 0.8;
-    else if (ends(n, "SelfAttention.q.weight") || ends(n, "SelfAttention.k.weight")) s = 0.5 * unit;
+    if (ends(n, ".bias"))
+        s = 0.1;
+    else if (ends(n, "norm_q.weight") || ends(n, "norm_k.weight"))
+        s = 0.3, c = 1.25;
+    else if (ends(n, ".gamma") || t->ndim == 1)
+        s = 0.2, c = 1.0;
+    else if (ends(n, "relative_attention_bias.weight"))
+        s = 1.0;
+    else if (!strcmp(n, "shared.weight"))
+        s = 1.5;
+    else if (ends(n, "scale_shift_table"))
+        s = 0.8;
+    else if (ends(n, "SelfAttention.q.weight") || ends(n, "SelfAttention.k.weight"))
+        s = 0.5 * unit;
     *ret_scale = s;
     *ret_center = c;
 }
 
-/* ---- configs ------------------------------------------------------------------------------------------------------ */
+/* ---- configs ------------------------------------------------------------------------------------------------------
+ */
 cJSON *gm_json_file(const char *dir, const char *name, hs_err *err) {
     char path[PATH_LEN];
     snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -82,7 +90,8 @@ cJSON *gm_json_file(const char *dir, const char *name, hs_err *err) {
 static void merge(cJSON *base, const cJSON *over) {
     for (const cJSON *item = over->child; item; item = item->next) {
         cJSON *old = cJSON_GetObjectItemCaseSensitive(base, item->string);
-        if (cJSON_IsObject(item) && cJSON_IsObject(old)) merge(old, item);
+        if (cJSON_IsObject(item) && cJSON_IsObject(old))
+            merge(old, item);
         else {
             cJSON_DeleteItemFromObjectCaseSensitive(base, item->string);
             cJSON_AddItemToObject(base, item->string, cJSON_Duplicate(item, 1));
@@ -133,7 +142,8 @@ int gm_tensors_golden(const char *golden_dir, const char *model, const char *par
     return 0;
 }
 
-/* ---- files -------------------------------------------------------------------------------------------------------- */
+/* ---- files --------------------------------------------------------------------------------------------------------
+ */
 static int write_text(const char *dir, const char *name, const char *text, hs_err *err) {
     char path[PATH_LEN];
     snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -204,7 +214,8 @@ static int write_shard(const char *path, const gm_list *l, int first, int last, 
         unsigned char le[8];
         for (int k = 0; k < 8; k++) le[k] = (unsigned char)(n >> (8 * k));
         bad = fwrite(le, 1, 8, f) != 8 || fwrite(head, 1, len, f) != len;
-        if (opt->sparse) bad = bad || fflush(f) || ftruncate(fileno(f), (off_t)(8 + len) + (off_t)at);
+        if (opt->sparse)
+            bad = bad || fflush(f) || ftruncate(fileno(f), (off_t)(8 + len) + (off_t)at);
         else
             for (int i = first; i < last && !bad; i++) {
                 double factor = opt->perturb && !strcmp(opt->perturb, l->at[i].name) ? 1.0 + opt->amount : 1.0;
@@ -239,8 +250,10 @@ static int write_part(const cJSON *config, const char *part, gm_list *l, int sha
         int last = first;
         while (last < l->n && (s == shards - 1 || done < total / shards * (s + 1)))
             done += gm_numel(&l->at[last++]) * (int64_t)hs_dtype_size(type);
-        if (shards == 1) snprintf(file, sizeof file, "%s.safetensors", stem);
-        else snprintf(file, sizeof file, "%s-%05d-of-%05d.safetensors", stem, s + 1, shards);
+        if (shards == 1)
+            snprintf(file, sizeof file, "%s.safetensors", stem);
+        else
+            snprintf(file, sizeof file, "%s-%05d-of-%05d.safetensors", stem, s + 1, shards);
         for (int i = first; i < last; i++) cJSON_AddStringToObject(map, l->at[i].name, file);
         snprintf(path, sizeof path, "%s/%s", dir, file);
         rc = write_shard(path, l, first, last, type, pad, opt, err);
@@ -262,13 +275,12 @@ static int copy_file(const char *from, const char *to, hs_err *err) {
     return bad ? hs_fail(err, HS_EIO, "cannot copy %s to %s: %s", from, to, strerror(errno)) : 0;
 }
 
-static const char model_index[] =
-    "{\n  \"_class_name\": \"WanPipeline\",\n  \"_diffusers_version\": \"0.33.0.dev0\",\n"
-    "  \"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"],\n"
-    "  \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"],\n"
-    "  \"tokenizer\": [\"transformers\", \"T5TokenizerFast\"],\n"
-    "  \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"],\n"
-    "  \"vae\": [\"diffusers\", \"AutoencoderKLWan\"]\n}\n";
+static const char model_index[] = "{\n  \"_class_name\": \"WanPipeline\",\n  \"_diffusers_version\": \"0.33.0.dev0\",\n"
+                                  "  \"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"],\n"
+                                  "  \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"],\n"
+                                  "  \"tokenizer\": [\"transformers\", \"T5TokenizerFast\"],\n"
+                                  "  \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"],\n"
+                                  "  \"vae\": [\"diffusers\", \"AutoencoderKLWan\"]\n}\n";
 
 static int write_frame(const char *golden_dir, const cJSON *config, const char *out, hs_err *err) {
     char from[PATH_LEN], to[PATH_LEN];
@@ -321,8 +333,10 @@ int gm_remove_tree(const char *dir) {
         struct stat st;
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
         snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        if (!lstat(path, &st) && S_ISDIR(st.st_mode)) gm_remove_tree(path);
-        else unlink(path);
+        if (!lstat(path, &st) && S_ISDIR(st.st_mode))
+            gm_remove_tree(path);
+        else
+            unlink(path);
     }
     closedir(d);
     return rmdir(dir) ? HS_EIO : 0;

@@ -1,7 +1,7 @@
 /* Small random models and the inputs of the golden tests, made from hashes: no weight files are committed.
  *
- * The Python half is oracle/hashgen.py; both must agree to the bit. Every name is part of the seed. Functions return 0 or
- * a negative HS_E* code (base.h). `golden_dir` is the folder of this file in the source tree.
+ * The Python half is oracle/hashgen.py; both must agree to the bit. Every name is part of the seed. Functions return 0
+ * or a negative HS_E* code (base.h). `golden_dir` is the folder of this file in the source tree.
  */
 #ifndef GENMODEL_H
 #define GENMODEL_H
@@ -39,13 +39,14 @@ int gm_tensors(const cJSON *config, const char *part, gm_list *ret, hs_err *err)
 /* The same from data/names_<model>.txt, which the reference implementations wrote. */
 int gm_tensors_golden(const char *golden_dir, const char *model, const char *part, gm_list *ret, hs_err *err);
 
-/* ---- model folders ------------------------------------------------------------------------------------------------ */
+/* ---- model folders ------------------------------------------------------------------------------------------------
+ */
 typedef struct gm_options {
-    int sparse;            /* headers only: files of the right length without data (ftruncate); names from data/names_*.txt */
-    const char *only;      /* one part, or NULL = all */
-    const char *perturb;   /* this tensor is scaled by 1 + amount: the tests must notice */
+    int sparse; /* headers only: files of the right length without data (ftruncate); names from data/names_*.txt */
+    const char *only;    /* one part, or NULL = all */
+    const char *perturb; /* this tensor is scaled by 1 + amount: the tests must notice */
     double amount;
-    const char *drop;      /* this tensor is left out */
+    const char *drop; /* this tensor is left out */
 } gm_options;
 /* Writes a Diffusers-layout model into `out` (made if missing). opt may be NULL. */
 int gm_write_model(const char *golden_dir, const char *model, const char *out, const gm_options *opt, hs_err *err);

@@ -42,7 +42,7 @@ static void add(gm_list *l, const char *prefix, const char *suffix, int ndim, co
     memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
 }
 
-#define ADD(l, prefix, suffix, ...)                                                                                     \
+#define ADD(l, prefix, suffix, ...)                                                                                    \
     add(l, prefix, suffix, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
 
 static void linear(gm_list *l, const char *prefix, const char *name, int64_t out, int64_t in) {
@@ -52,7 +52,8 @@ static void linear(gm_list *l, const char *prefix, const char *name, int64_t out
     ADD(l, full, ".bias", out);
 }
 
-/* ---- transformer -------------------------------------------------------------------------------------------------- */
+/* ---- transformer --------------------------------------------------------------------------------------------------
+ */
 static void transformer(const cJSON *c, gm_list *l) {
     int64_t d = (int64_t)int_of(c, "num_attention_heads", 0) * int_of(c, "attention_head_dim", 128);
     int64_t ffn = int_of(c, "ffn_dim", 0), text = int_of(c, "text_dim", 4096), channels = int_of(c, "in_channels", 16);
@@ -85,7 +86,8 @@ static void transformer(const cJSON *c, gm_list *l) {
     linear(l, "", "proj_out", 4 * (int64_t)int_of(c, "out_channels", 16), d);
 }
 
-/* ---- UMT5 encoder -------------------------------------------------------------------------------------------------- */
+/* ---- UMT5 encoder --------------------------------------------------------------------------------------------------
+ */
 static void text_encoder(const cJSON *c, gm_list *l) {
     int64_t d = int_of(c, "d_model", 0), ff = int_of(c, "d_ff", 0), heads = int_of(c, "num_heads", 0);
     int64_t inner = heads * int_of(c, "d_kv", 64);
@@ -97,7 +99,8 @@ static void text_encoder(const cJSON *c, gm_list *l) {
         ADD(l, p, "SelfAttention.k.weight", inner, d);
         ADD(l, p, "SelfAttention.v.weight", inner, d);
         ADD(l, p, "SelfAttention.o.weight", d, inner);
-        ADD(l, p, "SelfAttention.relative_attention_bias.weight", int_of(c, "relative_attention_num_buckets", 32), heads);
+        ADD(l, p, "SelfAttention.relative_attention_bias.weight", int_of(c, "relative_attention_num_buckets", 32),
+            heads);
         ADD(l, p, "layer_norm.weight", d);
         snprintf(p, sizeof p, "encoder.block.%d.layer.1.", i);
         ADD(l, p, "DenseReluDense.wi_0.weight", ff, d);
@@ -108,7 +111,8 @@ static void text_encoder(const cJSON *c, gm_list *l) {
     ADD(l, "", "encoder.final_layer_norm.weight", d);
 }
 
-/* ---- VAE ------------------------------------------------------------------------------------------------------------ */
+/* ---- VAE ------------------------------------------------------------------------------------------------------------
+ */
 static void conv3(gm_list *l, const char *prefix, const char *name, int64_t out, int64_t in, int64_t kt, int64_t k) {
     char full[112];
     snprintf(full, sizeof full, "%s%s", prefix, name);
@@ -198,10 +202,14 @@ int gm_tensors(const cJSON *config, const char *part, gm_list *ret, hs_err *err)
     const cJSON *c = cJSON_GetObjectItemCaseSensitive(config, part);
     *ret = (gm_list){0};
     if (!cJSON_IsObject(c)) return hs_fail(err, HS_EINVAL, "the model has no part '%s'", part);
-    if (!strcmp(part, "transformer")) transformer(c, ret);
-    else if (!strcmp(part, "text_encoder")) text_encoder(c, ret);
-    else if (!strcmp(part, "vae")) vae(c, ret);
-    else return hs_fail(err, HS_EINVAL, "no part is called '%s'", part);
+    if (!strcmp(part, "transformer"))
+        transformer(c, ret);
+    else if (!strcmp(part, "text_encoder"))
+        text_encoder(c, ret);
+    else if (!strcmp(part, "vae"))
+        vae(c, ret);
+    else
+        return hs_fail(err, HS_EINVAL, "no part is called '%s'", part);
     if (ret->n < 0) return hs_fail(err, HS_ENOMEM, "no memory for the tensor list");
     return 0;
 }

@@ -8,7 +8,7 @@
 
 /* fp32 bounds leave room for the order of sums (oneDNN, cuBLAS); bf16 has 8 significant bits per operand. */
 const gold_device gold_devices[] = {
-    [GOLD_REF] = {"ref", "fp32", 1e-5},        [GOLD_CPU_FP32] = {"cpu", "fp32", 1e-4},
+    [GOLD_REF] = {"ref", "fp32", 1e-5},           [GOLD_CPU_FP32] = {"cpu", "fp32", 1e-4},
     [GOLD_CPU_BF16] = {"cpu", "bf16", 1e-2, 1},   [GOLD_CUDA_FP32] = {"cuda", "fp32", 1e-4},
     [GOLD_CUDA_BF16] = {"cuda", "bf16", 1e-2, 1},
 };
@@ -31,7 +31,8 @@ hs_device *gold_open_fast(void) {
     return hs_device_open(&p, &dev, &err) ? gold_open(GOLD_REF) : dev;
 }
 
-/* ---- cases -------------------------------------------------------------------------------------------------------- */
+/* ---- cases --------------------------------------------------------------------------------------------------------
+ */
 const cJSON *gold_cases(const char *group) {
     static cJSON *all;
     hs_err err = {0};
@@ -43,7 +44,7 @@ const cJSON *gold_cases(const char *group) {
 }
 
 const cJSON *gold_case(const char *group, const char *name) {
-    for GOLD_EACH(c, gold_cases(group))
+    for (const cJSON *c = gold_first(gold_cases(group)); c; c = c->next)
         if (!strcmp(gold_str(c, "name"), name)) return c;
     cr_assert_fail("cases.json: no case '%s' in '%s'", name, group);
     return NULL;
@@ -61,7 +62,8 @@ double gold_num(const cJSON *o, const char *key) {
     return v->valuedouble;
 }
 
-/* ---- reference values --------------------------------------------------------------------------------------------- */
+/* ---- reference values ---------------------------------------------------------------------------------------------
+ */
 gold gold_load(const char *group, const gold_device *device) {
     gold g = {.device = device ? device->name : "", .tol = device ? device->tol : 0};
     hs_err err = {0};
@@ -175,12 +177,14 @@ void gold_frames(gold *g, const char *key, const uint8_t *rgb, int64_t n, double
         worst = d > worst ? d : worst;
     }
     if (getenv("GOLDEN_VERBOSE"))
-        fprintf(stderr, "%-44s %-5s differ %.4f, most %lld\n", key, g->device, (double)off / (double)n, (long long)worst);
-    cr_expect((double)off <= share * (double)n && worst <= most, "%s on %s: %lld of %lld values differ, by up to %lld", key,
-              g->device, (long long)off, (long long)n, (long long)worst);
+        fprintf(stderr, "%-44s %-5s differ %.4f, most %lld\n", key, g->device, (double)off / (double)n,
+                (long long)worst);
+    cr_expect((double)off <= share * (double)n && worst <= most, "%s on %s: %lld of %lld values differ, by up to %lld",
+              key, g->device, (long long)off, (long long)n, (long long)worst);
 }
 
-/* ---- intermediate values -------------------------------------------------------------------------------------------- */
+/* ---- intermediate values --------------------------------------------------------------------------------------------
+ */
 void gold_tap(void *user, const char *name, const float *x, int ndim, const int64_t *shape) {
     gold_taps *t = user;
     gold_stage *s = NULL;
@@ -209,17 +213,33 @@ void gold_compare_taps(gold *g, const char *prefix, gold_taps *t, double factor)
     t->n = 0;
 }
 
-/* ---- models ------------------------------------------------------------------------------------------------------------ */
+/* ---- models
+ * ------------------------------------------------------------------------------------------------------------ */
+/* Folders that exist now: a test that ends early (failed assertion, skip) leaves none behind either. */
+static char folders[8][256];
+
+static void remove_folders(void) {
+    for (int i = 0; i < 8; i++)
+        if (folders[i][0]) gold_model_done(folders[i]);
+}
+
 void gold_model(const char *model, const gm_options *opt, char ret_dir[256]) {
+    static int registered;
     const char *tmp = getenv("TMPDIR");
     hs_err err = {0};
+    int slot = 0;
+    while (slot < 7 && folders[slot][0]) slot++;
     snprintf(ret_dir, 256, "%s/haste-golden-XXXXXX", tmp && *tmp ? tmp : "/tmp");
     cr_assert(mkdtemp(ret_dir) != NULL, "cannot make a temporary folder like %s", ret_dir);
+    memcpy(folders[slot], ret_dir, 256);
+    if (!registered++) atexit(remove_folders);
     cr_assert_eq(gm_write_model(GOLDEN_DIR, model, ret_dir, opt, &err), 0, "%s", err.msg);
 }
 
 void gold_model_done(const char *dir) {
     gm_remove_tree(dir);
+    for (int i = 0; i < 8; i++)
+        if (!strcmp(folders[i], dir)) folders[i][0] = 0;
 }
 
 gm_list gold_tensors(const char *model, const char *part) {
@@ -236,6 +256,6 @@ void gold_expect_moved(gold *g, const char *key, const char *tensor, const float
     double e = sampled_error(key, x, n, ref, kept);
     g->compared++;
     if (getenv("GOLDEN_VERBOSE")) fprintf(stderr, "%-50s x 1.1 -> %.2e\n", tensor, e);
-    cr_expect(e > 3 * g->tol, "10%% more in %s moves %s by only %.2g: the golden test would not see an error there", tensor,
-              key, e);
+    cr_expect(e > 3 * g->tol, "10%% more in %s moves %s by only %.2g: the golden test would not see an error there",
+              tensor, key, e);
 }

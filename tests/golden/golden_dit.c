@@ -57,7 +57,8 @@ static void rig_open(rig *r, hs_device *dev, const char *model, const gm_options
     snprintf(path, sizeof path, "%s/transformer", dir);
     cr_assert_eq(hs_st_open_dir(path, "diffusion_pytorch_model", &r->st, &err), 0, "%s", err.msg);
     cr_assert_eq(hs_dit_load(&r->config, r->st, dev, &r->dit, &err), 0, "%s", err.msg);
-    cr_expect(hs_st_unused(r->st) == NULL, "tensor %s was not used", hs_st_unused(r->st) ? hs_st_unused(r->st)->name : "");
+    cr_expect(hs_st_unused(r->st) == NULL, "tensor %s was not used",
+              hs_st_unused(r->st) ? hs_st_unused(r->st)->name : "");
     gold_model_done(dir); /* mapped files stay readable */
     cr_assert_eq(hs_dit_run_new(r->dit, r->f, r->h, r->w, &r->run, &err), 0, "%s", err.msg);
     int64_t n = (int64_t)r->config.in_channels * r->f * r->h * r->w * 4;
@@ -118,27 +119,47 @@ static void run_case(gold *g, int which, hs_device *dev, const char *model, cons
 static void run_all(int which, int wide) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("dit", &gold_devices[which]);
-    for GOLD_EACH(c, gold_cases("dit"))
-        for GOLD_EACH(m, cJSON_GetObjectItemCaseSensitive(c, "models"))
+    for (const cJSON *c = gold_first(gold_cases("dit")); c; c = c->next)
+        for (const cJSON *m = gold_first(cJSON_GetObjectItemCaseSensitive(c, "models")); m; m = m->next)
             if (wide == !strcmp(m->valuestring, "C")) run_case(&g, which, dev, m->valuestring, c);
     gold_close(&g);
     hs_device_close(dev);
 }
 
-Test(dit, ref) { run_all(GOLD_REF, 0); }
-Test(dit, cpu_fp32) { run_all(GOLD_CPU_FP32, 0); }
-Test(dit, cpu_bf16) { run_all(GOLD_CPU_BF16, 0); }
-Test(dit, cuda_fp32) { run_all(GOLD_CUDA_FP32, 0); }
-Test(dit, cuda_bf16) { run_all(GOLD_CUDA_BF16, 0); }
+Test(dit, ref) {
+    run_all(GOLD_REF, 0);
+}
+Test(dit, cpu_fp32) {
+    run_all(GOLD_CPU_FP32, 0);
+}
+Test(dit, cpu_bf16) {
+    run_all(GOLD_CPU_BF16, 0);
+}
+Test(dit, cuda_fp32) {
+    run_all(GOLD_CUDA_FP32, 0);
+}
+Test(dit, cuda_bf16) {
+    run_all(GOLD_CUDA_BF16, 0);
+}
 /* the width of the 1.3B model: 116 M parameters */
-Test(dit_wide, ref) { run_all(GOLD_REF, 1); }
-Test(dit_wide, cpu_fp32) { run_all(GOLD_CPU_FP32, 1); }
-Test(dit_wide, cpu_bf16) { run_all(GOLD_CPU_BF16, 1); }
-Test(dit_wide, cuda_fp32) { run_all(GOLD_CUDA_FP32, 1); }
-Test(dit_wide, cuda_bf16) { run_all(GOLD_CUDA_BF16, 1); }
+Test(dit_wide, ref) {
+    run_all(GOLD_REF, 1);
+}
+Test(dit_wide, cpu_fp32) {
+    run_all(GOLD_CPU_FP32, 1);
+}
+Test(dit_wide, cpu_bf16) {
+    run_all(GOLD_CPU_BF16, 1);
+}
+Test(dit_wide, cuda_fp32) {
+    run_all(GOLD_CUDA_FP32, 1);
+}
+Test(dit_wide, cuda_bf16) {
+    run_all(GOLD_CUDA_BF16, 1);
+}
 
-/* Do the comparisons above see every weight? One tensor at a time is made 10 % larger; the velocity must leave the bound
- * clearly. Without this a term that is zero or cancels by accident would go untested. */
+/* Do the comparisons above see every weight? One tensor at a time is made 10 % larger; the velocity must leave the
+ * bound clearly. Without this a term that is zero or cancels by accident would go untested. */
 Test(dit_sensitivity, every_tensor) {
     hs_device *dev = gold_open_fast();
     gold g = gold_load("dit", &gold_devices[GOLD_REF]);

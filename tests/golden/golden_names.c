@@ -1,5 +1,5 @@
-/* Tensor names and shapes: the lists that diffusers and transformers wrote for the published configs, against the rules in
- * genmodel_names.c and against what the engine binds. Full-size files exist as headers only (sparse). */
+/* Tensor names and shapes: the lists that diffusers and transformers wrote for the published configs, against the rules
+ * in genmodel_names.c and against what the engine binds. Full-size files exist as headers only (sparse). */
 #include "engine/dit.h"
 #include "engine/text.h"
 #include "engine/vae.h"
@@ -25,14 +25,16 @@ Test(names, rules_equal_reference_lists) {
             gm_list a, b;
             if (!cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(config, parts[p]))) continue;
             cr_assert(!gm_tensors(config, parts[p], &a, &err) &&
-                          !gm_tensors_golden(GOLDEN_DIR, models[m], parts[p], &b, &err), "%s", err.msg);
+                          !gm_tensors_golden(GOLDEN_DIR, models[m], parts[p], &b, &err),
+                      "%s", err.msg);
             qsort(a.at, (size_t)a.n, sizeof *a.at, by_name);
             qsort(b.at, (size_t)b.n, sizeof *b.at, by_name);
             cr_expect_eq(a.n, b.n, "%s %s: %d tensors by rule, reference %d", models[m], parts[p], a.n, b.n);
             for (int i = 0; i < a.n && i < b.n; i++) {
                 int same = !strcmp(a.at[i].name, b.at[i].name) && a.at[i].ndim == b.at[i].ndim &&
                            !memcmp(a.at[i].shape, b.at[i].shape, (size_t)a.at[i].ndim * sizeof(int64_t));
-                cr_expect(same, "%s: %s by rule, reference %s, or shapes differ", models[m], a.at[i].name, b.at[i].name);
+                cr_expect(same, "%s: %s by rule, reference %s, or shapes differ", models[m], a.at[i].name,
+                          b.at[i].name);
                 if (!same) break;
             }
             gm_list_free(&a);
@@ -78,8 +80,12 @@ static void published(const char *model, int dit_tensors) {
               count[1], count[2]);
 }
 
-Test(names, published_1_3b) { published("wan_1.3b", 825); }
-Test(names, published_14b) { published("wan_14b", 1095); }
+Test(names, published_1_3b) {
+    published("wan_1.3b", 825);
+}
+Test(names, published_14b) {
+    published("wan_14b", 1095);
+}
 
 /* A missing tensor is refused and named, whichever part it is missing from. */
 Test(names, missing_tensor) {

@@ -35,8 +35,8 @@ static void run_case(gold *g, int which, const cJSON *c) {
     hs_err err = {0};
     hs_run_stats stats;
     gold_model(model_name, NULL, dir);
-    hs_model_params p = {.dir = dir, .device = gold_devices[which].name, .precision = gold_devices[which].precision,
-                         .threads = 1};
+    hs_model_params p = {
+        .dir = dir, .device = gold_devices[which].name, .precision = gold_devices[which].precision, .threads = 1};
     int rc = hs_model_open(&p, &model, &err);
     if (rc == HS_ENODEV || rc == HS_ENOTSUP) {
         gold_model_done(dir);
@@ -60,7 +60,8 @@ static void run_case(gold *g, int which, const cJSON *c) {
     r.guidance = gold_num(c, "guidance");
     r.shift = gold_num(c, "shift");
     r.noise = noise;
-    kept k = {.sink = {.ops = &keep_ops, .width = r.width, .height = r.height}, .frame = (int64_t)3 * r.width * r.height};
+    kept k = {.sink = {.ops = &keep_ops, .width = r.width, .height = r.height},
+              .frame = (int64_t)3 * r.width * r.height};
     k.sink.impl = &k;
     cr_assert_eq(hs_session_new(model, &r, &session, &err), 0, "%s", err.msg);
     cr_assert_eq(hs_generate(session, &r, &k.sink, NULL, &stats, &err), 0, "%s", err.msg);
@@ -86,12 +87,22 @@ static void run_case(gold *g, int which, const cJSON *c) {
 
 static void run_all(int which) {
     gold g = gold_load("pipeline", &gold_devices[which]);
-    for GOLD_EACH(c, gold_cases("pipeline")) run_case(&g, which, c);
+    for (const cJSON *c = gold_first(gold_cases("pipeline")); c; c = c->next) run_case(&g, which, c);
     gold_close(&g);
 }
 
-Test(pipeline, ref) { run_all(GOLD_REF); }
-Test(pipeline, cpu_fp32) { run_all(GOLD_CPU_FP32); }
-Test(pipeline, cpu_bf16) { run_all(GOLD_CPU_BF16); }
-Test(pipeline, cuda_fp32) { run_all(GOLD_CUDA_FP32); }
-Test(pipeline, cuda_bf16) { run_all(GOLD_CUDA_BF16); }
+Test(pipeline, ref) {
+    run_all(GOLD_REF);
+}
+Test(pipeline, cpu_fp32) {
+    run_all(GOLD_CPU_FP32);
+}
+Test(pipeline, cpu_bf16) {
+    run_all(GOLD_CPU_BF16);
+}
+Test(pipeline, cuda_fp32) {
+    run_all(GOLD_CUDA_FP32);
+}
+Test(pipeline, cuda_bf16) {
+    run_all(GOLD_CUDA_BF16);
+}

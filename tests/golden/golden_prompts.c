@@ -23,7 +23,7 @@ static const char *shown(const char *s, char ret[256]) {
 
 Test(prompts, cleaning) {
     cJSON *json = records();
-    for GOLD_EACH(r, json) {
+    for (const cJSON *r = gold_first(json); r; r = r->next) {
         const char *group = gold_str(r, "group"), *want = gold_str(r, "clean");
         char *clean = NULL, a[256], b[256], c[256];
         hs_err err = {0};
@@ -45,7 +45,7 @@ Test(prompts, token_ids) {
     if (rc == HS_ENOTSUP) cr_skip_test("%s", err.msg);
     cr_assert_eq(rc, 0, "%s", err.msg);
     cJSON *json = records();
-    for GOLD_EACH(r, json) {
+    for (const cJSON *r = gold_first(json); r; r = r->next) {
         const cJSON *ids = cJSON_GetObjectItemCaseSensitive(r, "ids");
         const int want = cJSON_GetArraySize(ids);
         int32_t got[MAX];
@@ -56,9 +56,10 @@ Test(prompts, token_ids) {
         cr_expect(!rc && n == want && total == (int)gold_num(r, "total"),
                   "%s: \"%s\" gives %d ids of %d, reference %d of %d %s", group, shown(clean, a), n, total, want,
                   (int)gold_num(r, "total"), err.msg);
-        for GOLD_EACH(id, ids) {
+        for (const cJSON *id = gold_first(ids); id; id = id->next) {
             if (k < n && got[k] != id->valueint) {
-                cr_expect(0, "%s: \"%s\": id %d is %d, reference %d", group, shown(clean, a), k, (int)got[k], id->valueint);
+                cr_expect(0, "%s: \"%s\": id %d is %d, reference %d", group, shown(clean, a), k, (int)got[k],
+                          id->valueint);
                 break;
             }
             k++;

@@ -31,15 +31,17 @@ static void compare_row(gold *g, const char *key, int row, const float *mine, in
 
 Test(sched, grids) {
     gold g = gold_load("schedule", NULL);
-    for GOLD_EACH(c, gold_cases("schedule"))
-        for GOLD_EACH(n, gold_cases("schedule_steps")) {
+    for (const cJSON *c = gold_first(gold_cases("schedule")); c; c = c->next)
+        for (const cJSON *n = gold_first(gold_cases("schedule_steps")); n; n = n->next) {
             int row = 0;
-            for GOLD_EACH(shift, cJSON_GetObjectItemCaseSensitive(c, "shifts")) {
+            for (const cJSON *shift = gold_first(cJSON_GetObjectItemCaseSensitive(c, "shifts")); shift;
+                 shift = shift->next) {
                 static hs_sched s;
                 char key[96];
                 hs_solver_kind solver;
                 const char *grid = gold_str(c, "grid");
-                const int exact = *grid != 'D'; /* D has fractional timesteps; its ends pass through float32 in diffusers */
+                const int exact =
+                    *grid != 'D'; /* D has fractional timesteps; its ends pass through float32 in diffusers */
                 cr_assert_eq(hs_solver_parse(gold_str(c, "solver"), &solver), 0);
                 init(&s, solver, grid, n->valueint, shift->valuedouble);
                 snprintf(key, sizeof key, "schedule/%s/%d/sigmas", grid, n->valueint);
@@ -108,16 +110,17 @@ static void follow(gold *g, const cJSON *c, int steps, double shift) {
 
 Test(sched, solvers) {
     gold g = gold_load("solver", NULL);
-    for GOLD_EACH(c, gold_cases("solver"))
-        for GOLD_EACH(n, cJSON_GetObjectItemCaseSensitive(c, "steps"))
-            for GOLD_EACH(shift, cJSON_GetObjectItemCaseSensitive(c, "shifts"))
+    for (const cJSON *c = gold_first(gold_cases("solver")); c; c = c->next)
+        for (const cJSON *n = gold_first(cJSON_GetObjectItemCaseSensitive(c, "steps")); n; n = n->next)
+            for (const cJSON *shift = gold_first(cJSON_GetObjectItemCaseSensitive(c, "shifts")); shift;
+                 shift = shift->next)
                 follow(&g, c, n->valueint, shift->valuedouble);
     gold_close(&g);
 }
 
 Test(numbers, randn_of_torch) {
     gold g = gold_load("randn", NULL);
-    for GOLD_EACH(c, gold_cases("randn")) {
+    for (const cJSON *c = gold_first(gold_cases("randn")); c; c = c->next) {
         char key[96];
         int64_t count, n = (int64_t)gold_num(c, "n");
         snprintf(key, sizeof key, "randn/%s/%lld", gold_str(c, "seed"), (long long)n);

@@ -61,17 +61,28 @@ static void run_case(gold *g, int which, hs_device *dev, const char *model, cons
 static void run_all(int which) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("text", &gold_devices[which]);
-    for GOLD_EACH(c, gold_cases("text"))
-        for GOLD_EACH(m, cJSON_GetObjectItemCaseSensitive(c, "models")) run_case(&g, which, dev, m->valuestring, c);
+    for (const cJSON *c = gold_first(gold_cases("text")); c; c = c->next)
+        for (const cJSON *m = gold_first(cJSON_GetObjectItemCaseSensitive(c, "models")); m; m = m->next)
+            run_case(&g, which, dev, m->valuestring, c);
     gold_close(&g);
     hs_device_close(dev);
 }
 
-Test(text, ref) { run_all(GOLD_REF); }
-Test(text, cpu_fp32) { run_all(GOLD_CPU_FP32); }
-Test(text, cpu_bf16) { run_all(GOLD_CPU_BF16); }
-Test(text, cuda_fp32) { run_all(GOLD_CUDA_FP32); }
-Test(text, cuda_bf16) { run_all(GOLD_CUDA_BF16); }
+Test(text, ref) {
+    run_all(GOLD_REF);
+}
+Test(text, cpu_fp32) {
+    run_all(GOLD_CPU_FP32);
+}
+Test(text, cpu_bf16) {
+    run_all(GOLD_CPU_BF16);
+}
+Test(text, cuda_fp32) {
+    run_all(GOLD_CUDA_FP32);
+}
+Test(text, cuda_bf16) {
+    run_all(GOLD_CUDA_BF16);
+}
 
 /* As dit_sensitivity: every tensor 10 % larger must show in the rows. */
 Test(text_sensitivity, every_tensor) {

@@ -91,17 +91,28 @@ static void run_case(gold *g, int which, hs_device *dev, const char *model, cons
 static void run_all(int which) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("vae", &gold_devices[which]);
-    for GOLD_EACH(c, gold_cases("vae"))
-        for GOLD_EACH(m, cJSON_GetObjectItemCaseSensitive(c, "models")) run_case(&g, which, dev, m->valuestring, c);
+    for (const cJSON *c = gold_first(gold_cases("vae")); c; c = c->next)
+        for (const cJSON *m = gold_first(cJSON_GetObjectItemCaseSensitive(c, "models")); m; m = m->next)
+            run_case(&g, which, dev, m->valuestring, c);
     gold_close(&g);
     hs_device_close(dev);
 }
 
-Test(vae, ref) { run_all(GOLD_REF); }
-Test(vae, cpu_fp32) { run_all(GOLD_CPU_FP32); }
-Test(vae, cpu_bf16) { run_all(GOLD_CPU_BF16); }
-Test(vae, cuda_fp32) { run_all(GOLD_CUDA_FP32); }
-Test(vae, cuda_bf16) { run_all(GOLD_CUDA_BF16); }
+Test(vae, ref) {
+    run_all(GOLD_REF);
+}
+Test(vae, cpu_fp32) {
+    run_all(GOLD_CPU_FP32);
+}
+Test(vae, cpu_bf16) {
+    run_all(GOLD_CPU_BF16);
+}
+Test(vae, cuda_fp32) {
+    run_all(GOLD_CUDA_FP32);
+}
+Test(vae, cuda_bf16) {
+    run_all(GOLD_CUDA_BF16);
+}
 
 /* As dit_sensitivity: every tensor of the decoder 10 % larger must show in the output. Two latent frames: the time
  * convolutions have no part in the first. */

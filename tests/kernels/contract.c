@@ -97,6 +97,7 @@ static void matrix_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("linear: gate holds 3 elements, 4 needed", LINEAR(u.residual = 1, u.gate = cut(c, 3)));
     REFUSE("linear: act is 1, must be 0 to 0", LINEAR(u.residual = 1, u.act = HS_ACT_GELU_TANH));
     REFUSE("linear: x is not aligned", LINEAR(u.x = (hs_buf){(char *)a.p + 2, HS_F32, 24}));
+    REFUSE("linear: output y (12 elements) overlaps gate", LINEAR(u.residual = 1, u.gate = cut(b, 4)));
     ACCEPT(LINEAR(u.residual = 1, u.gate = cut(c, 4)));
 
     const hs_conv v = {.x = cut(a, 96), .y = cut(b, 96), .w = k, .T = 2, .Y = 3, .X = 4}; /* x: 4 frames of 3 x 4 x 2 */
@@ -113,6 +114,7 @@ static void matrix_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("conv: y holds 96 elements, 384 needed", CONV(u.w = up));
     REFUSE("conv: add holds 95 elements, 96 needed", CONV(u.add = cut(c, 95)));
     REFUSE("conv: output y (96 elements) overlaps add", CONV(u.add = hs_buf_at(b, 1, 96)));
+    REFUSE("conv: output y (96 elements) overlaps x", CONV(u.y = hs_buf_at(a, 95, 96)));
     REFUSE("conv: dimension 0 of x is 0", CONV(u.T = 0));
     REFUSE("conv: w is a linear weight", CONV(u.w = w));
 
@@ -145,6 +147,14 @@ static void matrix_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("attention: output out (8 elements) overlaps v", hs_op_attention(dev, &u));
     u = t, u.rel_bias = cut(c, 3);
     REFUSE("attention: rel_bias holds 3 elements, 4 needed", hs_op_attention(dev, &u));
+    u = t, u.rel_bias = cut(b, 4);
+    REFUSE("attention: output out (8 elements) overlaps rel_bias", hs_op_attention(dev, &u));
+    u = t, u.out = cut(b, 7);
+    REFUSE("attention: out holds 7 elements, 8 needed", hs_op_attention(dev, &u));
+    u = t, u.q = hs_buf_at(b, 4, 8);
+    REFUSE("attention: output out (8 elements) overlaps q", hs_op_attention(dev, &u));
+    u = t, u.k = hs_buf_at(b, 7, 32);
+    REFUSE("attention: output out (8 elements) overlaps k", hs_op_attention(dev, &u));
     u = t, u.mask = (const struct hs_mask *)&t;
     hs_op_attention(dev, &u);
     expect_sticky(HS_ENOTSUP, "dense", "a block mask on ref");
@@ -160,6 +170,9 @@ static void row_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("norm: output y (12 elements) overlaps x", NORM(cut(a, 12), 3, 4, cut(c, 4), HS_NOBUF, cut(a, 12)));
     REFUSE("norm: kind is 7",
            hs_op_norm(dev, (hs_norm_kind)7, cut(a, 12), 3, 4, cut(c, 4), HS_NOBUF, 1e-6f, cut(b, 12)));
+    REFUSE("norm: y holds 11 elements, 12 needed", NORM(cut(a, 12), 3, 4, cut(c, 4), HS_NOBUF, cut(b, 11)));
+    REFUSE("norm: output y (12 elements) overlaps mul", NORM(cut(a, 12), 3, 4, cut(b, 4), HS_NOBUF, cut(b, 12)));
+    REFUSE("norm: output y (12 elements) overlaps add", NORM(cut(a, 12), 3, 4, cut(c, 4), cut(b, 4), cut(b, 12)));
 
     ACCEPT(hs_op_modulation(dev, cut(a, 12), cut(c, 4), 3, 1, 4, 2, cut(b, 12)));
     REFUSE("modulation: e_rows is 2, must be 1 or 3",
@@ -167,6 +180,11 @@ static void row_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("modulation: e holds 4 elements, 12 needed",
            hs_op_modulation(dev, cut(a, 12), cut(c, 4), 3, 3, 4, 2, cut(b, 12)));
     REFUSE("modulation: rows is 33", hs_op_modulation(dev, a, c, 33, 1, 1, 2, b));
+#define MODULATION(table, e, y) hs_op_modulation(dev, table, e, 3, 1, 4, 2, y)
+    REFUSE("modulation: table holds 11 elements, 12 needed", MODULATION(cut(a, 11), cut(c, 4), cut(b, 12)));
+    REFUSE("modulation: y holds 11 elements, 12 needed", MODULATION(cut(a, 12), cut(c, 4), cut(b, 11)));
+    REFUSE("modulation: output y (12 elements) overlaps table", MODULATION(cut(a, 12), cut(c, 4), cut(a, 12)));
+    REFUSE("modulation: output y (12 elements) overlaps e", MODULATION(cut(a, 12), cut(c, 4), cut(c, 12)));
 
     const hs_qk_norm q = {
         .x = cut(a, 40), .gamma = cut(c, 8), .rows = 2, .ld = 20, .col = 4, .d = 8, .head_dim = 4, .eps = 1e-6f};
@@ -185,16 +203,28 @@ static void row_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("qk_norm: rope holds 7 elements, 8 needed", QK(u.rope = cut(b, 7)));
     REFUSE("qk_norm: mean holds 7 elements, 8 needed", QK(u.mean = cut(b, 7)));
     REFUSE("qk_norm: output mean (8 elements) overlaps x", QK(u.mean = cut(a, 8)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps gamma", QK(u.mean = cut(c, 8)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps rope", QK(u.mean = cut(b, 8), u.rope = cut(b, 8)));
+    REFUSE("qk_norm: output x (32 elements) overlaps gamma", QK(u.gamma = hs_buf_at(a, 31, 8)));
+    REFUSE("qk_norm: output x (32 elements) overlaps rope", QK(u.rope = hs_buf_at(a, 31, 8)));
+    REFUSE("qk_norm: gamma holds 7 elements, 8 needed", QK(u.gamma = cut(c, 7)));
+    REFUSE("qk_norm: head_dim is 0, must be 1 to", QK(u.head_dim = 0));
 
     ACCEPT(hs_op_gated_gelu(dev, cut(a, 12), 2, 3, cut(b, 6)));
     REFUSE("gated_gelu: ab holds 11 elements, 12 needed", hs_op_gated_gelu(dev, cut(a, 11), 2, 3, cut(b, 6)));
     REFUSE("gated_gelu: output y (6 elements) overlaps ab",
            hs_op_gated_gelu(dev, cut(a, 12), 2, 3, hs_buf_at(a, 11, 6)));
+    REFUSE("gated_gelu: y holds 5 elements, 6 needed", hs_op_gated_gelu(dev, cut(a, 12), 2, 3, cut(b, 5)));
 
     ACCEPT(hs_op_gather_rows(dev, cut(a, 20), ids, 3, 4, cut(b, 12)));
     REFUSE("gather_rows: ids is F32, must be I32", hs_op_gather_rows(dev, cut(a, 20), cut(c, 3), 3, 4, cut(b, 12)));
     REFUSE("gather_rows: table of 21 elements", hs_op_gather_rows(dev, cut(a, 21), ids, 3, 4, cut(b, 12)));
     REFUSE("gather_rows: y holds 11 elements, 12 needed", hs_op_gather_rows(dev, cut(a, 20), ids, 3, 4, cut(b, 11)));
+    REFUSE("gather_rows: table holds 3 elements, 4 needed", hs_op_gather_rows(dev, cut(a, 3), ids, 3, 4, cut(b, 12)));
+    REFUSE("gather_rows: output y (12 elements) overlaps table",
+           hs_op_gather_rows(dev, cut(a, 20), ids, 3, 4, cut(a, 12)));
+    REFUSE("gather_rows: output y (12 elements) overlaps ids",
+           hs_op_gather_rows(dev, cut(a, 20), retyped(cut(b, 3), HS_I32), 3, 4, cut(b, 12)));
 
     const double one[7] = {1, 1, 1, 1, 1, 1, 1};
     hs_buf x[7] = {cut(a, 5), cut(b, 5), cut(b, 5), cut(b, 5), cut(b, 5), cut(b, 5), cut(b, 5)};
@@ -204,6 +234,9 @@ static void row_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("combine: output y (5 elements) overlaps x (5 elements)", hs_op_combine(dev, 2, one, x, hs_buf_at(a, 1, 5)));
     x[1] = cut(b, 6);
     REFUSE("combine: x[1] holds 6 elements, y 5", hs_op_combine(dev, 2, one, x, cut(a, 5)));
+    x[1] = retyped(cut(b, 5), HS_I32);
+    REFUSE("combine: x is I32, must be F32", hs_op_combine(dev, 2, one, x, cut(a, 5)));
+    REFUSE("combine: y is missing", hs_op_combine(dev, 1, one, x, (hs_buf){NULL, HS_F32, 5}));
     hs_device_free(dev, ids);
 }
 
@@ -213,9 +246,12 @@ static void frame_operations(hs_buf a, hs_buf b, hs_buf c) {
     ACCEPT(hs_op_patchify(dev, cut(a, 48), 2, 1, 2, 3, cut(b, 48)));
     REFUSE("patchify: x holds 47 elements, 48 needed", hs_op_patchify(dev, cut(a, 47), 2, 1, 2, 3, cut(b, 48)));
     REFUSE("patchify: dimension 2 of x is 0", hs_op_patchify(dev, cut(a, 48), 2, 1, 0, 3, cut(b, 48)));
+    REFUSE("patchify: y holds 47 elements, 48 needed", hs_op_patchify(dev, cut(a, 48), 2, 1, 2, 3, cut(b, 47)));
+    REFUSE("patchify: output y (48 elements) overlaps x", hs_op_patchify(dev, cut(a, 48), 2, 1, 2, 3, cut(a, 48)));
     ACCEPT(hs_op_unpatchify(dev, cut(a, 48), 2, 1, 2, 3, cut(b, 48)));
     REFUSE("unpatchify: y holds 47 elements, 48 needed", hs_op_unpatchify(dev, cut(a, 48), 2, 1, 2, 3, cut(b, 47)));
     REFUSE("unpatchify: output y (48 elements) overlaps x", hs_op_unpatchify(dev, cut(a, 48), 2, 1, 2, 3, cut(a, 48)));
+    REFUSE("unpatchify: x holds 47 elements, 48 needed", hs_op_unpatchify(dev, cut(a, 47), 2, 1, 2, 3, cut(b, 48)));
 
     ACCEPT(hs_op_latent_frames(dev, cut(a, 48), 4, 3, 2, 1, 2, 2, ones, ones, cut(b, 16)));
     REFUSE("latent_frames: t0 is 3, must be 0 to 2",
@@ -224,19 +260,31 @@ static void frame_operations(hs_buf a, hs_buf b, hs_buf c) {
            hs_op_latent_frames(dev, cut(a, 48), 4, 3, 2, 1, 2, 2, ones, NULL, cut(b, 16)));
     REFUSE("latent_frames: x holds 47 elements, 48 needed",
            hs_op_latent_frames(dev, cut(a, 47), 4, 3, 2, 1, 2, 2, ones, ones, cut(b, 16)));
+    REFUSE("latent_frames: z holds 15 elements, 16 needed",
+           hs_op_latent_frames(dev, cut(a, 48), 4, 3, 2, 1, 2, 2, ones, ones, cut(b, 15)));
+    REFUSE("latent_frames: output z (16 elements) overlaps x",
+           hs_op_latent_frames(dev, cut(a, 48), 4, 3, 2, 1, 2, 2, ones, ones, cut(a, 16)));
 
     ACCEPT(hs_op_channel_norm(dev, cut(a, 12), 3, 4, cut(c, 4), 1, cut(b, 12)));
     REFUSE("channel_norm: gamma holds 3 elements, 4 needed",
            hs_op_channel_norm(dev, cut(a, 12), 3, 4, cut(c, 3), 1, cut(b, 12)));
     REFUSE("channel_norm: output y (12 elements) overlaps x",
            hs_op_channel_norm(dev, cut(a, 12), 3, 4, cut(c, 4), 1, cut(a, 12)));
+#define CHANNELS(x, gamma, y) hs_op_channel_norm(dev, x, 3, 4, gamma, 1, y)
+    REFUSE("channel_norm: x holds 11 elements, 12 needed", CHANNELS(cut(a, 11), cut(c, 4), cut(b, 12)));
+    REFUSE("channel_norm: y holds 11 elements, 12 needed", CHANNELS(cut(a, 12), cut(c, 4), cut(b, 11)));
+    REFUSE("channel_norm: output y (12 elements) overlaps gamma", CHANNELS(cut(a, 12), cut(c, 4), cut(c, 12)));
 
     ACCEPT(hs_op_split_frames(dev, cut(a, 24), 2, 3, 2, cut(b, 24)));
     REFUSE("split_frames: x holds 23 elements, 24 needed", hs_op_split_frames(dev, cut(a, 23), 2, 3, 2, cut(b, 24)));
+    REFUSE("split_frames: y holds 23 elements, 24 needed", hs_op_split_frames(dev, cut(a, 24), 2, 3, 2, cut(b, 23)));
+    REFUSE("split_frames: output y (24 elements) overlaps x", hs_op_split_frames(dev, cut(a, 24), 2, 3, 2, cut(a, 24)));
 
     ACCEPT(hs_op_to_u8(dev, cut(a, 8), bytes));
     REFUSE("to_u8: y is F32, must be U8", hs_op_to_u8(dev, cut(a, 8), cut(b, 8)));
     REFUSE("to_u8: y holds 7 elements, 8 needed", hs_op_to_u8(dev, cut(a, 8), cut(bytes, 7)));
+    REFUSE("to_u8: y holds 8 elements, x 7", hs_op_to_u8(dev, cut(a, 7), bytes));
+    REFUSE("to_u8: output y (8 elements) overlaps x", hs_op_to_u8(dev, cut(a, 8), (hs_buf){a.p, HS_U8, 8}));
     ACCEPT(hs_count_nonfinite(dev, cut(a, 8)));
     REFUSE("count_nonfinite: x is U8, must be F32", hs_count_nonfinite(dev, bytes));
     hs_device_free(dev, bytes);
@@ -248,9 +296,11 @@ static void moves(hs_buf a, hs_buf b) {
     ACCEPT(hs_download(dev, host, cut(a, 8)));
     ACCEPT(hs_copy(dev, cut(a, 0), cut(b, 0)));
     REFUSE("upload: host memory is missing (8 elements needed)", hs_upload(dev, cut(a, 8), NULL));
+    REFUSE("download: host memory is missing (8 elements needed)", hs_download(dev, NULL, cut(a, 8)));
     REFUSE("download: src is missing (8 elements needed)", hs_download(dev, host, (hs_buf){NULL, HS_F32, 8}));
     REFUSE("copy: dst holds 8 elements, src 7", hs_copy(dev, cut(a, 8), cut(b, 7)));
     REFUSE("copy: dst is U8, must be F32", hs_copy(dev, retyped(cut(a, 8), HS_U8), cut(b, 8)));
+    REFUSE("copy: src is U8, must be F32", hs_copy(dev, cut(a, 8), retyped(cut(b, 8), HS_U8)));
     REFUSE("copy: output dst (8 elements) overlaps src", hs_copy(dev, cut(a, 8), hs_buf_at(a, 7, 8)));
     REFUSE("zero: dst holds -1 elements", hs_zero(dev, (hs_buf){a.p, HS_F32, -1}));
 

@@ -2,15 +2,16 @@
  *
  * Each case runs on ref (double sums) and twice on the device. Buffers lie between guards of NaN bits, outputs start as
  * NaN; the guards, all inputs and whatever an operation must not write have to stay as they were, both runs must agree
- * bit for bit, and the second may not allocate host memory. The pass rule for an element is
+ * bit for bit (on the cpu backend a third one with a single thread as well), and the second may not allocate host
+ * memory. The pass rule for an element is
  *
- *     |device - ref|  <=  2 E mag + 2 u |ref| + 8 * 2^-24 sum_mag
+ *     |device - ref|  <=  2 E mag + u |ref| + 8 * 2^-24 sum_mag
  *
  * where E is the largest |plain - ref| / mag of a plain loop in the device's own precision (fp32 sums; for bf16 devices
- * operands, outputs and attention's P rounded to bf16), u half a unit in the last place of the output type, and mag the
- * sum of the magnitudes that were added up: a kernel may be twice as wrong as the plain loop, plus one rounding of the
- * output, plus the rounding of a few fp32 additions. Inputs are rounded to the device's type first, so that only the
- * kernel's own error is left. Exit status: 0 all passed, 1 something failed, 2 usage, 77 no such device.
+ * operands, outputs and attention's P rounded to bf16), u the unit roundoff of the output type (2^-24, bf16 2^-8), and
+ * mag the sum of the magnitudes that were added up: a kernel may be twice as wrong as the plain loop, plus one rounding
+ * of the output, plus the rounding of a few fp32 additions. Inputs are rounded to the device's type first, so that only
+ * the kernel's own error is left. Exit status: 0 all passed, 1 something failed, 2 usage, 77 no such device.
  */
 #include "check.h"
 #include <getopt.h>
@@ -316,7 +317,7 @@ typedef struct worst {
 } worst;
 
 static double unit_roundoff(const test *t, const operand *o) {
-    return o->kind == ACT && t->bf16 ? 1.0 / 512 : 1.0 / (1 << 24) / 2;
+    return o->kind == ACT && t->bf16 ? 0x1p-8 : 0x1p-24;
 }
 
 /* Elements of o after the call on the device against ref. Adds to *w, returns 1 after complaining about the worst one.
@@ -330,7 +331,7 @@ static int compare(const test *t, const operand *o, const float *got, worst *w) 
             plain_error = fmax(plain_error, fabs((double)o->plain[i] - o->ref[i]) / o->mag[i]);
     for (int64_t i = 0; i < o->n; i++) {
         double want = o->ref[i],
-               bound = 2 * plain_error * o->mag[i] + 2 * unit_roundoff(t, o) * fabs(want) + 8 * 0x1p-24 * o->sum_mag[i];
+               bound = 2 * plain_error * o->mag[i] + unit_roundoff(t, o) * fabs(want) + 8 * 0x1p-24 * o->sum_mag[i];
         if (o->mag[i] < 0 || t->exact) {
             want = o->mag[i] < 0 ? o->data[i] : o->plain[i];
             bound = 0;
@@ -374,18 +375,24 @@ static int run_all(const operation *op, const test *t, runs *r) {
     return 0;
 }
 
-/* Everything demanded of operand k after the runs. */
+/* Everything demanded of operand k after the runs. One thread may give other bits in linear layers and convolutions:
+ * there the library under the cpu backend cuts sums by the number of threads on some instruction sets. */
 static int judge(const test *t, int k, runs *r, worst *w) {
     const operand *o = &t->o[k];
-    const size_t bytes = image_bytes(o, r->dev[FIRST]->act);
+    const hs_dtype act = r->dev[FIRST]->act;
+    const size_t bytes = image_bytes(o, act);
     float *got = need_memory((size_t)o->n, sizeof(float));
-    image_values(o, r->dev[FIRST]->act, r->image[FIRST][k], got);
-    const int failed = agree(t, o) || compare(t, o, got, w);
+    int failed = agree(t, o);
+    for (int i = FIRST; i < RUNS && !failed; i++) {
+        if (i == AGAIN || !r->dev[i]) continue;
+        image_values(o, act, r->image[i][k], got);
+        failed = compare(t, o, got, w);
+    }
     free(got);
     if (failed) return 1;
     if (memcmp(r->image[FIRST][k], r->image[AGAIN][k], bytes))
         return complain(t, "two runs give different bits in %s", o->name);
-    if (r->dev[SINGLE] && memcmp(r->image[FIRST][k], r->image[SINGLE][k], bytes))
+    if (r->dev[SINGLE] && !t->w && memcmp(r->image[FIRST][k], r->image[SINGLE][k], bytes))
         return complain(t, "one thread gives other bits in %s", o->name);
     return 0;
 }
