@@ -49,12 +49,12 @@ static int open_auto(const hs_device_params *p, hs_device *dev, hs_err *err) {
         memset(dev, 0, sizeof *dev);
         int rc = open_named(&q, dev, &why);
         if (!rc) {
-            hs_log(i < 2 ? HS_LOG_INFO : HS_LOG_WARN, "device auto: %s%s", dev->name,
+            hs_log(i < 2 ? HS_LOG_INFO : HS_LOG_FALLBACK, "device auto: %s%s", dev->name,
                    i < 2 ? "" : " (the slow reference: no other backend is available)");
             return HS_OK;
         }
         if (i == 2 || (i == 1 && rc != HS_ENODEV)) return hs_fail(err, rc, "%s", why.msg);
-        hs_log(rc == HS_ENODEV ? HS_LOG_DEBUG : HS_LOG_WARN, "device auto: passing over %s: %s", q.name, why.msg);
+        hs_log(rc == HS_ENODEV ? HS_LOG_DEBUG : HS_LOG_FALLBACK, "device auto: passing over %s: %s", q.name, why.msg);
     }
 }
 

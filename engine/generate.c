@@ -213,6 +213,7 @@ int hs_generate(hs_session *s, const hs_request *req, hs_sink *sink, const hs_ru
 
     /* everything the run will need is loaded and allocated before the first step: nothing can run short at its end */
     begin(&g);
+    progress(&g, HS_STAGE_LOAD, 0, 1);
     if (!(r = hs_session_need_dit(s, err)) && sink) r = hs_session_need_vae(s, err);
     end(&g, HS_STAGE_LOAD);
     if (r) goto out;

@@ -1,4 +1,4 @@
-/* What haste-run says: numbers for people, the plan of --dry-run, the settings inside the video, the JSON of --stats. */
+/* What haste-run says: numbers for people, the plan of --dry-run, the settings in the video, the JSON of --stats. */
 #ifndef HS_RUN_PRINT_H
 #define HS_RUN_PRINT_H
 #include "haste.h"

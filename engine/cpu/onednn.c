@@ -259,7 +259,7 @@ static int is_slow(const char *name) {
 
 static void log_choice(const plan *p) {
     const int64_t *d = p->key.dim;
-    const enum hs_log_level level = is_slow(p->name) ? HS_LOG_WARN : HS_LOG_DEBUG;
+    const enum hs_log_level level = is_slow(p->name) ? HS_LOG_FALLBACK : HS_LOG_DEBUG;
     const char *type = hs_dtype_name((hs_dtype)p->key.type), *speed = is_slow(p->name) ? " (slow)" : "";
     if (p->key.op == HS_LINEAR)
         hs_log(level, "oneDNN: linear [%lld, %lld] to %lld, %s, by %s%s", (long long)d[0], (long long)d[2],
