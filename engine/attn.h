@@ -1,9 +1,31 @@
-/* Self-attention of one layer: dense? reuse? predict? then attend. */
+/* Self-attention of one layer: dense? reuse? predict? then attend. Holds what lives from step to step: per branch and
+ * layer the anchors of every head and its mask. */
 #ifndef HS_ATTN_H
 #define HS_ATTN_H
 #include "backend.h"
 #include "haste.h"
+#include "policy.h"
+
+typedef struct hs_attn hs_attn;
+
+/* Buffers for one size and policy (borrowed while the hs_attn lives). Allocates everything a run will need. */
+int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens, hs_attn **ret,
+                hs_err *err);
+void hs_attn_free(hs_attn *a);
+int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens);
+/* A new video: forgets anchors and masks. */
+void hs_attn_begin(hs_attn *a);
+
+/* Where qk_norm shall put the token means of q and k ([d] F32 each); HS_NOBUF while nobody asks for them. */
+hs_buf hs_attn_mean(const hs_attn *a, const hs_policy *call, int layer, int which);
 /* qkv [N, 3*d] act type, normalised and rotated; out [N, d] act type. */
-void hs_attn_self(hs_device *dev, const hs_policy *policy, int layer, int heads, int head_dim, int64_t n, hs_buf qkv,
-                  hs_buf out);
+void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_buf out);
+
+/* What the last call of this branch and layer did, per head, [heads] host arrays: density (token pairs), whether the mask
+ * was reused, drift. Waits for the device: ask after a step, not inside it. */
+typedef struct hs_attn_row {
+    float density, drift;
+    int sparse, reused;
+} hs_attn_row;
+int hs_attn_report(hs_attn *a, int branch, int layer, hs_attn_row *ret, hs_err *err);
 #endif

@@ -14,6 +14,7 @@
 #ifndef HS_BACKEND_H
 #define HS_BACKEND_H
 #include "base.h"
+#include "reuse.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -143,7 +144,9 @@ void hs_op_combine(hs_device *dev, int count, const double *c, const hs_buf *x, 
  * q, k, v, out: act type, element (token i, head h, c) at p[i * ld + h * head_dim + c].
  * extra: last_key_bonus is added to the logit of the last key (collapsed padding rows, spec 3.6);
  *        rel_bias [H, len_q + len_k - 1] F32 or HS_NOBUF adds rel_bias[h, (j - i) + len_q - 1] (UMT5, spec 2.4).
- * mask: NULL = dense; else which key blocks each query block attends to (mask.h). */
+ * mask: NULL = dense; else which key blocks each query block attends to (mask.h): the sum and the softmax run over the kept
+ *       pairs only. A query block that keeps no key at all gets zeros. With comp_k, comp_v (F32 [H, cols, D], uniform blocks
+ *       only) a dropped block still counts as one key of that mean with ln(tokens of the block) on its logit. */
 struct hs_mask;
 typedef struct hs_attention {
     hs_buf q, k, v, out;
@@ -154,8 +157,76 @@ typedef struct hs_attention {
     float last_key_bonus;
     hs_buf rel_bias;
     const struct hs_mask *mask;
+    hs_buf comp_k, comp_v; /* HS_NOBUF: what the mask drops is gone */
 } hs_attention;
 void hs_op_attention(hs_device *dev, const hs_attention *a);
+
+/* ---- sparse attention: predictors (spec haste.md 3, 4.2) -----------------------------------------------------------
+ * All of these leave heads alone whose want [heads] U8 is 0: their mask is reused. q, k as in hs_attention. */
+
+/* XAttention: antidiagonal block scores. q and k are folded by `stride` (token i*stride + stride-1-s of q with token
+ * j*stride + s of k), scaled by 1/(sqrt(D) stride), softmax over the folded keys, summed over blocks of `block` tokens:
+ * scores F32 [heads, rows, cols], rows = ceil(len / block). Folded keys made of padding alone take no mass, and
+ * cols = rows. compat: q and k are padded with zeros to `padded` tokens as the published code does, those keys take mass,
+ * and cols = padded / block. */
+typedef struct hs_block_scores {
+    hs_buf q, k, want, scores;
+    int64_t ld_q, ld_k, len, padded; /* padded: compat only, else 0 */
+    int heads, head_dim, block, stride;
+} hs_block_scores;
+void hs_op_block_scores(hs_device *dev, const hs_block_scores *a);
+
+/* softmax over columns of scale * cq.ck + ln(size): scores F32 [heads, rows, cols] of centroids cq [heads, rows, D] and
+ * ck [heads, cols, D] F32. size: tokens per column, from start I32 [heads, cols + 1], or HS_NOBUF = `block` tokens each of
+ * len. Empty columns get 0 and, unless compat, do not enter the maximum. */
+typedef struct hs_centroid_scores {
+    hs_buf cq, ck, start, want, scores;
+    int64_t len;
+    int heads, rows, cols, head_dim, block, compat;
+    float scale;
+} hs_centroid_scores;
+void hs_op_centroid_scores(hs_device *dev, const hs_centroid_scores *a);
+
+/* Rows of scores F32 [heads, mask->rows, cols] -> bits of the mask by hs_mask_select (mask.h) with top_p [heads] F32;
+ * score columns from mask->cols on take part in the selection and are then dropped. Also sets the mask's dense flag of
+ * the head: 1 where top_p >= 1 (rule 0 only). */
+enum { HS_SELECT_BLOCK0 = 1,  /* XAttention as published: column 0 always kept; zero scores never, not even at p = 1 */
+       HS_SELECT_UPTO = 2 };  /* SVG2 as published: kept while the sum before is <= p, the row's total taken as 1 */
+typedef struct hs_select {
+    hs_buf scores, top_p, want;
+    int cols, at_least, rule;
+    const struct hs_mask *mask;
+} hs_select;
+void hs_op_select(hs_device *dev, const hs_select *a);
+
+/* Means of blocks of `block` tokens: y F32 [heads, ceil(len / block), D] of x (q or k or v, element (i, h, c) at
+ * i*ld + h*D + c). */
+void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block, hs_buf want,
+                       hs_buf y);
+
+/* SVG2: k-means of the tokens of each head, Euclidean; lowest index wins ties, an empty cluster keeps its centroid. Heads
+ * with want 2 start from tokens drawn by hs_hash64(seed, head, cluster) and run iters_first rounds, heads with want 1 start
+ * from the centroids [heads, clusters, D] F32 as they are and run iters_next. Labels are of the assignment before the last
+ * update; a head stops early when no centroid moves by 1e-4 or more (that update is dropped; compat: only all wanted heads
+ * together). label I32 [heads, len]; order I32 [heads, len]: tokens grouped by label, in token order within a group; start
+ * I32 [heads, clusters + 1]. */
+typedef struct hs_cluster {
+    hs_buf x, centroids, want, label, order, start;
+    int64_t len, ld;
+    int heads, head_dim, clusters, iters_first, iters_next, compat;
+    uint64_t seed;
+} hs_cluster;
+void hs_op_cluster(hs_device *dev, const hs_cluster *a);
+
+/* reuse.h on device arrays: who wants a new mask, and the anchors of those. */
+typedef struct hs_reuse {
+    hs_reuse_policy policy;
+    int heads, dim;
+    hs_buf mean_q, mean_k, anchor_q, anchor_k; /* F32 [heads, dim] */
+    hs_buf age;                                /* I32 [heads] */
+    hs_buf want, drift;                        /* U8, F32 [heads] */
+} hs_reuse;
+void hs_op_reuse(hs_device *dev, const hs_reuse *a);
 
 /* ---- latents and patches ---------------------------------------------------------------------------------------- */
 /* latent x [C, f, 2h, 2w] F32 -> rows y [f*h*w, C*4] (column c*4 + dy*2 + dx), y F32 or act. spec 3.1 */
@@ -220,6 +291,13 @@ typedef struct hs_ops {
     void (*gather_rows)(hs_device *dev, hs_buf table, hs_buf ids, int64_t n, int64_t d, hs_buf y);
     void (*combine)(hs_device *dev, int count, const double *c, const hs_buf *x, hs_buf y);
     void (*attention)(hs_device *dev, const hs_attention *a);
+    void (*block_scores)(hs_device *dev, const hs_block_scores *a);
+    void (*centroid_scores)(hs_device *dev, const hs_centroid_scores *a);
+    void (*select)(hs_device *dev, const hs_select *a);
+    void (*block_means)(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block, hs_buf want,
+                        hs_buf y);
+    void (*cluster)(hs_device *dev, const hs_cluster *a);
+    void (*reuse)(hs_device *dev, const hs_reuse *a);
     void (*patchify)(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_buf y);
     void (*unpatchify)(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_buf y);
     void (*latent_frames)(hs_device *dev, hs_buf x, int C, int f, int t0, int T, int Y, int X, const float *mul,

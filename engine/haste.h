@@ -17,6 +17,7 @@
 #ifndef HS_HASTE_H
 #define HS_HASTE_H
 #include "base.h"
+#include "policy.h"
 #include "scheduler.h"
 #include "video.h"
 #ifdef __cplusplus
@@ -85,10 +86,11 @@ int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err
 int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *err);
 void hs_session_free(hs_session *s);
 
-/* What the attention does at (step, layer, head); NULL everywhere = dense. */
+/* Where a call stands in a trajectory, and what attention does there. */
 typedef struct hs_policy {
-    int step, steps; /* position in the trajectory */
-    int branch;      /* 0 = cond, 1 = uncond: caches are kept per branch */
+    int step, steps;
+    int branch;         /* 0 = cond, 1 = uncond: caches are kept per branch */
+    const float *top_p; /* [layers, heads] instead of the session's thresholds (calibration), or NULL */
 } hs_policy;
 
 enum { HS_BRANCH_COND, HS_BRANCH_UNCOND, HS_BRANCH_COUNT };

@@ -1,0 +1,68 @@
+/* Defaults, names and limits of attention policies. */
+#include "policy.h"
+
+#include <string.h>
+
+hs_attn_policy hs_attn_policy_default(hs_method method) {
+    hs_attn_policy p = {.method = method, .top_p = 0.9f, .block = 128, .stride = 16};
+    p.reuse = (hs_reuse_policy){.kind = HS_REUSE_DRIFT, .delta = 30, .interval = 4, .gate_low = 0.4f, .gate_high = 0.8f};
+    if (method == HS_DENSE) p.reuse.kind = HS_REUSE_NONE;
+    if (method == HS_SVG2) {
+        p.q_clusters = 300;
+        p.k_clusters = 1000;
+        p.iters_first = 50;
+        p.iters_next = 2;
+        p.min_share = 0.1f;
+        p.reuse.delta = 8;
+    }
+    return p;
+}
+
+static const char *const names[] = {"dense", "xattention", "svg2", "pooled"};
+_Static_assert(sizeof names / sizeof *names == HS_METHOD_COUNT, "a name for every method");
+
+const char *hs_method_name(hs_method m) { return names[m]; }
+
+int hs_method_parse(const char *name, hs_method *ret) {
+    for (int k = 0; k < HS_METHOD_COUNT; k++)
+        if (!strcmp(name, names[k])) {
+            *ret = (hs_method)k;
+            return 0;
+        }
+    return HS_EINVAL;
+}
+
+static int range(const char *what, double v, double low, double high, hs_err *err) {
+    if (v >= low && v <= high) return 0;
+    return hs_fail(err, HS_EINVAL, "attention policy: %s is %g, must be %g to %g", what, v, low, high);
+}
+
+int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err *err) {
+    int r;
+    if (p->method == HS_DENSE) return 0;
+    if ((r = range("top-p", p->top_p, 1e-6, 1, err)) || (r = range("dense steps", p->dense_steps, 0, 1000, err)) ||
+        (r = range("dense layers", p->dense_layers, 0, layers, err)) ||
+        (r = range("reuse interval", p->reuse.interval, 1, 1000, err)) ||
+        (r = range("reuse delta", p->reuse.delta, 0, 1e9, err)) ||
+        (r = range("lower gate", p->reuse.gate_low, 0, 1, err)) || (r = range("upper gate", p->reuse.gate_high, 0, 1, err)))
+        return r;
+    for (int i = 0; p->top_p_heads && i < layers * heads; i++)
+        if (!(p->top_p_heads[i] > 0 && p->top_p_heads[i] <= 1))
+            return hs_fail(err, HS_EINVAL, "top-p of layer %d, head %d is %g, must be above 0 and at most 1", i / heads,
+                           i % heads, p->top_p_heads[i]);
+    if (p->method == HS_SVG2) {
+        if ((r = range("query clusters", p->q_clusters, 1, 65535, err)) ||
+            (r = range("key clusters", p->k_clusters, 1, 65535, err)) ||
+            (r = range("first k-means rounds", p->iters_first, 1, 1000, err)) ||
+            (r = range("k-means rounds", p->iters_next, 1, 1000, err)) || (r = range("least share", p->min_share, 0, 1, err)))
+            return r;
+        if (p->compensate) return hs_fail(err, HS_ENOTSUP, "compensation works with uniform blocks, not with svg2");
+    } else {
+        if (p->block != 64 && p->block != 128)
+            return hs_fail(err, HS_EINVAL, "attention policy: blocks of %d tokens, must be 64 or 128", p->block);
+        if (p->method == HS_XATTENTION && p->stride != 8 && p->stride != 16)
+            return hs_fail(err, HS_EINVAL, "attention policy: stride %d, must be 8 or 16", p->stride);
+    }
+
+    return 0;
+}
