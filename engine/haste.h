@@ -66,6 +66,7 @@ typedef struct hs_request {
     uint64_t seed;
     const float *noise;       /* [C, f, height/8, width/8] instead of the seed, or NULL */
     const char *save_latents; /* path, written before decoding; NULL = none */
+    hs_attn_policy attention; /* dense by default; what it borrows must outlive the session */
 } hs_request;
 
 hs_request hs_request_default(const hs_model *m);
@@ -123,14 +124,22 @@ typedef struct hs_run_hooks {
     void *user;
     void (*progress)(void *user, const hs_progress *p);
     int (*interrupted)(void *user); /* != 0: stop at the next safe point with HS_EINTR */
+    /* After each step, for every branch and layer: what attention did, [heads] each. reused is an hs_head_call. Must not
+     * allocate. */
+    void (*layer)(void *user, int step, int branch, int layer, int heads, const float *density, const float *drift,
+                  const uint8_t *reused);
 } hs_run_hooks;
+
+/* What one head did in one call: its mask was predicted, or reused, or it needed none (dense step or layer). */
+enum hs_head_call { HS_HEAD_PREDICTED, HS_HEAD_REUSED, HS_HEAD_DENSE };
 
 typedef struct hs_run_stats {
     double seconds[HS_STAGE_COUNT], total;
     double step_seconds[HS_MAX_STEPS];
     int steps, frames_written, tokens_cond, tokens_uncond, truncated;
     int64_t peak_host, peak_device;
-    double density, reuse_rate; /* 1 and 0 while dense */
+    double density, reuse_rate; /* 1 and 0 while dense; reuse: share of the sparse calls of heads */
+    double seconds_predict, seconds_attend; /* of self-attention, parts of the denoising stage; 0 = not measured */
 } hs_run_stats;
 
 /* Prompt -> video. sink may be NULL (latents only). After HS_EINTR or a failed sink the latents are kept in the session
