@@ -32,6 +32,20 @@ int hs_method_parse(const char *name, hs_method *ret) {
     return HS_EINVAL;
 }
 
+static const char *const reuse_names[] = {"none", "drift", "relative", "interval", "freeze"};
+_Static_assert(sizeof reuse_names / sizeof *reuse_names == HS_REUSE_FREEZE + 1, "a name for every kind of reuse");
+
+const char *hs_reuse_name(hs_reuse_kind k) { return reuse_names[k]; }
+
+int hs_reuse_parse(const char *name, hs_reuse_kind *ret) {
+    for (int k = 0; k <= HS_REUSE_FREEZE; k++)
+        if (!strcmp(name, reuse_names[k])) {
+            *ret = (hs_reuse_kind)k;
+            return 0;
+        }
+    return HS_EINVAL;
+}
+
 static int range(const char *what, double v, double low, double high, hs_err *err) {
     if (v >= low && v <= high) return 0;
     return hs_fail(err, HS_EINVAL, "attention policy: %s is %g, must be %g to %g", what, v, low, high);

@@ -26,6 +26,8 @@ typedef struct hs_attn_policy {
 hs_attn_policy hs_attn_policy_default(hs_method method);
 const char *hs_method_name(hs_method m);               /* "dense", "xattention", "svg2", "pooled" */
 int hs_method_parse(const char *name, hs_method *ret); /* 0, or HS_EINVAL */
+const char *hs_reuse_name(hs_reuse_kind k);            /* "none", "drift", "relative", "interval", "freeze" */
+int hs_reuse_parse(const char *name, hs_reuse_kind *ret);
 /* Ranges, contradictions; err names the field. */
 int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err *err);
 
