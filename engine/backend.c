@@ -1,28 +1,15 @@
 /* The one door to a device: opens it, accounts its memory, and checks every call once so that backends may trust
  * theirs.
  *
- * A wrapper is a list of statements about its operands. The first one that does not hold becomes the device's sticky
- * error; from then on every statement is skipped and nothing is forwarded, so no wrapper needs a branch per check.
- * Buffers may be longer than an operation needs; backends see them cut to what it uses. Unless the header says
- * otherwise an output must not overlap an input.
+ * A wrapper is a list of statements about its operands (backend_checks.h). Attention and the predictors of its masks
+ * are in backend_sparse.c.
  */
-#include "backend.h"
-#include <stdio.h>
-#include <string.h>
+#include "backend_checks.h"
 
 enum {
-    T_F32 = 1u << HS_F32,
-    T_I32 = 1u << HS_I32,
-    T_U8 = 1u << HS_U8,
-    MAX_HEAD_DIM = 1024, /* backends keep a row of one head on the stack or in shared memory */
     MAX_COMBINE = 6,
     MAX_MODULATION_ROWS = 32, /* bits of one_plus */
 };
-
-typedef struct call {
-    hs_device *dev;
-    const char *op;
-} call;
 
 /* ---- device ---------------------------------------------------------------------------------------------------- */
 /* "cuda" or "cuda:N" with at most two digits */
@@ -257,78 +244,6 @@ int64_t hs_weight_bytes(const hs_weight *w) {
     return w->bytes;
 }
 
-/* ---- statements about operands ----------------------------------------------------------------------------------- */
-static void bad(const call *c, const char *fmt, ...) HS_PRINTF(2, 3);
-static void bad(const call *c, const char *fmt, ...) {
-    char text[200];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    hs_device_sticky(c->dev, HS_EINVAL, "%s: %s", c->op, text);
-}
-
-static unsigned act(const hs_device *dev) {
-    return 1u << dev->act;
-}
-
-/* value must be in [low, high] */
-static void range(const call *c, const char *name, int64_t value, int64_t low, int64_t high) {
-    if (value < low || value > high)
-        bad(c, "%s is %lld, must be %lld to %lld", name, (long long)value, (long long)low, (long long)high);
-}
-
-/* The product of dimensions, each at least 1; 0 after an error. */
-static int64_t volume(const call *c, const char *name, const int64_t *dims, int count) {
-    int64_t n = 1;
-    for (int i = 0; i < count; i++) {
-        if (dims[i] < 1)
-            bad(c, "dimension %d of %s is %lld, must be at least 1", i, name, (long long)dims[i]);
-        else if (hs_mul(n, dims[i], &n))
-            bad(c, "%s is too large (dimension %d is %lld)", name, i, (long long)dims[i]);
-    }
-    return c->dev->sticky ? 0 : n;
-}
-#define VOLUME(c, name, ...)                                                                                           \
-    volume(c, name, (int64_t[]){__VA_ARGS__}, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)))
-
-/* b is there, of one of the types, and holds at least n elements. Returns it cut to n. */
-static hs_buf need(const call *c, const char *name, hs_buf b, unsigned types, int64_t n) {
-    if (c->dev->sticky) return b;
-    unsigned t = (unsigned)b.type;
-    if (!b.p)
-        bad(c, "%s is missing (%lld elements needed)", name, (long long)n);
-    else if (t >= HS_DTYPE_COUNT || !(types >> t & 1)) {
-        char list[64] = "";
-        for (int k = 0; k < HS_DTYPE_COUNT; k++)
-            if (types >> k & 1) {
-                size_t used = strlen(list);
-                snprintf(list + used, sizeof list - used, "%s%s", used ? " or " : "", hs_dtype_name((hs_dtype)k));
-            }
-        bad(c, "%s is %s, must be %s", name, t < HS_DTYPE_COUNT ? hs_dtype_name(b.type) : "of unknown type", list);
-    } else if (b.n < n)
-        bad(c, "%s holds %lld elements, %lld needed", name, (long long)b.n, (long long)n);
-    else if ((uintptr_t)b.p % hs_dtype_size(b.type))
-        bad(c, "%s is not aligned to its elements", name);
-    b.n = n;
-    return b;
-}
-
-static hs_buf optional(const call *c, const char *name, hs_buf b, unsigned types, int64_t n) {
-    return b.p ? need(c, name, b, types, n) : HS_NOBUF;
-}
-
-static void apart(const call *c, const char *out, hs_buf y, const char *in, hs_buf x) {
-    if (c->dev->sticky || !x.p || !y.p) return;
-    uintptr_t a = (uintptr_t)x.p, b = (uintptr_t)y.p;
-    if (a < b + (uintptr_t)y.n * hs_dtype_size(y.type) && b < a + (uintptr_t)x.n * hs_dtype_size(x.type))
-        bad(c, "output %s (%lld elements) overlaps %s (%lld elements)", out, (long long)y.n, in, (long long)x.n);
-}
-
-static int same(hs_buf a, hs_buf b) {
-    return a.p == b.p && a.type == b.type && a.n == b.n;
-}
-
 /* ---- moving data --------------------------------------------------------------------------------------------------
  */
 /* These four accept n == 0 and then do nothing, like memcpy. */
@@ -475,32 +390,6 @@ void hs_op_combine(hs_device *dev, int count, const double *coef, const hs_buf *
         if (!same(x[k], y)) apart(&c, "y", y, "x", x[k]);
     }
     if (!dev->sticky) dev->ops->combine(dev, count, coef, x, y);
-}
-
-/* Elements from the first to the last value of `len` tokens that lie ld apart. */
-static int64_t extent(const call *c, const char *name, int64_t len, int64_t ld, int64_t width) {
-    if (VOLUME(c, name, len, ld) && ld < width)
-        bad(c, "%lld elements between tokens of %s, heads * head_dim are %lld", (long long)ld, name, (long long)width);
-    return c->dev->sticky ? 0 : (len - 1) * ld + width;
-}
-
-void hs_op_attention(hs_device *dev, const hs_attention *a) {
-    const call c = {dev, "attention"};
-    hs_attention t = *a;
-    range(&c, "heads", t.heads, 1, INT32_MAX);
-    range(&c, "head_dim", t.head_dim, 1, MAX_HEAD_DIM);
-    const int64_t width = VOLUME(&c, "q", t.heads, t.head_dim);
-    t.q = need(&c, "q", t.q, act(dev), extent(&c, "q", t.len_q, t.ld_q, width));
-    t.k = need(&c, "k", t.k, act(dev), extent(&c, "k", t.len_k, t.ld_k, width));
-    t.v = need(&c, "v", t.v, act(dev), extent(&c, "v", t.len_k, t.ld_v, width));
-    t.out = need(&c, "out", t.out, act(dev), extent(&c, "out", t.len_q, t.ld_out, width));
-    if (t.rel_bias.p && !dev->sticky)
-        t.rel_bias = need(&c, "rel_bias", t.rel_bias, T_F32, VOLUME(&c, "rel_bias", t.heads, t.len_q + t.len_k - 1));
-    apart(&c, "out", t.out, "q", t.q);
-    apart(&c, "out", t.out, "k", t.k);
-    apart(&c, "out", t.out, "v", t.v);
-    apart(&c, "out", t.out, "rel_bias", t.rel_bias);
-    if (!dev->sticky) dev->ops->attention(dev, &t);
 }
 
 void hs_op_patchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_buf y) {

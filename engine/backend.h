@@ -217,6 +217,13 @@ typedef struct hs_cluster {
     uint64_t seed;
 } hs_cluster;
 void hs_op_cluster(hs_device *dev, const hs_cluster *a);
+/* The token that a cluster of a head with want 2 starts from: one of each of `clusters` equal strata, any where there are
+ * fewer tokens than clusters. */
+static inline int64_t hs_cluster_token(uint64_t seed, int head, int cluster, int clusters, int64_t len) {
+    const uint64_t h = hs_hash64(hs_hash64(seed) + ((uint64_t)head << 20) + (uint64_t)cluster);
+    const int64_t width = len / clusters;
+    return width ? cluster * width + (int64_t)(h % (uint64_t)width) : (int64_t)(h % (uint64_t)len);
+}
 
 /* reuse.h on device arrays: who wants a new mask, and the anchors of those. */
 typedef struct hs_reuse {

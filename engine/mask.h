@@ -15,6 +15,8 @@
 extern "C" {
 #endif
 
+enum { HS_MASK_MAX_COLS = 65536 }; /* backends keep a row of column numbers on the stack */
+
 typedef struct hs_mask {
     int heads, rows, cols;
     int words;            /* 32-bit words per row: (cols + 31) / 32 */

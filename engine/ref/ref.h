@@ -14,6 +14,16 @@ int hs_ref_weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs_
 void hs_ref_conv(hs_device *dev, const hs_conv *a);
 /* attention.c */
 void hs_ref_attention(hs_device *dev, const hs_attention *a);
+double hs_ref_dot(const float *a, const float *b, int n);
+double hs_ref_distance(const float *a, const float *b, int n); /* squared */
+/* sparse.c */
+void hs_ref_block_scores(hs_device *dev, const hs_block_scores *a);
+void hs_ref_centroid_scores(hs_device *dev, const hs_centroid_scores *a);
+void hs_ref_select(hs_device *dev, const hs_select *a);
+void hs_ref_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block, hs_buf want,
+                        hs_buf y);
+void hs_ref_cluster(hs_device *dev, const hs_cluster *a);
+void hs_ref_reuse(hs_device *dev, const hs_reuse *a);
 /* rows.c */
 void hs_ref_norm(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64_t d, hs_buf mul, hs_buf add,
                  float eps, hs_buf y);
