@@ -14,12 +14,13 @@
 enum id {
     ID_GROUP, ID_MODEL, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
-    ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_ATTENTION, ID_FALLBACK, ID_DRY_RUN,
-    ID_QUIET, ID_VERBOSE, ID_VERSION, ID_HELP, ID_LATER
+    ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
+    ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
+    ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_COMPAT
 };
 /* clang-format on */
 
-/* help NULL: a name of its own that is not listed (aliases follow the option they stand for; later versions' options).
+/* help NULL: a name of its own that is not listed (aliases follow the option they stand for).
  * A row with name NULL starts a group. */
 typedef struct option_row {
     int id;
@@ -63,6 +64,22 @@ static const option_row rows[] = {
     {ID_SEED, 0, "seed", "N", "same seed, same video; -1 = random [random, printed]"},
     {ID_SEED, 0, "base_seed", "N", NULL},
     {ID_NOISE, 0, "noise", "FILE", "initial latents (safetensors) instead of the seed's"},
+    {ID_GROUP, 0, NULL, NULL, "Attention"},
+    {ID_PROFILE, 0, "profile", "FILE", "a calibrated profile of this model: method, threshold of every head, reuse"},
+    {ID_BUDGET, 0, "budget", "S", "which of its sparsity budgets, such as 0.74 [the profile's first]"},
+    {ID_ATTENTION, 0, "attention", "NAME", "dense, xattention, svg2 or pooled [the profile's, else dense]"},
+    {ID_TOP_P, 0, "top-p", "P", "attention mass that every head keeps, above 0 to 1 [the profile's, else 0.9]"},
+    {ID_REUSE, 0, "reuse", "NAME", "keep masks between steps: none, drift, relative, interval or freeze [drift]"},
+    {ID_REUSE_DELTA, 0, "reuse-delta", "D", "drift, relative: predict again above D [30, svg2 8]"},
+    {ID_REUSE_INTERVAL, 0, "reuse-interval", "N", "interval: predict every N-th step [4]"},
+    {ID_DENSE_STEPS, 0, "dense-steps", "N", "the first N steps attend densely [the profile's, else 0]"},
+    {ID_DENSE_LAYERS, 0, "dense-layers", "N", "the first N layers attend densely [the profile's, else 0]"},
+    {ID_BLOCK, 0, "block", "N", "xattention, pooled: tokens a block, 64 or 128 [128]"},
+    {ID_STRIDE, 0, "stride", "N", "xattention: antidiagonals of 8 or 16 tokens [16]"},
+    {ID_Q_CLUSTERS, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
+    {ID_K_CLUSTERS, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
+    {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
+    {ID_COMPAT, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them, for comparison"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
     {ID_OUTPUT, 'o', "output", "PATH", "out.mp4, .webm, .mkv (exact), .y4m, .md5, out_%04d.png or folder/ (exact),"},
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
@@ -75,7 +92,6 @@ static const option_row rows[] = {
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
     {ID_PRECISION, 0, "precision", "NAME", "auto, fp32 or bf16 [auto: what the device does fast]"},
     {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
-    {ID_ATTENTION, 0, "attention", "NAME", "dense [dense]"},
     {ID_FALLBACK, 0, "error-on-fallback", NULL, "fail where something slower or other than asked for would be used"},
     {ID_GROUP, 0, NULL, NULL, "Other"},
     {ID_DRY_RUN, 0, "dry-run", NULL, "print sizes, memory, work and time; make nothing"},
@@ -83,12 +99,6 @@ static const option_row rows[] = {
     {ID_VERBOSE, 'v', "verbose", NULL, "more"},
     {ID_VERSION, 0, "version", NULL, "print the version and what this build can write"},
     {ID_HELP, 'h', "help", NULL, "print this"},
-    {ID_LATER, 0, "profile", "FILE", NULL},
-    {ID_LATER, 0, "budget", "S", NULL},
-    {ID_LATER, 0, "top-p", "P", NULL},
-    {ID_LATER, 0, "reuse-delta", "D", NULL},
-    {ID_LATER, 0, "dense-steps", "N", NULL},
-    {ID_LATER, 0, "dense-layers", "N", NULL},
 };
 
 /* getopt's value of a long option is FIRST_LONG + its row, which no letter can be */
@@ -131,6 +141,7 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
         "  haste-run -m data/demo -p \"a red circle moves to the right on a white background\" -o circle.mp4",
         "  haste-run -m data/demo -p \"a blue star spins\" --seed 7 --steps 20 -o star.mkv --stats star.json",
         "  haste-run -m data/demo --prompts prompts/evaluate.txt -o videos/clip.mp4",
+        "  haste-run -m data/demo -p \"a blue star spins\" --attention xattention --top-p 0.9 --dense-steps 3",
         "  haste-run -m data/demo -p \"a green square\" --dry-run",
     };
     for (size_t i = 0; i < sizeof tail / sizeof tail[0]; i++) line(user, tail[i]);
@@ -204,15 +215,18 @@ static int parse_seed(const char *name, const char *text, hs_options *o, hs_err 
 }
 
 /* ---- one option ------------------------------------------------------------------------------------------------- */
-static int parse_attention(const char *text, hs_err *err) {
-    if (!strcmp(text, "dense")) return 0;
-    if (!strcmp(text, "xattention") || !strcmp(text, "svg2"))
-        return hs_fail(err, HS_ENOTSUP, "--attention %s: not in this build yet: dense only", text);
-    return bad("attention", text, "dense", err);
+/* One of two sizes. */
+static int parse_either(const char *name, const char *text, int a, int b, int *ret, hs_err *err) {
+    char should[32];
+    snprintf(should, sizeof should, "%d or %d", a, b);
+    if (parse_int(name, text, a, b, ret, NULL) || (*ret != a && *ret != b)) return bad(name, text, should, err);
+    return 0;
 }
 
 static int apply(const option_row *r, const char *arg, hs_options *o, hs_err *err) {
     hs_solver_kind solver;
+    hs_method method;
+    hs_reuse_kind reuse;
     int rc = 0;
     switch (r->id) {
     case ID_MODEL: o->model = arg; break;
@@ -244,16 +258,133 @@ static int apply(const option_row *r, const char *arg, hs_options *o, hs_err *er
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
     case ID_PRECISION: o->precision = arg; break;
     case ID_THREADS: rc = parse_int(r->name, arg, 1, 1024, &o->threads, err); break;
-    case ID_ATTENTION: rc = parse_attention(arg, err); break;
+    case ID_PROFILE: o->profile = arg; break;
+    case ID_BUDGET: rc = parse_double(r->name, arg, 0, 1, &o->budget, err); break;
+    case ID_ATTENTION:
+        if (hs_method_parse(arg, &method)) return bad(r->name, arg, "dense, xattention, svg2 or pooled", err);
+        o->attention = (int)method;
+        break;
+    case ID_TOP_P: rc = parse_double(r->name, arg, 1e-6, 1, &o->top_p, err); break;
+    case ID_REUSE:
+        if (hs_reuse_parse(arg, &reuse)) return bad(r->name, arg, "none, drift, relative, interval or freeze", err);
+        o->reuse = (int)reuse;
+        break;
+    case ID_REUSE_DELTA: rc = parse_double(r->name, arg, 0, 1e9, &o->reuse_delta, err); break;
+    case ID_REUSE_INTERVAL: rc = parse_int(r->name, arg, 1, 1000, &o->reuse_interval, err); break;
+    case ID_DENSE_STEPS: rc = parse_int(r->name, arg, 0, HS_MAX_STEPS, &o->dense_steps, err); break;
+    case ID_DENSE_LAYERS: rc = parse_int(r->name, arg, 0, 1000, &o->dense_layers, err); break;
+    case ID_BLOCK: rc = parse_either(r->name, arg, 64, 128, &o->block, err); break;
+    case ID_STRIDE: rc = parse_either(r->name, arg, 8, 16, &o->stride, err); break;
+    case ID_Q_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->q_clusters, err); break;
+    case ID_K_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->k_clusters, err); break;
+    case ID_COMPENSATE: o->compensate = 1; break;
+    case ID_COMPAT: o->compat = 1; break;
     case ID_FALLBACK: o->error_on_fallback = 1; break;
     case ID_DRY_RUN: o->dry_run = 1; break;
     case ID_QUIET: o->quiet = 1; break;
     case ID_VERBOSE: o->verbose = 1; break;
     case ID_VERSION: o->version = 1; break;
     case ID_HELP: o->help = 1; break;
-    default: rc = hs_fail(err, HS_ENOTSUP, "--%s: not in this build yet: dense only", r->name); break;
+    default: break;
     }
     return rc;
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+enum {
+    OF_XATTENTION = 1 << HS_XATTENTION,
+    OF_SVG2 = 1 << HS_SVG2,
+    OF_POOLED = 1 << HS_POOLED,
+    OF_SPARSE = OF_XATTENTION | OF_SVG2 | OF_POOLED
+};
+
+/* Every flag that says something of the policy belongs to certain methods. */
+static int check_methods(const hs_options *o, hs_method method, int *ret_flags, hs_err *err) {
+    const struct {
+        const char *name;
+        int given, of;
+    } flags[] = {
+        {"top-p", !isnan(o->top_p), OF_SPARSE},
+        {"reuse", o->reuse >= 0, OF_SPARSE},
+        {"reuse-delta", !isnan(o->reuse_delta), OF_SPARSE},
+        {"reuse-interval", o->reuse_interval >= 0, OF_SPARSE},
+        {"dense-steps", o->dense_steps >= 0, OF_SPARSE},
+        {"dense-layers", o->dense_layers >= 0, OF_SPARSE},
+        {"block", o->block >= 0, OF_XATTENTION | OF_POOLED},
+        {"stride", o->stride >= 0, OF_XATTENTION},
+        {"q-clusters", o->q_clusters >= 0, OF_SVG2},
+        {"k-clusters", o->k_clusters >= 0, OF_SVG2},
+        {"compensate", o->compensate, OF_XATTENTION | OF_POOLED},
+        {"compat", o->compat, OF_XATTENTION | OF_SVG2},
+    };
+    *ret_flags = o->attention >= 0;
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        if (!flags[i].given) continue;
+        *ret_flags = 1;
+        if (flags[i].of & 1 << method) continue;
+        if (method == HS_DENSE)
+            return hs_fail(err, HS_EINVAL,
+                           "--%s says how sparse attention works, but attention is dense%s: add --attention %s or "
+                           "leave it out",
+                           flags[i].name, o->attention < 0 ? " unless --attention or --profile is given" : "",
+                           flags[i].of & OF_XATTENTION ? "xattention" : "svg2");
+        return hs_fail(err, HS_EINVAL, "--%s has no meaning with %s attention: leave it out", flags[i].name,
+                       hs_method_name(method));
+    }
+    return 0;
+}
+
+static int set_reuse(const hs_options *o, hs_method method, hs_reuse_policy *r, hs_err *err) {
+    hs_reuse_kind was = r->kind;
+    if (o->reuse >= 0) r->kind = (hs_reuse_kind)o->reuse;
+    int by_drift = r->kind == HS_REUSE_DRIFT || r->kind == HS_REUSE_RELATIVE;
+    if (!isnan(o->reuse_delta) && !by_drift)
+        return hs_fail(err, HS_EINVAL,
+                       "--reuse-delta is a limit for the drift, but reuse is %s: add --reuse drift or "
+                       "leave it out",
+                       hs_reuse_name(r->kind));
+    if (o->reuse_interval >= 0 && r->kind != HS_REUSE_INTERVAL)
+        return hs_fail(err, HS_EINVAL,
+                       "--reuse-interval counts steps, but reuse is %s: add --reuse interval or leave "
+                       "it out",
+                       hs_reuse_name(r->kind));
+    /* the limits of absolute and relative drift have nothing to do with each other, and only one has a known default */
+    if (r->kind == HS_REUSE_RELATIVE && was != r->kind && isnan(o->reuse_delta))
+        return hs_fail(err, HS_EINVAL,
+                       "--reuse relative needs --reuse-delta D: the drift as a share of the means, such as 0.2");
+    if (r->kind == HS_REUSE_DRIFT && was != r->kind) r->delta = hs_attn_policy_default(method).reuse.delta;
+    if (!isnan(o->reuse_delta)) r->delta = (float)o->reuse_delta;
+    if (o->reuse_interval >= 0) r->interval = o->reuse_interval;
+    return 0;
+}
+
+static void set_int(int *to, int given) {
+    if (given >= 0) *to = given;
+}
+
+int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err) {
+    hs_attn_policy p = *policy;
+    int flags, rc;
+    if (o->attention >= 0 && o->profile && o->attention != (int)p.method)
+        return hs_fail(err, HS_EINVAL, "--attention %s, but %s was made for %s: leave one of the two out",
+                       hs_method_name((hs_method)o->attention), o->profile, hs_method_name(p.method));
+    if (o->attention >= 0 && !o->profile) p = hs_attn_policy_default((hs_method)o->attention);
+    if ((rc = check_methods(o, p.method, &flags, err)) || (rc = set_reuse(o, p.method, &p.reuse, err))) return rc;
+    if (!isnan(o->top_p)) {
+        p.top_p = (float)o->top_p;
+        p.top_p_heads = NULL;
+    }
+    set_int(&p.dense_steps, o->dense_steps);
+    set_int(&p.dense_layers, o->dense_layers);
+    set_int(&p.block, o->block);
+    set_int(&p.stride, o->stride);
+    set_int(&p.q_clusters, o->q_clusters);
+    set_int(&p.k_clusters, o->k_clusters);
+    p.compensate |= o->compensate;
+    p.compat |= o->compat;
+    *policy = p;
+    *ret_flags = flags;
+    return 0;
 }
 
 /* ---- the whole line --------------------------------------------------------------------------------------------- */
@@ -298,12 +429,40 @@ static int check_together(const hs_options *o, hs_err *err) {
                        "--decode-latents only decodes: leave out -p, --prompts, --noise and --save-latents");
     if (!o->decode_latents && !o->prompt && !o->prompts)
         return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
+    if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
+        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
+    if (!isnan(o->budget) && !o->profile)
+        return hs_fail(err, HS_EINVAL, "--budget chooses in a profile: add --profile FILE, or say --top-p P instead");
+    if (!isnan(o->budget) && !isnan(o->top_p))
+        return hs_fail(err, HS_EINVAL, "--budget and --top-p both set the heads' thresholds: give one of the two");
+    if (o->profile && o->attention == HS_DENSE)
+        return hs_fail(err, HS_EINVAL,
+                       "--profile is for sparse attention, --attention dense is not: give one of the two");
+    /* with a profile the method is not known yet */
+    hs_attn_policy policy = hs_attn_policy_default(HS_DENSE);
+    int flags, rc = o->profile ? 0 : hs_options_attention(o, &policy, &flags, err);
+    if (rc) return rc;
     if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
     return 0;
 }
 
 int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
-    hs_options o = {.guidance = NAN, .shift = NAN, .solver = -1, .sigmas = -1};
+    hs_options o = {.guidance = NAN,
+                    .shift = NAN,
+                    .solver = -1,
+                    .sigmas = -1,
+                    .budget = NAN,
+                    .top_p = NAN,
+                    .reuse_delta = NAN,
+                    .attention = -1,
+                    .reuse = -1,
+                    .reuse_interval = -1,
+                    .dense_steps = -1,
+                    .dense_layers = -1,
+                    .block = -1,
+                    .stride = -1,
+                    .q_clusters = -1,
+                    .k_clusters = -1};
     struct option longs[ROWS + 1];
     char shorts[3 * 8 + 2] = ":";
     int n = 0;

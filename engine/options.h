@@ -13,12 +13,24 @@ typedef struct hs_options {
     int has_seed;
     uint64_t seed;
     int threads; /* 0 = all cores */
+    /* attention; -1 or NAN = not given: the profile's, else the method's own. hs_options_attention puts them together
+     */
+    const char *profile;
+    double budget, top_p, reuse_delta;
+    int attention, reuse; /* hs_method, hs_reuse_kind */
+    int reuse_interval, dense_steps, dense_layers, block, stride, q_clusters, k_clusters;
+    int compat, compensate;
     int dry_run, error_on_fallback, quiet, verbose, help, version;
 } hs_options;
 
 /* Fills *ret from the arguments (argv[0] is the program). HS_EINVAL with a message that names the option, the text and
  * what it should be; HS_ENOTSUP for options of later versions. --help and --version end the parsing. */
 int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
+
+/* Puts what was said about attention over *policy, which is dense or comes from the profile named in the options.
+ * Returns in ret_flags whether anything of the policy was said. HS_EINVAL for flags that contradict the method, the
+ * profile or each other; *policy is then unchanged. */
+int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err);
 
 /* The help text, line by line: grouped options with their defaults, then examples. */
 void hs_options_help(void (*line)(void *user, const char *text), void *user);

@@ -5,6 +5,8 @@
  */
 #include "haste.h"
 #include "options.h"
+#include "profile.h"
+#include "run_attn.h"
 #include "run_print.h"
 
 #include <errno.h>
@@ -28,8 +30,10 @@ typedef struct app {
     hs_model *model;
     const hs_model_info *info;
     hs_session *session;
-    hs_request req;   /* what all videos have in common; the prompt changes */
-    int64_t shape[4]; /* of the latents */
+    hs_attn_source attention; /* where req.attention comes from; owns the profile */
+    hs_attn_log *log;         /* what it did in the video in work; NULL = dense */
+    hs_request req;           /* what all videos have in common; the prompt changes */
+    int64_t shape[4];         /* of the latents */
     int64_t numel;
     float *latents; /* --noise or --decode-latents, else NULL; later the ones to be rescued */
     char **prompts;
@@ -91,11 +95,21 @@ static void on_progress(void *user, const hs_progress *p) {
     close_line(a);
     fputs(stage[p->stage], stderr);
     if (counted) fprintf(stderr, " %d/%d  %s", p->done, p->total, hs_print_seconds(p->seconds, spent));
+    if (p->stage == HS_STAGE_DENOISE && a->log && p->done > 0) {
+        hs_attn_sum s = hs_attn_log_sum(a->log, p->done - 1, -1);
+        if (s.calls) fprintf(stderr, ", density %.2f, reused %.2f", s.density, s.reuse_rate);
+    }
     if (*left) fprintf(stderr, ", about %s left", left);
     /* on a terminal the line stays open to be rewritten; the last one of a counted stage stays to be read */
     a->open_line = a->tty && !(counted && p->done == p->total);
     if (!a->open_line) fputc('\n', stderr);
     fflush(stderr);
+}
+
+static void on_layer(void *user, int step, int branch, int layer, int heads, const float *density, const float *drift,
+                     const uint8_t *reused) {
+    app *a = user;
+    if (a->log) hs_attn_log_add(a->log, step, branch, layer, heads, density, drift, reused);
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
@@ -227,7 +241,8 @@ static int make_request(app *a, hs_err *err) {
     r->negative = o->negative;
     r->seed = o->seed;
     if (!o->has_seed && !o->noise && !o->decode_latents) rc = random_seed(&r->seed, err);
-    return rc;
+    if (rc || o->decode_latents) return rc;
+    return hs_attn_choose(o, i, r->steps, &a->attention, &r->attention, err);
 }
 
 static int load_latents(app *a, hs_err *err) {
@@ -387,13 +402,13 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     j->req.prompt = prompt;
     j->req.save_latents = o->save_latents ? j->latents : NULL;
     j->req.noise = o->noise ? a->latents : NULL;
-    hs_settings_fill(&j->settings, a->info, &j->req);
+    hs_settings_fill(&j->settings, a->info, &j->req, &a->attention);
     return 0;
 }
 
 /* Opens the sink, makes the video, closes the sink in every case. */
 static int work(app *a, job *j, hs_err *err) {
-    hs_run_hooks hooks = {a, on_progress, on_interrupted};
+    hs_run_hooks hooks = {a, on_progress, on_interrupted, on_layer};
     hs_sink_params p = sink_params(a, j->output, j->settings.list);
     hs_sink *sink = NULL;
     hs_err late = {0};
@@ -424,6 +439,7 @@ static void summary(const app *a, const job *j) {
             t[HS_STAGE_LOAD], t[HS_STAGE_TEXT], t[HS_STAGE_DENOISE], t[HS_STAGE_DECODE], t[HS_STAGE_ENCODE],
             hs_print_seconds(st->total, total), hs_print_bytes(st->peak_host, host),
             hs_print_bytes(st->peak_device, device));
+    if (a->log) hs_attn_table(stderr, a->log, st);
     fprintf(stderr, "%s: %" PRId64 " frame%s of %dx%d, %d fps", j->output, j->frames, j->frames == 1 ? "" : "s",
             a->req.width, a->req.height, a->req.fps);
     if (!a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, a->req.seed);
@@ -445,6 +461,8 @@ static int one_video(app *a, int number) {
         print_prompt(prompt);
     }
     rc = prepare(a, prompt, number, j, &err);
+    if (!rc && a->req.attention.method != HS_DENSE)
+        rc = hs_attn_log_new(a->req.steps, a->info->layers, a->info->heads, &a->log, &err);
     if (!rc) rc = work(a, j, &err);
     if (rc) {
         status = report(a, &err);
@@ -452,9 +470,12 @@ static int one_video(app *a, int number) {
         if (j->begun && !a->o.decode_latents) keep_latents(a, j, rc);
     } else {
         if (!a->o.quiet) summary(a, j);
-        if (a->o.stats && hs_stats_save(j->stats, a->info, &j->req, &j->stats_of, j->output, &err))
+        if (a->o.stats &&
+            hs_stats_save(j->stats, a->info, &j->req, &j->stats_of, &a->attention, a->log, j->output, &err))
             status = report(a, &err);
     }
+    hs_attn_log_free(a->log);
+    a->log = NULL;
     hs_free(j);
     return status;
 }
@@ -496,6 +517,7 @@ static int dry_run(app *a, hs_err *err) {
     int rc = hs_request_check(a->model, &a->req, &plan, err);
     if (rc || (rc = check_places(a, NULL, err))) return rc;
     hs_print_plan(stdout, a->o.model, a->info, &a->req, &plan);
+    if (!a->o.decode_latents) hs_attn_print(stdout, "attention", &a->req, a->info, &a->attention);
     return check_places(a, stdout, err);
 }
 
@@ -515,6 +537,7 @@ static int make_videos(app *a) {
                     r->shift);
         if (!a->o.decode_latents && !a->o.noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
         fputc('\n', stderr);
+        if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", &a->req, a->info, &a->attention);
     }
     for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);
     return status;
@@ -550,6 +573,7 @@ int main(int argc, char **argv) {
     }
     hs_session_free(a.session);
     hs_model_free(a.model);
+    hs_profile_free(a.attention.profile);
     hs_free(a.latents);
     for (int i = 0; i < a.n_prompts; i++) free(a.prompts[i]);
     free(a.prompts);

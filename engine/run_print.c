@@ -88,7 +88,7 @@ static void HS_PRINTF(3, 4) add_format(hs_settings *m, const char *key, const ch
     add(m, key, text);
 }
 
-void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r) {
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_attn_source *source) {
     const char *negative = r->negative ? r->negative : info->negative_prompt;
     m->n = m->n_text = 0;
     add(m, "comment", m->comment);
@@ -109,7 +109,12 @@ void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_reques
         add_format(m, "sigmas", "%c", hs_sigmas_letter(r));
         add_format(m, "guidance", "%g", r->guidance);
         add_format(m, "shift", "%g", r->shift);
-        add(m, "attention", "dense");
+        hs_attn_describe(r, info, m->attention, sizeof m->attention);
+        add(m, "attention", m->attention);
+        if (source->profile) {
+            add(m, "profile", source->profile->path);
+            add_format(m, "budget", "%.4g", source->profile->budgets[source->budget].target);
+        }
     } else {
         snprintf(m->comment, sizeof m->comment, "decoded from saved latents by haste-run " HS_VERSION);
     }
@@ -125,29 +130,36 @@ void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_reques
 
 /* ---- statistics ------------------------------------------------------------------------------------------------- */
 /* cJSON's add functions return NULL when memory is short; one of those spoils the whole object. */
-static int add_density(cJSON *to, const hs_run_stats *st) {
-    return cJSON_AddNumberToObject(to, "density", st->density) &&
-           cJSON_AddNumberToObject(to, "reuse_rate", st->reuse_rate);
+static int add_density(cJSON *to, double density, double reuse_rate) {
+    return cJSON_AddNumberToObject(to, "density", density) && cJSON_AddNumberToObject(to, "reuse_rate", reuse_rate);
 }
 
-static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *st) {
+/* One step or layer (-1 = all of them) from the log, else from the sums of the run. */
+static int add_share(cJSON *to, const hs_run_stats *st, const hs_attn_log *log, int step, int layer) {
+    if (!log) return add_density(to, st->density, st->reuse_rate);
+    hs_attn_sum s = hs_attn_log_sum(log, step, layer);
+    return add_density(to, s.density, s.reuse_rate);
+}
+
+static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *st, const hs_attn_log *log) {
     cJSON *steps = cJSON_AddArrayToObject(root, "per_step"), *layers = cJSON_AddArrayToObject(root, "per_layer"), *row;
     for (int i = 0; i < st->steps; i++) {
         row = cJSON_CreateObject();
         if (!cJSON_AddItemToArray(steps, row) || !cJSON_AddNumberToObject(row, "step", i) ||
-            !cJSON_AddNumberToObject(row, "seconds", st->step_seconds[i]) || !add_density(row, st))
+            !cJSON_AddNumberToObject(row, "seconds", st->step_seconds[i]) || !add_share(row, st, log, i, -1))
             return 0;
     }
     for (int i = 0; i < info->layers; i++) {
         row = cJSON_CreateObject();
-        if (!cJSON_AddItemToArray(layers, row) || !cJSON_AddNumberToObject(row, "layer", i) || !add_density(row, st))
+        if (!cJSON_AddItemToArray(layers, row) || !cJSON_AddNumberToObject(row, "layer", i) ||
+            !add_share(row, st, log, -1, i))
             return 0;
     }
     return layers != NULL;
 }
 
 static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                const char *output) {
+                const hs_attn_source *source, const hs_attn_log *log, const char *output) {
     static const char *const stage[HS_STAGE_COUNT] = {"load", "text", "denoise", "decode", "encode"};
     char seed[24], sigmas[2] = {hs_sigmas_letter(r), 0};
     /* a JSON number, but not through a double; latents from a file have no seed */
@@ -157,8 +169,7 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
         strcpy(seed, "null");
     int ok =
         cJSON_AddStringToObject(root, "version", HS_VERSION) && cJSON_AddStringToObject(root, "model", info->sha256) &&
-        cJSON_AddStringToObject(root, "device", info->device) && cJSON_AddStringToObject(root, "attention", "dense") &&
-        cJSON_AddNullToObject(root, "profile") &&
+        cJSON_AddStringToObject(root, "device", info->device) &&
         (r->prompt ? cJSON_AddStringToObject(root, "prompt", r->prompt) : cJSON_AddNullToObject(root, "prompt")) &&
         cJSON_AddStringToObject(root, "output", output) && cJSON_AddRawToObject(root, "seed", seed) &&
         cJSON_AddNumberToObject(root, "width", r->width) && cJSON_AddNumberToObject(root, "height", r->height) &&
@@ -172,16 +183,20 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
     cJSON *seconds = cJSON_AddObjectToObject(root, "seconds");
     for (int i = 0; i < HS_STAGE_COUNT; i++) ok = ok && cJSON_AddNumberToObject(seconds, stage[i], st->seconds[i]);
     ok = ok && cJSON_AddNumberToObject(seconds, "total", st->total);
+    cJSON *parts = cJSON_AddObjectToObject(root, "attention_seconds");
+    ok = ok && cJSON_AddNumberToObject(parts, "predict", st->seconds_predict) &&
+         cJSON_AddNumberToObject(parts, "attend", st->seconds_attend);
     cJSON *peak = cJSON_AddObjectToObject(root, "peak_bytes");
     ok = ok && cJSON_AddNumberToObject(peak, "host", (double)st->peak_host) &&
          cJSON_AddNumberToObject(peak, "device", (double)st->peak_device);
-    return ok && add_density(root, st) && add_rows(root, info, st);
+    return ok && add_share(root, st, log, -1, -1) && add_rows(root, info, st, log) &&
+           hs_attn_json(root, r, source, log);
 }
 
 int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                  const char *output, hs_err *err) {
+                  const hs_attn_source *source, const hs_attn_log *log, const char *output, hs_err *err) {
     cJSON *root = cJSON_CreateObject();
-    char *text = root && fill(root, info, r, st, output) ? cJSON_Print(root) : NULL;
+    char *text = root && fill(root, info, r, st, source, log, output) ? cJSON_Print(root) : NULL;
     int rc = 0;
     cJSON_Delete(root);
     if (!text) return hs_fail(err, HS_ENOMEM, "%s: out of memory for the statistics", path);

@@ -1,7 +1,7 @@
 /* What haste-run says: numbers for people, the plan of --dry-run, the settings in the video, the JSON of --stats. */
 #ifndef HS_RUN_PRINT_H
 #define HS_RUN_PRINT_H
-#include "haste.h"
+#include "run_attn.h"
 
 #include <stdio.h>
 
@@ -19,12 +19,12 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
  * seed; one without a prompt is a decoding of saved latents. list points into *m, r and info. */
 typedef struct hs_settings {
     const char *list[48];
-    char text[12][64], comment[256];
+    char text[12][64], comment[256], attention[384];
     int n, n_text;
 } hs_settings;
-void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r);
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_attn_source *source);
 
-/* One JSON object (design: docs). Written to a new file; HS_EIO or HS_ENOMEM. */
+/* One JSON object (docs/formats.md); log NULL: attention was dense. Written to a new file; HS_EIO or HS_ENOMEM. */
 int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                  const char *output, hs_err *err);
+                  const hs_attn_source *source, const hs_attn_log *log, const char *output, hs_err *err);
 #endif
