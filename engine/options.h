@@ -24,7 +24,7 @@ typedef struct hs_options {
 } hs_options;
 
 /* Fills *ret from the arguments (argv[0] is the program). HS_EINVAL with a message that names the option, the text and
- * what it should be; HS_ENOTSUP for options of later versions. --help and --version end the parsing. */
+ * what it should be. --help and --version end the parsing. */
 int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
 
 /* Puts what was said about attention over *policy, which is dense or comes from the profile named in the options.

@@ -461,7 +461,13 @@ static cJSON *number(double v, int is_float) {
     return cJSON_CreateRaw(text);
 }
 
-/* cJSON_AddItem* refuse a NULL item, so one failed allocation makes the result 0. */
+/* Takes the item over in every case; 0 if it is NULL or memory ran out, and with that the whole text fails. */
+static int put(cJSON *object, const char *key, cJSON *v) {
+    int ok = cJSON_AddItemToObject(object, key, v);
+    if (!ok) cJSON_Delete(v);
+    return ok;
+}
+
 static int write_fields(cJSON *to, const field *fields, const void *base) {
     int ok = to != NULL;
     for (const field *f = fields; f->key && ok; f++) {
@@ -477,7 +483,7 @@ static int write_fields(cJSON *to, const field *fields, const void *base) {
         case NAME: v = cJSON_CreateString(f->name(*(const int *)at)); break;
         case SWITCH: v = cJSON_CreateBool(*(const int *)at); break;
         }
-        ok = cJSON_AddItemToObject(to, f->key, v);
+        ok = put(to, f->key, v);
     }
     return ok;
 }

@@ -52,6 +52,7 @@ Test(options, defaults_mean_the_model_decides) {
     cr_assert(isnan(o.guidance) && isnan(o.shift));
     cr_assert(o.solver == -1 && o.sigmas == -1);
     cr_assert(!o.output && !o.negative && !o.noise && !o.stats && !o.device && !o.precision);
+    cr_assert(!o.profile && isnan(o.budget) && isnan(o.top_p) && o.attention == -1 && o.reuse == -1);
     cr_assert(!o.dry_run && !o.quiet && !o.verbose && !o.error_on_fallback && !o.help && !o.version);
 }
 
@@ -160,16 +161,168 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|-p|a|--dry-run=yes", HS_EINVAL, "takes no value");
 }
 
-Test(options, later_versions_options_are_not_ignored) {
-    static const char *const later[] = {
-        "--profile|x",      "--budget|0.5",           "--top-p|0.9",     "--reuse-delta|0.1", "--dense-steps|2",
-        "--dense-layers|1", "--attention|xattention", "--attention|svg2"};
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+/* memcmp up to the last field: there may be padding behind it, none between the fields */
+static int same_policy(const hs_attn_policy *a, const hs_attn_policy *b) {
+    return !memcmp(a, b, offsetof(hs_attn_policy, compat) + sizeof a->compat);
+}
+
+/* The policy of a line, over `base` (what a profile would give) or dense. */
+static hs_attn_policy policy_of(const char *line, const hs_attn_policy *base, int *ret_flags) {
+    hs_options o = good(line);
+    hs_attn_policy p = base ? *base : hs_attn_policy_default(HS_DENSE);
+    hs_err err = {0};
+    cr_assert_eq(hs_options_attention(&o, &p, ret_flags, &err), 0, "\"%s\": %s", line, err.msg);
+    return p;
+}
+
+Test(options, attention_is_dense_unless_said) {
+    int flags = 7;
+    hs_attn_policy p = policy_of("-m|d|-p|p", NULL, &flags);
+    cr_assert(p.method == HS_DENSE && flags == 0);
+    p = policy_of("-m|d|-p|p|--attention|dense", NULL, &flags);
+    cr_assert(p.method == HS_DENSE && flags == 1);
+    static const hs_method methods[] = {HS_XATTENTION, HS_SVG2, HS_POOLED};
+    for (int i = 0; i < 3; i++) {
         char line[64];
-        snprintf(line, sizeof line, "-m|d|-p|p|%s", later[i]);
-        refused(line, HS_ENOTSUP, "not in this build yet: dense only");
+        snprintf(line, sizeof line, "-m|d|-p|p|--attention|%s", hs_method_name(methods[i]));
+        p = policy_of(line, NULL, &flags);
+        hs_attn_policy want = hs_attn_policy_default(methods[i]);
+        cr_assert(same_policy(&p, &want), "%s is not the default", line);
+        cr_assert_eq(flags, 1);
     }
-    refused("-m|d|-p|p|--attention|sparse", HS_EINVAL, "should be dense");
+}
+
+Test(options, attention_flags_are_read) {
+    int flags;
+    hs_attn_policy p = policy_of("-m|d|-p|p|--attention|xattention|--top-p|0.8|--reuse-delta|12.5|--dense-steps|3|"
+                                 "--dense-layers|1|--block|64|--stride|8|--compat|--compensate",
+                                 NULL, &flags);
+    cr_assert(p.method == HS_XATTENTION && p.top_p == 0.8f && p.reuse.kind == HS_REUSE_DRIFT && flags == 1);
+    cr_assert(p.reuse.delta == 12.5f && p.dense_steps == 3 && p.dense_layers == 1 && p.block == 64 && p.stride == 8);
+    cr_assert(p.compat == 1 && p.compensate == 1);
+    p = policy_of("-m|d|-p|p|--attention|svg2|--q-clusters|20|--k-clusters|65535|--reuse|interval|--reuse-interval|7",
+                  NULL, &flags);
+    cr_assert(p.method == HS_SVG2 && p.q_clusters == 20 && p.k_clusters == 65535 && !p.compat && !p.compensate);
+    cr_assert(p.reuse.kind == HS_REUSE_INTERVAL && p.reuse.interval == 7);
+    p = policy_of("-m|d|-p|p|--attention|pooled|--reuse|freeze|--top-p|1", NULL, &flags);
+    cr_assert(p.method == HS_POOLED && p.reuse.kind == HS_REUSE_FREEZE && p.top_p == 1);
+    p = policy_of("-m|d|-p|p|--attention|pooled|--reuse|relative|--reuse-delta|0.2", NULL, &flags);
+    cr_assert(p.reuse.kind == HS_REUSE_RELATIVE && p.reuse.delta == 0.2f);
+    p = policy_of("-m|d|-p|p|--attention|svg2|--reuse|none", NULL, &flags);
+    cr_assert_eq(p.reuse.kind, HS_REUSE_NONE);
+}
+
+Test(options, flags_go_over_a_profile) {
+    static const float table[4] = {0.9f, 0.8f, 0.7f, 1};
+    hs_attn_policy base = hs_attn_policy_default(HS_XATTENTION), p;
+    int flags = 7;
+    base.top_p_heads = table, base.dense_steps = 5, base.reuse.delta = 11;
+    p = policy_of("-m|d|-p|p|--profile|f|--budget|0.74", &base, &flags);
+    cr_assert(same_policy(&p, &base));
+    cr_assert_eq(flags, 0, "choosing a budget is not changing the profile");
+    p = policy_of("-m|d|-p|p|--profile|f|--attention|xattention", &base, &flags);
+    cr_assert(same_policy(&p, &base), "naming its method changes nothing");
+    p = policy_of("-m|d|-p|p|--profile|f|--dense-steps|0|--stride|8", &base, &flags);
+    cr_assert(p.dense_steps == 0 && p.stride == 8 && p.top_p_heads == table && p.reuse.delta == 11 && flags == 1);
+    p = policy_of("-m|d|-p|p|--profile|f|--top-p|0.5", &base, &flags);
+    cr_assert(p.top_p == 0.5f && !p.top_p_heads, "one threshold instead of the table");
+    p = policy_of("-m|d|-p|p|--profile|f|--reuse-delta|4", &base, &flags);
+    cr_assert_eq(p.reuse.delta, 4);
+
+    /* the profile's limit means nothing for another kind of drift */
+    base.reuse = (hs_reuse_policy){.kind = HS_REUSE_RELATIVE, .delta = 0.1f, .interval = 4};
+    p = policy_of("-m|d|-p|p|--profile|f|--reuse|drift", &base, &flags);
+    cr_assert_eq(p.reuse.delta, 30);
+    p = policy_of("-m|d|-p|p|--profile|f|--reuse|relative", &base, &flags);
+    cr_assert_eq(p.reuse.delta, 0.1f);
+
+    static const struct {
+        const char *line, *part;
+    } bad[] = {
+        {"-m|d|-p|p|--profile|f|--attention|svg2", "--attention svg2, but f was made for xattention"},
+        {"-m|d|-p|p|--profile|f|--q-clusters|3", "--q-clusters has no meaning with xattention"},
+        {"-m|d|-p|p|--profile|f|--reuse-interval|3", "--reuse-interval counts steps, but reuse is relative"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        hs_options o = good(bad[i].line);
+        hs_err err = {0};
+        p = base;
+        cr_assert_eq(hs_options_attention(&o, &p, &flags, &err), HS_EINVAL, "%s", bad[i].line);
+        cr_assert(strstr(err.msg, bad[i].part), "%s", err.msg);
+        cr_assert(same_policy(&p, &base), "%s changed the policy", bad[i].line);
+    }
+}
+
+Test(options, attention_flags_that_contradict) {
+    static const char *const sparse_only[] = {
+        "--top-p|0.9", "--reuse|none", "--reuse-delta|3",  "--reuse-interval|3", "--dense-steps|2", "--dense-layers|1",
+        "--block|64",  "--stride|8",   "--q-clusters|100", "--k-clusters|100",   "--compensate",    "--compat"};
+    char line[128], part[64];
+    for (size_t i = 0; i < sizeof sparse_only / sizeof *sparse_only; i++) {
+        snprintf(part, sizeof part, "%.*s says how", (int)strcspn(sparse_only[i], "|"), sparse_only[i]);
+        snprintf(line, sizeof line, "-m|d|-p|p|%s", sparse_only[i]);
+        refused(line, HS_EINVAL, part);
+        refused(line, HS_EINVAL, "dense unless");
+        snprintf(line, sizeof line, "-m|d|-p|p|--attention|dense|%s", sparse_only[i]);
+        refused(line, HS_EINVAL, part);
+    }
+    static const char *const pairs[][2] = {
+        {"svg2", "--block|64"},       {"svg2", "--stride|8"},           {"svg2", "--compensate"},
+        {"pooled", "--stride|8"},     {"pooled", "--q-clusters|3"},     {"pooled", "--compat"},
+        {"pooled", "--k-clusters|3"}, {"xattention", "--q-clusters|3"}, {"xattention", "--k-clusters|3"}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        snprintf(line, sizeof line, "-m|d|-p|p|--attention|%s|%s", pairs[i][0], pairs[i][1]);
+        snprintf(part, sizeof part, "%.*s has no meaning with %s", (int)strcspn(pairs[i][1], "|"), pairs[i][1],
+                 pairs[i][0]);
+        refused(line, HS_EINVAL, part);
+    }
+#define SPARSE "-m|d|-p|p|--attention|xattention|"
+    refused(SPARSE "--reuse|none|--reuse-delta|3", HS_EINVAL,
+            "--reuse-delta is a limit for the drift, but reuse is none");
+    refused(SPARSE "--reuse|freeze|--reuse-delta|3", HS_EINVAL, "reuse is freeze");
+    refused(SPARSE "--reuse|interval|--reuse-delta|3", HS_EINVAL, "reuse is interval");
+    refused(SPARSE "--reuse-interval|3", HS_EINVAL, "--reuse-interval counts steps, but reuse is drift");
+    refused(SPARSE "--reuse|relative", HS_EINVAL, "--reuse relative needs --reuse-delta");
+    refused(SPARSE "--budget|0.7", HS_EINVAL, "--budget chooses in a profile");
+    refused("-m|d|-p|p|--budget|0.7", HS_EINVAL, "--budget chooses in a profile");
+    refused("-m|d|-p|p|--profile|f|--budget|0.7|--top-p|0.9", HS_EINVAL, "--budget and --top-p");
+    refused("-m|d|-p|p|--profile|f|--attention|dense", HS_EINVAL, "--profile is for sparse attention");
+    refused("-m|d|--decode-latents|l|--profile|f", HS_EINVAL, "--decode-latents only decodes");
+    refused("-m|d|--decode-latents|l|--attention|svg2", HS_EINVAL, "--decode-latents only decodes");
+    refused("-m|d|--decode-latents|l|--top-p|0.5", HS_EINVAL, "--top-p says how");
+    good("-m|d|--decode-latents|l|--attention|dense");
+}
+
+Test(options, attention_values_are_strict) {
+    static const char *const bad[][2] = {{"--attention|sparse", "dense, xattention, svg2 or pooled"},
+                                         {"--attention|", "dense, xattention"},
+                                         {"--reuse|always", "none, drift, relative, interval or freeze"},
+                                         {"--top-p|0", "a number from 1e-06 to 1"},
+                                         {"--top-p|1.01", "a number from"},
+                                         {"--top-p|nan", "a number from"},
+                                         {"--top-p|90%", "a number from"},
+                                         {"--reuse-delta|-1", "a number from 0"},
+                                         {"--reuse-interval|0", "a whole number from 1"},
+                                         {"--dense-steps|-1", "a whole number from 0"},
+                                         {"--dense-steps|0.1", "a whole number"},
+                                         {"--dense-layers|x", "a whole number"},
+                                         {"--block|32", "should be 64 or 128"},
+                                         {"--block|96", "64 or 128"},
+                                         {"--stride|12", "should be 8 or 16"},
+                                         {"--stride|4", "8 or 16"},
+                                         {"--stride|8.0", "8 or 16"},
+                                         {"--q-clusters|0", "1 to 65535"},
+                                         {"--k-clusters|65536", "1 to 65535"},
+                                         {"--budget|1.5", "a number from 0 to 1"},
+                                         {"--budget|74", "a number from 0 to 1"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char line[128];
+        snprintf(line, sizeof line, "-m|d|-p|p|--attention|xattention|%s", bad[i][0]);
+        refused(line, HS_EINVAL, bad[i][1]);
+    }
+    refused(SPARSE "--compat=1", HS_EINVAL, "takes no value");
+    refused(SPARSE "--profile", HS_EINVAL, "--profile: its value is missing");
 }
 
 Test(options, help_and_version_need_nothing_else) {
@@ -234,6 +387,21 @@ Test(options, help_lists_the_contract) {
                                         "--flow-shift",
                                         "--negative-prompt",
                                         "--output-path",
+                                        "--profile",
+                                        "--budget",
+                                        "--attention",
+                                        "--top-p",
+                                        "--reuse NAME",
+                                        "--reuse-delta",
+                                        "--reuse-interval",
+                                        "--dense-steps",
+                                        "--dense-layers",
+                                        "--block",
+                                        "--stride",
+                                        "--q-clusters",
+                                        "--k-clusters",
+                                        "--compensate",
+                                        "--compat",
                                         "Examples"};
     collected c = {.longest = 0};
     hs_options_help(collect, &c);
