@@ -9,10 +9,10 @@
 #define CHECK_H
 #include "backend.h"
 
-enum { MAX_OPERANDS = 8, MAX_DIMS = 6 };
+enum { MAX_OPERANDS = 16, MAX_DIMS = 6 };
 
 typedef enum role { IN, OUT, INOUT } role;
-typedef enum kind { F32, ACT, I32, U8 } kind; /* ACT: the device's act type, F32 on ref */
+typedef enum kind { F32, ACT, I32, U8 } kind; /* ACT: the device's act type, F32 on ref; I32 below 2^24 */
 
 typedef struct operand {
     const char *name;
@@ -59,7 +59,8 @@ typedef struct operation {
 
 extern const operation op_linear, op_attention, op_conv, op_norm, op_modulation, op_qk_norm, op_gated_gelu,
     op_gather_rows, op_combine, op_patchify, op_unpatchify, op_latent_frames, op_channel_norm, op_split_frames,
-    op_to_u8, op_count_nonfinite, op_copy, op_zero;
+    op_to_u8, op_count_nonfinite, op_copy, op_zero, op_masked, op_block_scores, op_centroid_scores, op_select,
+    op_block_means, op_cluster, op_reuse;
 
 /* ---- kernelcheck.c --------------------------------------------------------------------------------------------- */
 void emit(const char *fmt, ...) HS_PRINTF(1, 2);           /* adds a case */

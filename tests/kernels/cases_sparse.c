@@ -1,0 +1,572 @@
+/* Cases of the predictors of block masks: antidiagonal scores, centroid scores, selection, block means, k-means, reuse.
+ * `skip` of a line is a set of heads that do not want a new mask: nothing of theirs may be written. */
+#include "check.h"
+#include "mask.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static operand *add_want(test *t, int heads) {
+    operand *want = OPERAND(t, "want", IN, U8, 0, heads);
+    for (int h = 0; h < heads; h++) want->data[h] = get(t, "skip") >> h & 1 ? 0 : get(t, "first") >> h & 1 ? 2 : 1;
+    return want;
+}
+
+/* ---- block_scores: operands scores, q, k, want ---------------------------------------------------------------------
+ */
+static void list_block_scores(void) {
+    static const int lengths[] = {1, 15, 16, 17, 64, 65, 130, 300};
+    for (int i = 0; i < 8; i++) {
+        emit("n=%d heads=2 D=64 block=64 stride=8", lengths[i]);
+        emit("n=%d heads=2 D=128 block=128 stride=16 pad=8", lengths[i]);
+        emit("n=%d heads=1 D=64 block=64 stride=16 padded=%d", lengths[i], (lengths[i] + 127) / 64 * 64);
+    }
+    emit("n=200 heads=3 D=32 block=64 stride=16 skip=5");
+    emit("n=200 heads=2 D=128 block=64 stride=8 spread=6");
+}
+
+static void setup_block_scores(test *t) {
+    const int64_t n = get(t, "n"), heads = get(t, "heads"), block = get(t, "block"), padded = get(t, "padded"),
+                  rows = (n + block - 1) / block, ld = heads * get(t, "D") + get(t, "pad");
+    OPERAND(t, "scores", OUT, F32, 0, heads, rows, padded ? padded / block : rows);
+    OPERAND(t, "q", IN, ACT, get(t, "spread") ? (double)get(t, "spread") : 2, n, ld);
+    OPERAND(t, "k", IN, ACT, 1.5, n, ld);
+    add_want(t, (int)heads);
+}
+
+static hs_block_scores view_block_scores(const test *t, const hs_buf *b) {
+    const int64_t ld = get(t, "heads") * get(t, "D") + get(t, "pad");
+    return (hs_block_scores){.scores = b[0],
+                             .q = b[1],
+                             .k = b[2],
+                             .want = b[3],
+                             .ld_q = ld,
+                             .ld_k = ld,
+                             .len = get(t, "n"),
+                             .padded = get(t, "padded"),
+                             .heads = (int)get(t, "heads"),
+                             .head_dim = (int)get(t, "D"),
+                             .block = (int)get(t, "block"),
+                             .stride = (int)get(t, "stride")};
+}
+
+static void call_block_scores(const test *t, const side *s) {
+    const hs_block_scores a = view_block_scores(t, s->b);
+    hs_op_block_scores(s->dev, &a);
+}
+
+static void plain_block_scores(test *t) {
+    const hs_block_scores a = view_block_scores(t, (hs_buf[4]){{0}, {0}, {0}, {0}});
+    operand *out = &t->o[0];
+    const int64_t rows = out->dim[1], cols = out->dim[2],
+                  keys = ((a.padded ? a.padded : a.len) + a.stride - 1) / a.stride;
+    const float scale = 1 / (sqrtf((float)a.head_dim) * (float)a.stride);
+    float *p = need_memory((size_t)keys, sizeof *p), *sum = need_memory((size_t)cols, sizeof *sum);
+    for (int64_t at = 0; at < a.heads * rows; at++) {
+        const int64_t h = at / rows, r = at % rows;
+        double largest = 0;
+        if (t->o[3].data[h] == 0) continue;
+        for (int64_t c = 0; c < cols; c++) sum[c] = 0;
+        for (int64_t i = r * a.block / a.stride; i * a.stride < a.len && i < (r + 1) * a.block / a.stride; i++) {
+            float max = -INFINITY, total = 0;
+            for (int64_t j = 0; j < keys; j++) {
+                float x = 0;
+                double mag = 0;
+                for (int64_t s = 0; s < a.stride; s++) {
+                    const int64_t row = (i + 1) * a.stride - 1 - s, key = j * a.stride + s;
+                    for (int64_t e = h * a.head_dim; row < a.len && key < a.len && e < (h + 1) * a.head_dim; e++) {
+                        x += t->o[1].data[row * a.ld_q + e] * t->o[2].data[key * a.ld_k + e];
+                        mag += fabs((double)t->o[1].data[row * a.ld_q + e] * t->o[2].data[key * a.ld_k + e]);
+                    }
+                }
+                p[j] = x * scale;
+                largest = fmax(largest, mag * scale);
+                max = fmaxf(max, p[j]);
+            }
+            for (int64_t j = 0; j < keys; j++) total += p[j] = expf(p[j] - max);
+            for (int64_t j = 0; j < keys; j++) sum[j * a.stride / a.block] += p[j] / total;
+        }
+        for (int64_t c = 0; c < cols; c++) put(t, out, at * cols + c, sum[c], sum[c], sum[c] * (1 + largest));
+    }
+    free(p);
+    free(sum);
+}
+
+static double flops_block_scores(const test *t) {
+    return 2.0 * (double)get(t, "n") * (double)get(t, "n") / (double)get(t, "stride") * (double)get(t, "heads") *
+           (double)get(t, "D");
+}
+
+static const char *const bench_block_scores[] = {"block_scores n=2304 heads=3 D=128 block=128 stride=16",
+                                                 "block_scores n=2304 heads=3 D=128 block=64 stride=8", 0};
+
+/* ---- centroid_scores: operands scores, cq, ck, start, want
+ * ----------------------------------------------------------- */
+static void list_centroid_scores(void) {
+    static const int n[] = {1, 63, 64, 65, 300};
+    for (int i = 0; i < 5; i++)
+        emit("n=%d heads=2 rows=%d cols=%d D=64 block=64", n[i], (n[i] + 63) / 64, (n[i] + 63) / 64);
+    for (int compat = 0; compat < 2; compat++) {
+        emit("n=200 heads=2 rows=3 cols=7 D=128 compat=%d", compat);
+        emit("n=20 heads=3 rows=30 cols=50 D=64 compat=%d skip=2", compat); /* empty clusters */
+        emit("n=20 heads=2 rows=5 cols=9 D=32 compat=%d far=1", compat);    /* one of them sets the maximum */
+    }
+}
+
+static void setup_centroid_scores(test *t) {
+    const int64_t heads = get(t, "heads"), rows = get(t, "rows"), cols = get(t, "cols"), D = get(t, "D"),
+                  n = get(t, "n");
+    OPERAND(t, "scores", OUT, F32, 0, heads, rows, cols);
+    operand *q = OPERAND(t, "cq", IN, F32, 2, heads, rows, D), *k = OPERAND(t, "ck", IN, F32, 1.5, heads, cols, D),
+            *start = OPERAND(t, "start", IN, I32, 0, heads, cols + 1);
+    add_want(t, (int)heads);
+    for (int64_t i = 0; i < start->n; i++) { /* sizes of 0 in between */
+        const int64_t c = i % (cols + 1);
+        start->data[i] = (float)(c == cols ? n
+                                 : c == 0  ? 0
+                                           : fmax(start->data[i - 1], floor((double)(n * (c / 2 * 2)) / (double)cols)));
+    }
+    for (int64_t e = 0; e < D && get(t, "far"); e++) { /* along the queries; column 1 of each head has no token */
+        for (int64_t h = 0; h < heads; h++) k->data[(h * cols + 1) * D + e] = 2 * q->data[h * rows * D + e];
+        for (int64_t h = 0; h < heads; h++) start->data[h * (cols + 1) + 1] = start->data[h * (cols + 1) + 2] = 0;
+    }
+}
+
+static hs_centroid_scores view_centroid_scores(const test *t, const hs_buf *b) {
+    return (hs_centroid_scores){.scores = b[0],
+                                .cq = b[1],
+                                .ck = b[2],
+                                .start = get(t, "block") ? HS_NOBUF : b[3],
+                                .want = b[4],
+                                .len = get(t, "n"),
+                                .heads = (int)get(t, "heads"),
+                                .rows = (int)get(t, "rows"),
+                                .cols = (int)get(t, "cols"),
+                                .head_dim = (int)get(t, "D"),
+                                .block = (int)get(t, "block"),
+                                .compat = (int)get(t, "compat"),
+                                .scale = 1 / sqrtf((float)get(t, "D"))};
+}
+
+static void call_centroid_scores(const test *t, const side *s) {
+    const hs_centroid_scores a = view_centroid_scores(t, s->b);
+    hs_op_centroid_scores(s->dev, &a);
+}
+
+static float column_size(const test *t, const hs_centroid_scores *a, int64_t h, int64_t c) {
+    const float *s = t->o[3].data + h * (a->cols + 1);
+    if (a->block) return (float)(a->len - c * a->block < a->block ? a->len - c * a->block : a->block);
+    return s[c + 1] - s[c];
+}
+
+static void plain_centroid_scores(test *t) {
+    const hs_centroid_scores a = view_centroid_scores(t, (hs_buf[5]){{0}, {0}, {0}, {0}, {0}});
+    float *p = need_memory((size_t)a.cols, sizeof *p);
+    for (int64_t at = 0; at < (int64_t)a.heads * a.rows; at++) {
+        const int64_t h = at / a.rows;
+        float max = -INFINITY, total = 0;
+        double largest = 0;
+        if (t->o[4].data[h] == 0) continue;
+        for (int64_t c = 0; c < a.cols; c++) {
+            float x = 0;
+            double mag = 0;
+            for (int64_t e = 0; e < a.head_dim; e++) {
+                const float y = t->o[1].data[at * a.head_dim + e] * t->o[2].data[(h * a.cols + c) * a.head_dim + e];
+                x += y;
+                mag += fabs((double)y);
+            }
+            p[c] = x * a.scale;
+            largest = fmax(largest, mag * a.scale);
+            if (a.compat || column_size(t, &a, h, c) > 0) max = fmaxf(max, p[c]);
+        }
+        for (int64_t c = 0; c < a.cols; c++) {
+            const float n = column_size(t, &a, h, c);
+            total += p[c] = n > 0 ? n * expf(p[c] - max) : 0;
+        }
+        if (a.compat) total = fmaxf(total, 1e-12f);
+        for (int64_t c = 0; c < a.cols; c++)
+            put(t, &t->o[0], at * a.cols + c, p[c] / total, p[c] / total, p[c] / total * (1 + 2 * largest));
+    }
+    free(p);
+}
+
+/* ---- select: operands bits, dense, scores, top_p, want ------------------------------------------------------------
+ */
+static void list_select(void) {
+    static const int cols[] = {1, 2, 31, 32, 33, 70};
+    for (int i = 0; i < 6; i++)
+        for (int rule = 0; rule <= HS_SELECT_UPTO; rule++) emit("heads=4 rows=5 cols=%d rule=%d", cols[i], rule);
+    emit("heads=4 rows=3 cols=40 extra=25 rule=1"); /* padded columns are chosen and dropped */
+    emit("heads=4 rows=3 cols=40 extra=25 rule=0 skip=2");
+    emit("heads=4 rows=6 cols=30 rule=0 least=9");
+    emit("heads=4 rows=6 cols=30 rule=2 least=9 skip=12");
+    emit("heads=4 rows=6 cols=30 rule=0 equal=1");
+    emit("heads=4 rows=6 cols=30 rule=0 zero=1");
+    emit("heads=4 rows=6 cols=30 rule=1 zero=1");
+}
+
+static void setup_select(test *t) {
+    static const float top_p[] = {0.9f, 0.5f, 1, 0.97f};
+    const int64_t heads = get(t, "heads"), rows = get(t, "rows"), cols = get(t, "cols"), all = cols + get(t, "extra");
+    OPERAND(t, "bits", OUT, U8, 0, heads, rows, (int64_t)hs_mask_words((int)cols) * 4);
+    OPERAND(t, "dense", OUT, U8, 0, heads);
+    operand *s = OPERAND(t, "scores", IN, F32, 1, heads, rows, all), *p = OPERAND(t, "top_p", IN, F32, 0, heads);
+    add_want(t, (int)heads);
+    t->exact = 1;
+    for (int64_t r = 0; r < heads * rows; r++) {
+        double sum = 0;
+        for (int64_t c = 0; c < all; c++) {
+            float *x = &s->data[r * all + c];
+            *x = get(t, "equal") ? 0.25f : get(t, "zero") && (c % 3 || r == 1) ? 0 : (float)exp(2 * (double)*x);
+            sum += *x;
+        }
+        for (int64_t c = 0; c < all && get(t, "rule") == HS_SELECT_UPTO; c++) s->data[r * all + c] /= (float)sum;
+    }
+    for (int64_t h = 0; h < heads; h++) p->data[h] = top_p[h % 4];
+}
+
+static void call_select(const test *t, const side *s) {
+    const int cols = (int)get(t, "cols");
+    const hs_mask m = {.heads = (int)get(t, "heads"),
+                       .rows = (int)get(t, "rows"),
+                       .cols = cols,
+                       .words = hs_mask_words(cols),
+                       .bits = {s->b[0].p, HS_I32, s->b[0].n / 4},
+                       .dense = s->b[1]};
+    hs_op_select(s->dev, &(hs_select){.scores = s->b[2],
+                                      .top_p = s->b[3],
+                                      .want = s->b[4],
+                                      .cols = cols + (int)get(t, "extra"),
+                                      .at_least = (int)get(t, "least"),
+                                      .rule = (int)get(t, "rule"),
+                                      .mask = &m});
+}
+
+/* Again and again the largest that is not yet taken. */
+static void plain_select(test *t) {
+    const operand *s = &t->o[2];
+    const int64_t rows = s->dim[1], all = s->dim[2], bytes = t->o[0].dim[2], rule = get(t, "rule");
+    uint8_t *taken = need_memory((size_t)all, 1), *out = need_memory((size_t)bytes, 1);
+    for (int64_t r = 0; r < s->dim[0] * rows; r++) {
+        const float *x = s->data + r * all, p = t->o[3].data[r / rows];
+        double sum = 0, mass = 0;
+        if (t->o[4].data[r / rows] == 0) continue;
+        memset(taken, 0, (size_t)all);
+        memset(out, 0, (size_t)bytes);
+        for (int64_t c = 0; c < all; c++) sum += x[c];
+        for (int64_t n = 0; n < all; n++) {
+            int64_t best = -1;
+            for (int64_t c = 0; c < all; c++)
+                if (!taken[c] && (best < 0 || x[c] > x[best])) best = c;
+            if (n >= 1 && n >= get(t, "least")) {
+                if (rule == 0 && p < 1 && mass >= p * sum) break;
+                if (rule == HS_SELECT_BLOCK0 && (mass >= p * sum || x[best] == 0)) break;
+                if (rule == HS_SELECT_UPTO && mass > p) break;
+            }
+            taken[best] = 1;
+            mass += x[best];
+        }
+        if (rule == HS_SELECT_BLOCK0) taken[0] = 1;
+        for (int64_t c = 0; c < get(t, "cols"); c++) out[c / 8] |= (uint8_t)(taken[c] << (c % 8));
+        for (int64_t b = 0; b < bytes; b++) put(t, &t->o[0], r * bytes + b, out[b], 0, 0);
+        put(t, &t->o[1], r / rows, rule == 0 && p >= 1, 0, 0);
+    }
+    free(taken);
+    free(out);
+}
+
+/* ---- block_means: operands y, x, want
+ * --------------------------------------------------------------------------------- */
+static void list_block_means(void) {
+    static const int n[] = {1, 63, 64, 65, 200};
+    for (int i = 0; i < 5; i++) emit("n=%d heads=2 D=128 block=64", n[i]);
+    emit("n=300 heads=3 D=64 block=128 pad=8 skip=2");
+    emit("n=70 heads=1 D=33 block=7");
+}
+
+static void setup_block_means(test *t) {
+    const int64_t n = get(t, "n"), heads = get(t, "heads"), D = get(t, "D"), block = get(t, "block");
+    OPERAND(t, "y", OUT, F32, 0, heads, (n + block - 1) / block, D);
+    OPERAND(t, "x", IN, ACT, 1, n, heads * D + get(t, "pad"));
+    add_want(t, (int)heads);
+}
+
+static void call_block_means(const test *t, const side *s) {
+    hs_op_block_means(s->dev, s->b[1], get(t, "n"), t->o[1].dim[1], (int)get(t, "heads"), (int)get(t, "D"),
+                      (int)get(t, "block"), s->b[2], s->b[0]);
+}
+
+static void plain_block_means(test *t) {
+    const operand *y = &t->o[0], *x = &t->o[1];
+    const int64_t block = get(t, "block"), D = y->dim[2];
+    for (int64_t i = 0; i < y->n; i++) {
+        const int64_t h = i / (y->dim[1] * D), b = i / D % y->dim[1];
+        float sum = 0, n = 0;
+        double mag = 0;
+        if (t->o[2].data[h] == 0) continue;
+        for (int64_t r = b * block; r < (b + 1) * block && r < x->dim[0]; r++, n++) {
+            sum += x->data[r * x->dim[1] + h * D + i % D];
+            mag += fabs((double)x->data[r * x->dim[1] + h * D + i % D]);
+        }
+        put(t, &t->o[0], i, sum / n, mag / n, mag / n);
+    }
+}
+
+/* ---- cluster: operands centroids, label, order, start, x, want ------------------------------------------------------
+ */
+static void list_cluster(void) {
+    emit("n=200 heads=2 D=64 clusters=5 rounds=3");
+    emit("n=200 heads=3 D=128 clusters=9 rounds=2 first=5 pad=8"); /* from tokens; from centroids */
+    emit("n=200 heads=3 D=64 clusters=7 rounds=2 first=1 skip=2");
+    emit("n=1 heads=1 D=64 clusters=1 rounds=2");
+    emit("n=65 heads=2 D=64 clusters=1 rounds=2 first=3");
+    emit("n=6 heads=2 D=64 clusters=9 rounds=3 first=3"); /* fewer tokens than clusters: equal starts, empty clusters */
+    emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3");          /* long enough to stop by itself */
+    emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3 compat=1"); /* ... both heads together */
+    emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=0");     /* head 0 stops at once, head 1 goes on */
+    emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=1");
+}
+
+static void setup_cluster(test *t) {
+    const int64_t n = get(t, "n"), heads = get(t, "heads"), D = get(t, "D"), k = get(t, "clusters");
+    operand *c = OPERAND(t, "centroids", INOUT, F32, 1, heads, k, D);
+    OPERAND(t, "label", OUT, I32, 0, heads, n);
+    OPERAND(t, "order", OUT, I32, 0, heads, n);
+    OPERAND(t, "start", OUT, I32, 0, heads, k + 1);
+    operand *x = OPERAND(t, "x", IN, ACT, 0.25, n, heads * D + get(t, "pad"));
+    add_want(t, (int)heads);
+    for (int64_t i = 0; i < n; i++) /* runs of tokens around one point each: labels do not hang on rounding */
+        for (int64_t e = 0; e < heads * D; e++) {
+            const int64_t run = i * k / n;
+            float *at = &x->data[i * x->dim[1] + e];
+            *at = to_type(t, ACT, (double)*at + noise(t, 90, run * heads * D + e));
+            if (get(t, "tiny") && e < D) *at = to_type(t, ACT, (double)*at * 1e-6);
+        }
+    for (int64_t i = 0; i < c->n && n >= k;
+         i++) { /* starts of heads with want 1: near a run; of cluster 2 far from all */
+        const int64_t h = i / (k * D), run = i / D % k;
+        const double near = noise(t, 90, run * heads * D + h * D + i % D);
+        c->data[i] = (float)(run == 2 ? 20 + near : near + 0.1 * (double)c->data[i]);
+        if (get(t, "tiny") && h == 0) c->data[i] *= 1e-6f;
+    }
+}
+
+static hs_cluster view_cluster(const test *t, const hs_buf *b) {
+    return (hs_cluster){.centroids = b[0],
+                        .label = b[1],
+                        .order = b[2],
+                        .start = b[3],
+                        .x = b[4],
+                        .want = b[5],
+                        .len = get(t, "n"),
+                        .ld = t->o[4].dim[1],
+                        .heads = (int)get(t, "heads"),
+                        .head_dim = (int)get(t, "D"),
+                        .clusters = (int)get(t, "clusters"),
+                        .iters_first = (int)get(t, "rounds"),
+                        .iters_next = (int)get(t, "rounds") / 2 + 1,
+                        .compat = (int)get(t, "compat"),
+                        .seed = 7};
+}
+
+static void call_cluster(const test *t, const side *s) {
+    const hs_cluster a = view_cluster(t, s->b);
+    hs_op_cluster(s->dev, &a);
+}
+
+/* One head's state in the plain loop. */
+typedef struct means {
+    float *c, *next; /* [clusters, D] */
+    int *label, *size;
+    int rounds;
+} means;
+
+/* Assignment and what the update would be; how far the furthest centroid would go. */
+static double plain_round(const test *t, const hs_cluster *a, int h, means *m) {
+    const int D = a->head_dim;
+    const float *x = t->o[4].data + (int64_t)h * D;
+    double most = 0;
+    memcpy(m->next, m->c, (size_t)(a->clusters * D) * sizeof *m->c);
+    for (int k = 0; k < a->clusters; k++) m->size[k] = 0;
+    for (int64_t i = 0; i < a->len; i++) {
+        float least = INFINITY;
+        for (int k = 0; k < a->clusters; k++) {
+            float d = 0;
+            for (int e = 0; e < D; e++)
+                d += (x[i * a->ld + e] - m->c[k * D + e]) * (x[i * a->ld + e] - m->c[k * D + e]);
+            if (d < least) least = d, m->label[i] = k;
+        }
+        float *sum = m->next + m->label[i] * D;
+        if (!m->size[m->label[i]]++) memset(sum, 0, (size_t)D * sizeof *sum);
+        for (int e = 0; e < D; e++) sum[e] += x[i * a->ld + e];
+    }
+    for (int k = 0; k < a->clusters; k++) {
+        double move = 0;
+        for (int e = 0; e < D; e++) {
+            if (m->size[k]) m->next[k * D + e] /= (float)m->size[k];
+            move += pow((double)m->next[k * D + e] - m->c[k * D + e], 2);
+        }
+        most = fmax(most, sqrt(move));
+    }
+    return most;
+}
+
+static void put_cluster(test *t, const hs_cluster *a, int h, const means *m) {
+    const int D = a->head_dim;
+    int at = 0;
+    for (int64_t i = 0; i < (int64_t)a->clusters * D; i++) {
+        double mag = 0; /* of the members' mean; an empty cluster's centroid is a copy */
+        for (int64_t x = 0; x < a->len; x++)
+            if (m->label[x] == i / D) mag += fabs((double)t->o[4].data[x * a->ld + h * D + i % D]) / m->size[i / D];
+        put(t, &t->o[0], (int64_t)h * a->clusters * D + i, m->c[i], mag, mag);
+    }
+    for (int k = 0; k < a->clusters; k++) {
+        put(t, &t->o[3], (int64_t)h * (a->clusters + 1) + k, at, 0, 0);
+        for (int64_t i = 0; i < a->len; i++)
+            if (m->label[i] == k) put(t, &t->o[2], h * a->len + at++, (double)i, 0, 0);
+    }
+    put(t, &t->o[3], (int64_t)h * (a->clusters + 1) + a->clusters, at, 0, 0);
+    for (int64_t i = 0; i < a->len; i++) put(t, &t->o[1], h * a->len + i, m->label[i], 0, 0);
+}
+
+static void plain_cluster(test *t) {
+    const hs_cluster a = view_cluster(t, (hs_buf[6]){{0}, {0}, {0}, {0}, {0}, {0}});
+    const size_t size = (size_t)(a.clusters * a.head_dim);
+    means *m = need_memory((size_t)a.heads, sizeof *m);
+    for (int h = 0; h < a.heads; h++) {
+        const int want = (int)t->o[5].data[h];
+        m[h] = (means){need_memory(size, sizeof(float)), need_memory(size, sizeof(float)),
+                       need_memory((size_t)a.len, sizeof(int)), need_memory((size_t)a.clusters, sizeof(int)),
+                       want == 2 ? a.iters_first
+                       : want    ? a.iters_next
+                                 : 0};
+        memcpy(m[h].c, t->o[0].data + (size_t)h * size, size * sizeof(float));
+        for (int k = 0; k < a.clusters && want == 2; k++)
+            for (int e = 0; e < a.head_dim; e++)
+                m[h].c[k * a.head_dim + e] =
+                    t->o[4].data[hs_cluster_token(a.seed, h, k, a.clusters, a.len) * a.ld + h * a.head_dim + e];
+    }
+    for (int round = 0; round < 1000; round++) {
+        double most[8], all = 0;
+        for (int h = 0; h < a.heads; h++) {
+            most[h] = round < m[h].rounds ? plain_round(t, &a, h, &m[h]) : 0;
+            all = fmax(all, most[h]);
+        }
+        for (int h = 0; h < a.heads; h++) {
+            if (round >= m[h].rounds) continue;
+            if ((a.compat ? all : most[h]) < 1e-4) {
+                m[h].rounds = 0;
+                continue;
+            }
+            memcpy(m[h].c, m[h].next, size * sizeof(float));
+        }
+    }
+    for (int h = 0; h < a.heads; h++) {
+        if (t->o[5].data[h] != 0) put_cluster(t, &a, h, &m[h]);
+        free(m[h].c), free(m[h].next), free(m[h].label), free(m[h].size);
+    }
+    free(m);
+}
+
+static const char *const bench_cluster[] = {"cluster n=2304 heads=3 D=128 clusters=48 rounds=2",
+                                            "cluster n=2304 heads=3 D=128 clusters=16 rounds=2", 0};
+
+/* ---- reuse: operands anchor_q, anchor_k, age, want, drift, mean_q, mean_k
+ * ---------------------------------------------- */
+static void list_reuse(void) {
+    for (int k = HS_REUSE_NONE; k <= HS_REUSE_FREEZE; k++)
+        for (int gate = 0; gate < 2; gate++) {
+            emit("heads=12 dim=128 kind=%d gate=%d", k, gate);
+            emit("heads=3 dim=64 kind=%d gate=%d fresh=1", k, gate); /* no anchor yet */
+            emit("heads=1 dim=33 kind=%d gate=%d", k, gate);
+        }
+}
+
+static void setup_reuse(test *t) {
+    static const char *const names[] = {"anchor_q", "anchor_k", "age", "want", "drift", "mean_q", "mean_k"};
+    const int64_t heads = get(t, "heads"), dim = get(t, "dim");
+    for (int k = 0; k < 2; k++) OPERAND(t, names[k], INOUT, F32, 1, heads, dim);
+    operand *age = OPERAND(t, names[2], INOUT, I32, 0, heads);
+    OPERAND(t, names[3], OUT, U8, 0, heads);
+    OPERAND(t, names[4], OUT, F32, 0, heads);
+    for (int k = 5; k < 7; k++) { /* heads drift unequally: around the limit of view_reuse */
+        operand *x = OPERAND(t, names[k], IN, F32, 1, heads, dim);
+        for (int64_t i = 0; i < x->n; i++)
+            x->data[i] = t->o[k - 5].data[i] + (float)(i / dim % 3 + 1) * 0.25f * x->data[i];
+    }
+    for (int64_t h = 0; h < heads; h++) age->data[h] = (float)(get(t, "fresh") || h == 5 ? -1 : h % 4);
+}
+
+static hs_reuse view_reuse(const test *t, const hs_buf *b) {
+    const int gate = (int)get(t, "gate");
+    const float dim = (float)get(t, "dim");
+    return (hs_reuse){.policy = {.kind = (hs_reuse_kind)get(t, "kind"),
+                                 .delta = get(t, "kind") == HS_REUSE_RELATIVE ? 0.5f : 0.8f * dim,
+                                 .interval = 3,
+                                 .gate_low = gate ? 0.4f : 0,
+                                 .gate_high = gate ? 0.6f : 1},
+                      .heads = (int)get(t, "heads"),
+                      .dim = (int)dim,
+                      .anchor_q = b[0],
+                      .anchor_k = b[1],
+                      .age = b[2],
+                      .want = b[3],
+                      .drift = b[4],
+                      .mean_q = b[5],
+                      .mean_k = b[6]};
+}
+
+static void call_reuse(const test *t, const side *s) {
+    const hs_reuse a = view_reuse(t, s->b);
+    hs_op_reuse(s->dev, &a);
+}
+
+static void plain_reuse(test *t) {
+    const hs_reuse a = view_reuse(t, (hs_buf[7]){{0}, {0}, {0}, {0}, {0}, {0}, {0}});
+    int want[16], wanting = 0;
+    for (int h = 0; h < a.heads; h++) {
+        const int age = (int)t->o[2].data[h];
+        float drift = 0, norm = 0;
+        double mag = 0;
+        for (int i = h * a.dim; i < (h + 1) * a.dim; i++) {
+            drift += fabsf(t->o[0].data[i] - t->o[5].data[i]) + fabsf(t->o[1].data[i] - t->o[6].data[i]);
+            norm += fabsf(t->o[0].data[i]) + fabsf(t->o[1].data[i]);
+            mag += fabs((double)t->o[0].data[i]) + fabs((double)t->o[5].data[i]) + fabs((double)t->o[1].data[i]) +
+                   fabs((double)t->o[6].data[i]);
+        }
+        want[h] = age < 0                              ? 2
+                  : a.policy.kind == HS_REUSE_NONE     ? 1
+                  : a.policy.kind == HS_REUSE_DRIFT    ? drift > a.policy.delta
+                  : a.policy.kind == HS_REUSE_RELATIVE ? drift > a.policy.delta * norm
+                  : a.policy.kind == HS_REUSE_INTERVAL ? age + 1 >= a.policy.interval
+                                                       : 0;
+        wanting += want[h] != 0;
+        put(t, &t->o[4], h, age < 0 ? 0 : drift, age < 0 ? 0 : mag, age < 0 ? 0 : mag);
+    }
+    for (int h = 0; h < a.heads; h++) {
+        const int age = (int)t->o[2].data[h];
+        const float share = (float)wanting / (float)a.heads;
+        if (share < a.policy.gate_low && want[h] == 1) want[h] = 0;
+        if (share > a.policy.gate_high && want[h] == 0) want[h] = 1;
+        put(t, &t->o[3], h, want[h], 0, 0);
+        put(t, &t->o[2], h, want[h] ? 0 : age + 1, 0, 0);
+        for (int i = h * a.dim; i < (h + 1) * a.dim; i++)
+            for (int k = 0; k < 2; k++) put(t, &t->o[k], i, t->o[want[h] ? 5 + k : k].data[i], 0, 0);
+    }
+}
+
+const operation op_block_scores = {"block_scores",     list_block_scores,  setup_block_scores, call_block_scores,
+                                   plain_block_scores, flops_block_scores, bench_block_scores},
+                op_centroid_scores = {"centroid_scores",
+                                      list_centroid_scores,
+                                      setup_centroid_scores,
+                                      call_centroid_scores,
+                                      plain_centroid_scores,
+                                      NULL,
+                                      NULL},
+                op_select = {"select", list_select, setup_select, call_select, plain_select, NULL, NULL},
+                op_block_means =
+                    {"block_means", list_block_means, setup_block_means, call_block_means, plain_block_means, NULL,
+                     NULL},
+                op_cluster = {"cluster", list_cluster, setup_cluster, call_cluster, plain_cluster, NULL, bench_cluster},
+                op_reuse = {"reuse", list_reuse, setup_reuse, call_reuse, plain_reuse, NULL, NULL};
