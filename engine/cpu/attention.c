@@ -1,20 +1,26 @@
 /* Attention of the fast CPU backend: who computes which rows against which keys, and in what layout.
  *
- * The unit of work is a query block of one head. It walks a list of key ranges, KEYS keys at a time: logits of the
- * block (gemm), online softmax, probabilities times values (gemm), with maximum, sum and numerator of every row in
- * fp32. An N x N matrix never exists. Dense attention is the list with the one range [0, len_k); a block mask is a
- * longer list.
+ * The unit of work is a block of queries of one head that share one row of the mask. It walks that row's keys
+ * (attn_walk.h), KEYS at a time: logits of the block (gemm), online softmax, probabilities times values (gemm), with
+ * maximum, sum and numerator of every row in fp32. An N x N matrix never exists. Dense attention is a mask of one
+ * column.
  *
- * Keys and values are packed once per call and head into panels (attn_kernels.h) and shared by all query blocks. The
- * room for them is fixed when the device is opened, so that calls allocate nothing: as many heads as fit are packed
- * together, and where not even one fits its keys are packed segment by segment. Pages that are never used cost nothing.
+ * Keys and values are packed once per call and head into panels (attn_kernels.h) and shared by all units, in the order
+ * of the mask's columns: clusters are gathered here, once, so that whatever is kept is a run of neighbours. Keys that
+ * come along in a group but do not count get logits of minus infinity. Means that stand for dropped blocks are one more
+ * run of packed keys, walked with the row's bits inverted.
+ *
+ * The room for packed keys is fixed when the device is opened, so that calls allocate nothing: as many heads as fit are
+ * packed together, and where not even one fits its keys are packed segment by segment. Pages that are never used cost
+ * nothing.
  *
  * Every row's result depends on its own list of keys only: not on threads, block height or other rows.
  */
 #include "cpu/attention.h"
-#include "cpu/attn_kernels.h"
+#include "cpu/attn_pack.h"
+#include "cpu/attn_walk.h"
 
-#include <string.h>
+#include <math.h>
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -29,7 +35,6 @@ static int omp_get_num_threads(void) {
 enum {
     ROWS = 128,     /* most query rows of a block */
     MIN_ROWS = 32,  /* fewest, where blocks are lowered to give every thread some */
-    KEYS = 128,     /* keys per step */
     MAX_DIM = 1024, /* the most backend.c lets through */
     WIDE = 512,     /* head size up to which a block has ROWS rows */
 };
@@ -50,7 +55,7 @@ typedef struct scratch {
 } scratch;
 
 typedef struct hs_cpu_attn {
-    const hs_attn_kernels *kernels;
+    const hs_attn_kernels *kernels, *fp32;
     float *pack;    /* [PACK_WORDS] */
     scratch *local; /* [threads] */
 } hs_cpu_attn;
@@ -59,68 +64,98 @@ typedef struct hs_cpu_attn {
 typedef struct job {
     const hs_attention *a;
     const hs_attn_kernels *kn;
-    int dim;        /* head size with padding */
-    int64_t depth;  /* words of a query or key */
-    int per_word;   /* values in a word */
-    int rows;       /* query rows per block */
-    int64_t blocks; /* query blocks per head */
+    int dim;       /* head size with padding */
+    int64_t depth; /* words of a query or key */
+    int per_word;  /* values in a word */
+    int rows;      /* most query rows of a unit */
+    int means;     /* packed means per head: the mask's columns with compensation, else 0 */
     float *pack;
 } job;
 
-/* Keys [begin, end) of one head, packed: keys in panels of 16 keys [depth][16], values in panels of 16 columns
- * [keys / per_word][16]. begin is a multiple of KEYS. */
+/* Vectors of one head that are packed: vector i is at i * ld of x. */
+typedef struct vectors {
+    hs_buf x;
+    int64_t ld, len;
+    const int32_t *order; /* as in axis */
+} vectors;
+
+/* Places [begin, end) of the k axis of one head, or all of its means, packed: keys in panels of 16 keys [depth][16],
+ * values in panels of 16 columns [keys / per_word][16]. begin is a multiple of KEYS. */
 typedef struct segment {
     int64_t begin, end;
+    int means;
     float *k, *v;
     int64_t ld_v; /* words from one panel of values to the next */
 } segment;
 
-typedef struct range {
-    int64_t begin, end;
-} range;
-
-static int64_t round_up(int64_t x, int64_t to) {
-    return (x + to - 1) / to * to;
-}
-static int64_t min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Words that `keys` keys and values of one head take. */
 static int64_t packed_words(const job *j, int64_t keys) {
-    return round_up(keys, HS_ATTN_PAD) * 2 * (j->dim / j->per_word);
+    return hs_round_up(keys, HS_ATTN_PAD) * 2 * (j->dim / j->per_word);
 }
 
-static segment segment_at(const job *j, int64_t begin, int64_t end, float *at) {
-    int64_t keys = round_up(end - begin, HS_ATTN_PAD);
-    return (segment){begin, end, at, at + keys * j->depth, keys / j->per_word * HS_ATTN_PANEL};
+static segment segment_at(const job *j, int64_t begin, int64_t end, int means, float *at) {
+    int64_t keys = hs_round_up(end - begin, HS_ATTN_PAD);
+    return (segment){begin, end, means, at, at + keys * j->depth, keys / j->per_word * HS_ATTN_PANEL};
+}
+
+static int is_dense(const job *j, int h) {
+    return !j->a->mask || ((const uint8_t *)j->a->mask->dense.p)[h];
+}
+
+static head head_at(const job *j, int h) {
+    const hs_attention *a = j->a;
+    const hs_mask *m = a->mask;
+    head x = {.q = {.len = a->len_q, .block = j->rows},
+              .k = {.len = a->len_k, .block = a->len_k, .count = 1},
+              .h = h,
+              .rows = j->rows};
+    if (is_dense(j, h)) {
+        x.q.count = (int)((a->len_q + j->rows - 1) / j->rows);
+        return x;
+    }
+    x.q.count = m->rows;
+    x.k.count = m->cols;
+    x.q.block = x.k.block = m->block;
+    if (!m->block) {
+        x.q.start = (const int32_t *)m->q_start.p + (int64_t)h * (m->rows + 1);
+        x.k.start = (const int32_t *)m->k_start.p + (int64_t)h * (m->cols + 1);
+        x.q.order = (const int32_t *)m->q_order.p + h * a->len_q;
+        x.k.order = (const int32_t *)m->k_order.p + h * a->len_k;
+    }
+    x.words = m->words;
+    x.bits = (const int32_t *)m->bits.p + (int64_t)h * m->rows * m->words;
+    return x;
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Row i of head h of x as words; zeros behind head_dim. */
-static void load_row(const job *j, hs_buf x, int64_t ld, int h, int64_t i, float *words) {
-    int n = j->a->head_dim;
-    int64_t at = i * ld + (int64_t)h * n;
+/* Vector at place i as words; zeros behind head_dim. */
+static void load_row(const job *j, const vectors *x, int64_t i, float *words) {
+    const int n = j->a->head_dim, size = x->x.type == HS_F32 ? 4 : 2;
     /* Rows of a head are pages apart, out of the hardware prefetcher's sight. */
-    const int size = x.type == HS_F32 ? 4 : 2;
-    const char *ahead = (const char *)x.p + (at + 8 * ld) * size;
-    for (int b = 0; b < n * size; b += 64) __builtin_prefetch(ahead + b);
-    if (x.type == HS_F32) {
-        memcpy(words, (const float *)x.p + at, (size_t)n * 4);
-    } else if (j->kn->bf16) {
-        memcpy(words, (const uint16_t *)x.p + at, (size_t)n * 2);
-    } else {
-        hs_to_f32(words, (const uint16_t *)x.p + at, HS_BF16, n);
-    }
-    size_t bytes = 4 / (size_t)j->per_word;
-    memset((char *)words + (size_t)n * bytes, 0, (size_t)(j->dim - n) * bytes);
+    int64_t ahead = hs_min64(i + 8, x->len - 1);
+    const char *next = (const char *)x->x.p + (x->order ? x->order[ahead] : ahead) * x->ld * size;
+    for (int b = 0; b < n * size; b += 64) __builtin_prefetch(next + b);
+    const char *from = (const char *)x->x.p + (x->order ? x->order[i] : i) * x->ld * size;
+    hs_attn_words(j->kn, from, x->x.type, n, j->dim, words);
 }
 
-/* Up to HS_ATTN_PAD keys of head h from key i on, into their places in the segment; zeros behind seg->end. */
-static void pack_keys(const job *j, const segment *seg, int h, int64_t i, float *tmp) {
+static vectors vectors_of(const job *j, const head *x, hs_buf b, int64_t ld, const axis *along) {
+    int64_t off = (int64_t)x->h * j->a->head_dim;
+    return (vectors){hs_buf_at(b, off, b.n - off), ld, along->len, along->order};
+}
+
+static vectors means_of(const job *j, const head *x, hs_buf b) {
+    int64_t n = (int64_t)j->means * j->a->head_dim;
+    return (vectors){hs_buf_at(b, x->h * n, n), j->a->head_dim, j->means, NULL};
+}
+
+/* Up to HS_ATTN_PAD keys of a head from place i on, into the segment; zeros behind seg->end. */
+static void pack_keys(const job *j, const segment *seg, const head *x, int64_t i, float *tmp) {
     const hs_attention *a = j->a;
-    int n = (int)min64(HS_ATTN_PAD, seg->end - i);
+    const vectors k = seg->means ? means_of(j, x, a->comp_k) : vectors_of(j, x, a->k, a->ld_k, &x->k);
+    const vectors v = seg->means ? means_of(j, x, a->comp_v) : vectors_of(j, x, a->v, a->ld_v, &x->k);
+    int n = (int)hs_min64(HS_ATTN_PAD, seg->end - i);
     int64_t off = i - seg->begin, depth = j->depth;
 
     for (int p = 0; p < HS_ATTN_PAD / HS_ATTN_PANEL; p++) {
@@ -128,18 +163,17 @@ static void pack_keys(const job *j, const segment *seg, int h, int64_t i, float 
         for (int r = 0; r < HS_ATTN_PANEL; r++) {
             int key = p * HS_ATTN_PANEL + r;
             if (key < n)
-                load_row(j, a->k, a->ld_k, h, i + key, tmp + r * depth);
+                load_row(j, &k, i + key, tmp + r * depth);
             else
                 memset(tmp + r * depth, 0, (size_t)depth * 4);
         }
-        for (int64_t d = 0; d < depth; d++)
-            for (int r = 0; r < HS_ATTN_PANEL; r++) memcpy(dst + d * HS_ATTN_PANEL + r, tmp + r * depth + d, 4);
+        hs_attn_panel(tmp, depth, dst);
     }
 
     for (int key = 0; key < HS_ATTN_PAD; key += j->per_word) {
         for (int w = 0; w < j->per_word; w++) {
             if (key + w < n)
-                load_row(j, a->v, a->ld_v, h, i + key + w, tmp + w * depth);
+                load_row(j, &v, i + key + w, tmp + w * depth);
             else
                 memset(tmp + w * depth, 0, (size_t)depth * 4);
         }
@@ -151,9 +185,9 @@ static void pack_keys(const job *j, const segment *seg, int h, int64_t i, float 
                 uint16_t pair[2 * HS_ATTN_PANEL], even[HS_ATTN_PANEL], odd[HS_ATTN_PANEL];
                 memcpy(even, (const uint16_t *)(const void *)tmp + c, sizeof(even));
                 memcpy(odd, (const uint16_t *)(const void *)(tmp + depth) + c, sizeof(odd));
-                for (int x = 0; x < HS_ATTN_PANEL; x++) {
-                    pair[2 * x] = even[x];
-                    pair[2 * x + 1] = odd[x];
+                for (int y = 0; y < HS_ATTN_PANEL; y++) {
+                    pair[2 * y] = even[y];
+                    pair[2 * y + 1] = odd[y];
                 }
                 memcpy(dst, pair, sizeof(pair));
             }
@@ -161,80 +195,112 @@ static void pack_keys(const job *j, const segment *seg, int h, int64_t i, float 
     }
 }
 
-/* ---- one query block ------------------------------------------------------------------------------------------- */
+/* ---- one unit --------------------------------------------------------------------------------------------------- */
 
-/* Adds what is not a product to the logits of keys [key, key + n). s is still to be multiplied by a->scale. */
-static void add_extra(const job *j, int h, int64_t row, int rows, int64_t key, int n, float *s) {
+/* Adds what is not a product to the logits of n keys from place `key` on. s is still to be multiplied by a->scale. */
+static void add_extra(const job *j, const head *x, const unit *u, int64_t key, int n, float *s) {
     const hs_attention *a = j->a;
-    const float *bias = a->rel_bias.p, unscale = 1 / a->scale;
-    for (int r = 0; r < rows; r++, s += KEYS) {
-        if (bias) {
-            const float *b = bias + h * (a->len_q + a->len_k - 1) + (key - row - r) + a->len_q - 1;
+    const float unscale = 1 / a->scale;
+    for (int64_t row = u->begin; row < u->end; row++, s += KEYS) {
+        const float *bias = a->rel_bias.p;
+        if (bias) bias += x->h * (a->len_q + a->len_k - 1) + a->len_q - 1 - token(&x->q, row);
+        if (bias && x->k.order) {
+            for (int c = 0; c < n; c++) s[c] += bias[x->k.order[key + c]] * unscale;
+        } else if (bias) {
 #pragma omp simd
-            for (int c = 0; c < n; c++) s[c] += b[c] * unscale;
+            for (int c = 0; c < n; c++) s[c] += bias[key + c] * unscale;
         }
-        if (key + n == a->len_k) s[n - 1] += a->last_key_bonus * unscale;
+        if (a->last_key_bonus != 0)
+            for (int c = 0; c < n; c++)
+                if (token(&x->k, key + c) == a->len_k - 1) s[c] += a->last_key_bonus * unscale;
     }
 }
 
-static int block_rows(const job *j, int64_t block) {
-    return (int)min64(j->rows, j->a->len_q - block * j->rows);
+/* A mean stands for as many keys as its block has tokens. */
+static void add_sizes(const job *j, const head *x, int rows, int64_t col, int n, float *s) {
+    float size[GROUP];
+    for (int c = 0; c < n; c++)
+        size[c] = logf((float)(edge(&x->k, (int)col + c + 1) - edge(&x->k, (int)col + c))) / j->a->scale;
+    for (int r = 0; r < rows; r++, s += KEYS)
+        for (int c = 0; c < n; c++) s[c] += size[c];
 }
 
-static void block_begin(const job *j, int h, int64_t block, scratch *sc) {
-    int rows = block_rows(j, block);
-    for (int r = 0; r < rows; r++) load_row(j, j->a->q, j->a->ld_q, h, block * j->rows + r, sc->q + r * j->depth);
-    int tail = (int)round_up(rows, HS_ATTN_TILE) - rows;
+static void drop_keys(uint32_t keep, int rows, float *s) {
+    int32_t kept[GROUP];
+    for (int c = 0; c < GROUP; c++) kept[c] = -(int32_t)(keep >> c & 1);
+    for (int r = 0; r < rows; r++, s += KEYS) {
+#pragma omp simd
+        for (int c = 0; c < GROUP; c++) s[c] = kept[c] ? s[c] : -INFINITY;
+    }
+}
+
+static void unit_begin(const job *j, const head *x, const unit *u, scratch *sc) {
+    const vectors q = vectors_of(j, x, j->a->q, j->a->ld_q, &x->q);
+    const int rows = (int)(u->end - u->begin), tail = (int)hs_round_up(rows, HS_ATTN_TILE) - rows;
+    for (int r = 0; r < rows; r++) load_row(j, &q, u->begin + r, sc->q + r * j->depth);
     memset(sc->q + rows * j->depth, 0, (size_t)(tail * j->depth) * 4);
 }
 
-static hs_attn_block block_view(const job *j, int64_t block, scratch *sc) {
+static hs_attn_block block_view(const job *j, const unit *u, scratch *sc) {
     return (hs_attn_block){.s = sc->s,
                            .o = sc->o,
                            .max = sc->max,
                            .sum = sc->sum,
                            .ld_s = KEYS,
                            .ld_o = j->dim,
-                           .rows = block_rows(j, block),
+                           .rows = (int)(u->end - u->begin),
                            .cols = j->dim,
                            .scale = j->a->scale * LOG2_E};
 }
 
-/* Accumulates the keys of the ranges that lie in the segment. Range edges are multiples of KEYS, or len_k.
- * first: nothing is accumulated yet. */
-static void block_attend(const job *j, int h, int64_t block, const segment *seg, const range *list, int count,
-                         int first, scratch *sc) {
-    const hs_attention *a = j->a;
+/* Accumulates the unit's keys that lie in the segment. first: nothing is accumulated yet. Returns whether that is still
+ * so. */
+static int unit_attend(const job *j, const head *x, const unit *u, const segment *seg, int first, scratch *sc) {
     const hs_attn_kernels *kn = j->kn;
-    hs_attn_block b = block_view(j, block, sc);
+    const int extra = !seg->means && (j->a->rel_bias.p || j->a->last_key_bonus != 0);
+    hs_attn_block b = block_view(j, u, sc);
+    walk w = walk_begin(x, u, seg->begin, seg->end, seg->means);
+    step st;
     b.first = first;
     if (kn->begin) kn->begin();
-    for (const range *x = list; x < list + count; x++) {
-        int64_t end = min64(x->end, seg->end);
-        for (int64_t key = x->begin > seg->begin ? x->begin : seg->begin; key < end; key += KEYS) {
-            int64_t off = key - seg->begin;
-            b.keys = (int)min64(KEYS, end - key);
-            int wide = (int)round_up(b.keys, HS_ATTN_PAD);
-            kn->gemm(b.rows, wide / HS_ATTN_PANEL, j->depth, sc->q, j->depth, seg->k + off * j->depth,
-                     j->depth * HS_ATTN_PANEL, b.s, b.ld_s, 0);
-            if (a->rel_bias.p || (a->last_key_bonus != 0 && key + b.keys == a->len_k))
-                add_extra(j, h, block * j->rows, b.rows, key, b.keys, b.s);
-            kn->softmax(&b);
-            kn->gemm(b.rows, j->dim / HS_ATTN_PANEL, wide / j->per_word, b.s, b.ld_s,
-                     seg->v + off / j->per_word * HS_ATTN_PANEL, seg->ld_v, b.o, b.ld_o, !b.first);
-            b.first = 0;
+    while (walk_next(&w, &st)) {
+        for (int g = 0, n; g < st.groups; g += n) {
+            n = neighbours(&st, g);
+            kn->gemm(b.rows, n * GROUP / HS_ATTN_PANEL, j->depth, sc->q, j->depth, seg->k + st.at[g] * j->depth,
+                     j->depth * HS_ATTN_PANEL, b.s + g * GROUP, b.ld_s, 0);
         }
+        for (int g = 0; g < st.groups; g++) {
+            float *s = b.s + g * GROUP;
+            const int64_t key = seg->begin + st.at[g];
+            const int n = (int)hs_min64(GROUP, seg->end - key);
+            if (extra) add_extra(j, x, u, key, n, s);
+            if (seg->means) add_sizes(j, x, b.rows, key, n, s);
+            if (st.keep[g] != UINT32_MAX) drop_keys(st.keep[g], b.rows, s);
+        }
+        b.keys = st.groups * GROUP;
+        kn->softmax(&b);
+        for (int g = 0, n; g < st.groups; g += n) {
+            n = neighbours(&st, g);
+            kn->gemm(b.rows, j->dim / HS_ATTN_PANEL, n * GROUP / j->per_word, b.s + g * GROUP / j->per_word, b.ld_s,
+                     seg->v + st.at[g] / j->per_word * HS_ATTN_PANEL, seg->ld_v, b.o, b.ld_o, !b.first || g);
+        }
+        b.first = 0;
     }
     if (kn->end) kn->end();
+    return b.first;
 }
 
-static void block_end(const job *j, int h, int64_t block, scratch *sc) {
+/* empty: no key was kept */
+static void unit_end(const job *j, const head *x, const unit *u, int empty, scratch *sc) {
     const hs_attention *a = j->a;
-    hs_attn_block b = block_view(j, block, sc);
+    hs_attn_block b = block_view(j, u, sc);
     int n = a->head_dim;
-    j->kn->finish(&b);
+    if (empty)
+        memset(b.o, 0, (size_t)(b.rows * b.ld_o) * 4);
+    else
+        j->kn->finish(&b);
     for (int r = 0; r < b.rows; r++) {
-        int64_t at = (block * j->rows + r) * a->ld_out + (int64_t)h * n;
+        int64_t at = token(&x->q, u->begin + r) * a->ld_out + (int64_t)x->h * n;
         const float *o = b.o + r * b.ld_o;
         if (a->out.type == HS_F32)
             memcpy((float *)a->out.p + at, o, (size_t)n * 4);
@@ -245,55 +311,81 @@ static void block_end(const job *j, int h, int64_t block, scratch *sc) {
     }
 }
 
-/* ---- all blocks ------------------------------------------------------------------------------------------------ */
+/* ---- all units -------------------------------------------------------------------------------------------------- */
+
+static int64_t most_units(const job *j, int h0, int heads) {
+    int64_t most = 0;
+    for (int h = h0; h < h0 + heads; h++) {
+        head x = head_at(j, h);
+        int64_t n = unit_count(&x);
+        if (n > most) most = n;
+    }
+    return most;
+}
 
 /* Heads h0 .. h0 + heads, all their keys packed at once. */
 static void attend_heads(const job *j, hs_cpu_attn *st, int threads, int h0, int heads) {
-    int64_t keys = j->a->len_k, words = packed_words(j, keys), units = round_up(keys, HS_ATTN_PAD) / HS_ATTN_PAD;
+    const int64_t keys = j->a->len_k, words = packed_words(j, keys), all = words + packed_words(j, j->means);
+    const int64_t packs = hs_round_up(keys, HS_ATTN_PAD) / HS_ATTN_PAD,
+                  more = hs_round_up(j->means, HS_ATTN_PAD) / HS_ATTN_PAD;
+    const int64_t units = most_units(j, h0, heads);
     (void)threads; /* without OpenMP */
 #pragma omp parallel num_threads(threads)
     {
         scratch *sc = &st->local[omp_get_thread_num()];
 #pragma omp for schedule(static)
-        for (int64_t u = 0; u < heads * units; u++) {
-            int h = (int)(u / units);
-            segment seg = segment_at(j, 0, keys, j->pack + h * words);
-            pack_keys(j, &seg, h0 + h, u % units * HS_ATTN_PAD, sc->tmp);
+        for (int64_t p = 0; p < heads * (packs + more); p++) {
+            const int64_t h = p / (packs + more), i = p % (packs + more);
+            const head x = head_at(j, h0 + (int)h);
+            float *at = j->pack + h * all;
+            segment seg = i < packs ? segment_at(j, 0, keys, 0, at) : segment_at(j, 0, j->means, 1, at + words);
+            if (i < packs || x.bits) pack_keys(j, &seg, &x, (i < packs ? i : i - packs) * HS_ATTN_PAD, sc->tmp);
         }
-#pragma omp for schedule(dynamic)
-        for (int64_t t = 0; t < heads * j->blocks; t++) {
-            int h = (int)(t / j->blocks);
-            int64_t block = t % j->blocks;
-            segment seg = segment_at(j, 0, keys, j->pack + h * words);
-            range all = {0, keys};
-            block_begin(j, h0 + h, block, sc);
-            block_attend(j, h0 + h, block, &seg, &all, 1, 1, sc);
-            block_end(j, h0 + h, block, sc);
+        /* What is long first: units are handed out in this order, and a dense one at the end would be waited for. */
+        for (int dense = 1; dense >= 0; dense--) {
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t t = 0; t < heads * units; t++) {
+                const int64_t h = t / units;
+                if (is_dense(j, h0 + (int)h) != dense) continue;
+                const head x = head_at(j, h0 + (int)h);
+                const segment seg = segment_at(j, 0, keys, 0, j->pack + h * all);
+                const segment means = segment_at(j, 0, j->means, 1, j->pack + h * all + words);
+                unit u;
+                if (!unit_at(&x, t % units, &u)) continue;
+                unit_begin(j, &x, &u, sc);
+                int empty = unit_attend(j, &x, &u, &seg, 1, sc);
+                if (j->means && x.bits) empty = unit_attend(j, &x, &u, &means, empty, sc);
+                unit_end(j, &x, &u, empty, sc);
+            }
         }
     }
 }
 
-/* One head whose keys do not fit: every thread carries one block at a time through all segments, packed by all. */
+/* One head whose keys do not fit: every thread carries one unit at a time through all segments, packed by all. */
 static void attend_long(const job *j, hs_cpu_attn *st, int threads, int h) {
-    int64_t keys = j->a->len_k, most = PACK_WORDS / packed_words(j, KEYS) * KEYS;
+    const int64_t most = PACK_WORDS / packed_words(j, KEYS) * KEYS;
+    const head x = head_at(j, h);
+    const int64_t units = unit_count(&x), len[2] = {j->a->len_k, x.bits ? j->means : 0};
     (void)threads;
 #pragma omp parallel num_threads(threads)
     {
         scratch *sc = &st->local[omp_get_thread_num()];
         int team = omp_get_num_threads();
-        for (int64_t first = 0; first < j->blocks; first += team) {
-            int64_t block = first + omp_get_thread_num();
-            int mine = block < j->blocks;
-            for (int64_t begin = 0; begin < keys; begin += most) {
-                segment seg = segment_at(j, begin, min64(begin + most, keys), j->pack);
-                range all = {0, keys};
+        for (int64_t first = 0; first < units; first += team) {
+            unit u;
+            const int mine = unit_at(&x, first + omp_get_thread_num(), &u);
+            int empty = 1;
+            if (mine) unit_begin(j, &x, &u, sc);
+            for (int means = 0; means < 2; means++) {
+                for (int64_t begin = 0; begin < len[means]; begin += most) {
+                    segment seg = segment_at(j, begin, hs_min64(begin + most, len[means]), means, j->pack);
 #pragma omp for schedule(static)
-                for (int64_t i = begin; i < seg.end; i += HS_ATTN_PAD) pack_keys(j, &seg, h, i, sc->tmp);
-                if (mine && begin == 0) block_begin(j, h, block, sc);
-                if (mine) block_attend(j, h, block, &seg, &all, 1, begin == 0, sc);
+                    for (int64_t i = begin; i < seg.end; i += HS_ATTN_PAD) pack_keys(j, &seg, &x, i, sc->tmp);
+                    if (mine) empty = unit_attend(j, &x, &u, &seg, empty, sc);
 #pragma omp barrier
+                }
             }
-            if (mine) block_end(j, h, block, sc);
+            if (mine) unit_end(j, &x, &u, empty, sc);
         }
     }
 }
@@ -306,22 +398,27 @@ void hs_cpu_attention(hs_device *dev, const hs_attention *a) {
         return;
     }
     job j = {.a = a, .kn = st->kernels, .pack = st->pack};
-    j.dim = (int)round_up(a->head_dim, HS_ATTN_PAD);
+    j.dim = (int)hs_round_up(a->head_dim, HS_ATTN_PAD);
     j.per_word = j.kn->bf16 ? 2 : 1;
     j.depth = j.dim / j.per_word;
+    j.means = a->mask && a->comp_k.p ? a->mask->cols : 0;
     /* Lower blocks where wide heads would not fit, or where there are too few blocks to go round. */
     j.rows = ROWS;
     while (j.rows * j.dim > ROWS * WIDE) j.rows /= 2;
     while (j.rows > MIN_ROWS && a->heads * (a->len_q + j.rows - 1) / j.rows < 2 * cpu->threads) j.rows /= 2;
-    j.blocks = (a->len_q + j.rows - 1) / j.rows;
 
-    int fit = (int)min64(a->heads, PACK_WORDS / packed_words(&j, a->len_k));
+    int fit = (int)hs_min64(a->heads, PACK_WORDS / (packed_words(&j, a->len_k) + packed_words(&j, j.means)));
     for (int h = 0; h < a->heads; h += fit ? fit : 1) {
         if (fit)
-            attend_heads(&j, st, cpu->threads, h, (int)min64(fit, a->heads - h));
+            attend_heads(&j, st, cpu->threads, h, (int)hs_min64(fit, a->heads - h));
         else
             attend_long(&j, st, cpu->threads, h);
     }
+}
+
+hs_cpu_room hs_cpu_attention_room(const hs_device *dev) {
+    const hs_cpu_attn *st = hs_cpu_of(dev)->attention;
+    return (hs_cpu_room){st->kernels, st->fp32, st->pack, PACK_WORDS};
 }
 
 int hs_cpu_attention_init(hs_device *dev, hs_err *err) {
@@ -329,11 +426,11 @@ int hs_cpu_attention_init(hs_device *dev, hs_err *err) {
     hs_cpu_attn *st = hs_calloc(1, sizeof(*st));
     if (!st) return hs_fail(err, HS_ENOMEM, "attention: no memory");
     cpu->attention = st;
-    st->kernels = &hs_attn_portable;
+    st->kernels = st->fp32 = &hs_attn_portable;
 #if defined(__x86_64__)
     int bf16 = dev->act == HS_BF16;
-    if (cpu->isa.avx2) st->kernels = &hs_attn_avx2;
-    if (cpu->isa.avx512) st->kernels = &hs_attn_avx512;
+    if (cpu->isa.avx2) st->kernels = st->fp32 = &hs_attn_avx2;
+    if (cpu->isa.avx512) st->kernels = st->fp32 = &hs_attn_avx512;
     if (bf16 && cpu->isa.avx512_bf16) st->kernels = &hs_attn_avx512_bf16;
     if (bf16 && cpu->isa.amx_bf16) st->kernels = &hs_attn_amx;
 #endif

@@ -6,6 +6,7 @@
  */
 #ifndef HS_CPU_ATTENTION_H
 #define HS_CPU_ATTENTION_H
+#include "cpu/attn_kernels.h"
 #include "cpu/cpu.h"
 #ifdef __cplusplus
 extern "C" {
@@ -16,6 +17,15 @@ void hs_cpu_attention_done(hs_device *dev);
 
 /* Contract: hs_attention in backend.h. q, k, v, out have type dev->act; input is already checked. */
 void hs_cpu_attention(hs_device *dev, const hs_attention *a);
+
+/* What the predictors borrow (sparse.c), which never run while attention does: its micro-kernels, for the words of
+ * activations and for fp32, and the room for packed keys. */
+typedef struct hs_cpu_room {
+    const hs_attn_kernels *kernels, *fp32;
+    float *words;
+    int64_t count;
+} hs_cpu_room;
+hs_cpu_room hs_cpu_attention_room(const hs_device *dev);
 
 #ifdef __cplusplus
 }

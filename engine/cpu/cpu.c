@@ -1,12 +1,13 @@
 /* The fast CPU backend: finds out what the processor can do, chooses the type activations have, owns the memory, and
  * puts the operation table together. The work is in layers.c (products, through onednn.c),
- * attention.c and rows.c (all the rest).
+ * attention.c, sparse.c (masks for it) and rows.c (all the rest).
  */
 #include "cpu/attention.h"
 #include "cpu/cpu.h"
 #include "cpu/layers.h"
 #include "cpu/onednn.h"
 #include "cpu/rows.h"
+#include "cpu/sparse.h"
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -153,6 +154,12 @@ static const hs_ops ops = {
     .gather_rows = hs_cpu_gather_rows,
     .combine = hs_cpu_combine,
     .attention = hs_cpu_attention,
+    .block_scores = hs_cpu_block_scores,
+    .centroid_scores = hs_cpu_centroid_scores,
+    .select = hs_cpu_select,
+    .block_means = hs_cpu_block_means,
+    .cluster = hs_cpu_cluster,
+    .reuse = hs_cpu_reuse,
     .patchify = hs_cpu_patchify,
     .unpatchify = hs_cpu_unpatchify,
     .latent_frames = hs_cpu_latent_frames,
