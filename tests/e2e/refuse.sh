@@ -14,8 +14,8 @@ bad 2 "did you mean --steps" $small -p a -o x.md5 --step5 3
 bad 2 "-p TEXT" -m A
 bad 2 "-m DIR" -p a
 bad 2 "" 
-bad 2 "--profile" $small -p a -o x.md5 --profile p.json
-bad 2 "dense only" $small -p a -o x.md5 --attention svg2
+bad 1 "p.json" $small -p a -o x.md5 --profile p.json
+bad 2 "dense, xattention, svg2 or pooled" $small -p a -o x.md5 --attention svg3
 bad 2 "device 'tpu'" -m A -p a -o x.md5 --device tpu
 bad 2 "precision 'int8'" $small -p a -o x.md5 --precision int8
 bad 2 "unknown format .xyz" $small -p a -o x.xyz
