@@ -9,23 +9,23 @@
 typedef struct hs_attn hs_attn;
 
 /* Buffers for one size and policy (borrowed while the hs_attn lives). Allocates everything a run will need. */
-int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens, hs_attn **ret,
-                hs_err *err);
+int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens,
+                hs_attn **ret, hs_err *err);
 void hs_attn_free(hs_attn *a);
 int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens);
 /* A new video: forgets anchors and masks. */
 void hs_attn_begin(hs_attn *a);
 
-/* Where qk_norm shall put the token means of q and k ([d] F32 each); HS_NOBUF while nobody asks for them. */
+/* Where qk_norm shall put the token means of q (which 0) and k (1), F32 [d]; HS_NOBUF while nobody asks for them. */
 hs_buf hs_attn_mean(const hs_attn *a, const hs_policy *call, int layer, int which);
 /* qkv [N, 3*d] act type, normalised and rotated; out [N, d] act type. */
 void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_buf out);
 
-/* What the last call of this branch and layer did, per head, [heads] host arrays: density (token pairs), whether the mask
- * was reused, drift. Waits for the device: ask after a step, not inside it. */
-typedef struct hs_attn_row {
-    float density, drift;
-    int sparse, reused;
-} hs_attn_row;
-int hs_attn_report(hs_attn *a, int branch, int layer, hs_attn_row *ret, hs_err *err);
+/* What the last call of this branch and layer did, [heads] each: share of token pairs attended to, drift before the
+ * decision (0 while dense), hs_head_call. Waits for the device: ask after a step, not inside it. */
+int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float *ret_drift, uint8_t *ret_call,
+                   hs_err *err);
+/* Seconds spent in predicting and in attending since hs_attn_begin; of the host's clock, so true for devices that
+ * finish an operation before they return. */
+void hs_attn_seconds(const hs_attn *a, double *ret_predict, double *ret_attend);
 #endif

@@ -26,6 +26,7 @@ struct hs_dit {
 
 struct hs_dit_run {
     hs_dit *dit;
+    hs_attn *attn; /* what self-attention does, and what it remembers from step to step */
     int f, h, w;
     int64_t n;                   /* tokens */
     hs_buf rope;                 /* [N, head_dim/2, 2] cos, sin */
@@ -217,7 +218,8 @@ int hs_dit_run_new(hs_dit *m, int f, int h, int w, hs_dit_run **ret, hs_err *err
                             (hs_buf *)(void *)((char *)r + rows[i].member), err);
     if (!e && !(r->sinus_host = hs_alloc((size_t)m->c->freq_dim * sizeof *r->sinus_host)))
         e = hs_fail(err, HS_ENOMEM, "no memory for the time embedding");
-    if (e || (e = make_rope(r, err))) {
+    hs_attn_policy dense = hs_attn_policy_default(HS_DENSE);
+    if (e || (e = make_rope(r, err)) || (e = hs_dit_run_attention(r, &dense, err))) {
         hs_dit_run_free(r);
         return e;
     }
@@ -225,8 +227,23 @@ int hs_dit_run_new(hs_dit *m, int f, int h, int w, hs_dit_run **ret, hs_err *err
     return 0;
 }
 
+int hs_dit_run_attention(hs_dit_run *r, const hs_attn_policy *p, hs_err *err) {
+    const hs_config *c = r->dit->c;
+    hs_attn *a;
+    int e = hs_attn_new(r->dit->dev, p, c->layers, c->heads, c->head_dim, r->n, &a, err);
+    if (e) return e;
+    hs_attn_free(r->attn);
+    r->attn = a;
+    return 0;
+}
+
+hs_attn *hs_dit_run_attn(hs_dit_run *r) {
+    return r->attn;
+}
+
 void hs_dit_run_free(hs_dit_run *r) {
     if (!r) return;
+    hs_attn_free(r->attn);
     plan_row rows[PLAN_ROWS];
     for (int i = 0, k = plan(r->dit->c, HS_F32, r->f, r->h, r->w, rows); i < k; i++)
         hs_device_free(r->dit->dev, *(hs_buf *)(void *)((char *)r + rows[i].member));
@@ -308,13 +325,21 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     /* self-attention: x += gate1 * Wo attn(rope(norm(q)), rope(norm(k)), v) */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE1), MOD(SHIFT1), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->qkv, .w = b->qkv, .rows = n});
-    hs_qk_norm qk = {
-        .x = r->qkv, .gamma = b->gq, .rope = r->rope, .rows = n, .ld = 3 * d, .d = d, .head_dim = (int)hd, .eps = eps};
+    hs_qk_norm qk = {.x = r->qkv,
+                     .gamma = b->gq,
+                     .mean = hs_attn_mean(r->attn, policy, i, 0),
+                     .rope = r->rope,
+                     .rows = n,
+                     .ld = 3 * d,
+                     .d = d,
+                     .head_dim = (int)hd,
+                     .eps = eps};
     hs_op_qk_norm(dev, &qk);
     qk.gamma = b->gk;
+    qk.mean = hs_attn_mean(r->attn, policy, i, 1);
     qk.col = d;
     hs_op_qk_norm(dev, &qk);
-    hs_attn_self(dev, policy, i, m->c->heads, (int)hd, n, r->qkv, r->att);
+    hs_attn_self(r->attn, policy, i, r->qkv, r->att);
     hs_op_linear(dev, &(hs_linear){.x = r->att, .y = r->x, .w = b->o, .rows = n, .residual = 1, .gate = MOD(GATE1)});
 
     /* cross-attention to the text: x += Wo attn(norm(q), k, v), no rotation, no gate */

@@ -1,6 +1,7 @@
 /* The diffusion transformer: one forward, latents + text + t -> velocity. spec wan.md section 3. */
 #ifndef HS_DIT_H
 #define HS_DIT_H
+#include "attn.h"
 #include "model.h"
 #include "haste.h"
 #include "tap.h"
@@ -14,6 +15,9 @@ void hs_dit_free(hs_dit *d);
 /* f, h, w: token grid (latent frames, latent rows / 2, latent columns / 2). */
 int hs_dit_run_new(hs_dit *d, int f, int h, int w, hs_dit_run **ret, hs_err *err);
 void hs_dit_run_free(hs_dit_run *r);
+/* Self-attention is dense until told otherwise. */
+int hs_dit_run_attention(hs_dit_run *r, const hs_attn_policy *p, hs_err *err);
+hs_attn *hs_dit_run_attn(hs_dit_run *r);
 int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w); /* what run_new allocates */
 
 /* Text MLP and cross-attention K, V of one prompt, computed once (spec 3.6). rows [n, text_dim] F32, n <= 512; the

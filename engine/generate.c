@@ -10,6 +10,7 @@ typedef struct run { /* one call of hs_generate */
     const hs_run_hooks *hooks;
     hs_run_stats st;
     double stage_start;
+    double calls, density, sparse, reused; /* head calls; sums over them */
 } run;
 
 static void begin(run *g) {
@@ -128,9 +129,30 @@ static void solver_step(hs_session *s, int step) {
     combine_terms(s, k.pred, corrected, s->x);
 }
 
+/* What attention did in this step, per branch and layer: into the totals, and to the hook if there is one. */
+static int report_step(run *g, int step, hs_err *err) {
+    hs_session *s = g->s;
+    int heads = s->m->c.heads, r;
+    float density[HS_MAX_HEADS], drift[HS_MAX_HEADS];
+    uint8_t call[HS_MAX_HEADS];
+    for (int b = 0; b < (g->req->guidance > 1 ? 2 : 1); b++)
+        for (int l = 0; l < s->m->c.layers; l++) {
+            if ((r = hs_attn_report(hs_dit_run_attn(s->dit), b, l, density, drift, call, err))) return r;
+            for (int h = 0; h < heads; h++) {
+                g->calls++;
+                g->density += density[h];
+                g->sparse += call[h] != HS_HEAD_DENSE;
+                g->reused += call[h] == HS_HEAD_REUSED;
+            }
+            if (g->hooks && g->hooks->layer) g->hooks->layer(g->hooks->user, step, b, l, heads, density, drift, call);
+        }
+    return 0;
+}
+
 static int denoise(run *g, hs_err *err) {
     hs_session *s = g->s;
     int n = s->sched.steps, r = 0;
+    hs_attn_begin(hs_dit_run_attn(s->dit));
 #ifndef NDEBUG
     int guarded = 0;
 #endif
@@ -140,6 +162,7 @@ static int denoise(run *g, hs_err *err) {
             solver_step(s, i);
             r = hs_device_check(s->m->dev, err);
         }
+        if (!r && s->attention.method != HS_DENSE) r = report_step(g, i, err);
         g->st.step_seconds[i] = hs_seconds() - start;
         g->st.steps = i + !r;
         progress(g, HS_STAGE_DENOISE, i + !r, n);
@@ -185,7 +208,9 @@ static void finish(run *g, double start, hs_run_stats *ret) {
     g->st.total = hs_seconds() - start;
     g->st.peak_host = hs_peak_rss();
     hs_device_bytes(g->s->m->dev, &g->st.peak_device);
-    g->st.density = 1;
+    g->st.density = g->calls > 0 ? g->density / g->calls : 1;
+    g->st.reuse_rate = g->sparse > 0 ? g->reused / g->sparse : 0;
+    if (g->s->dit) hs_attn_seconds(hs_dit_run_attn(g->s->dit), &g->st.seconds_predict, &g->st.seconds_attend);
     if (ret) *ret = g->st;
 }
 

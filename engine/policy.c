@@ -5,7 +5,8 @@
 
 hs_attn_policy hs_attn_policy_default(hs_method method) {
     hs_attn_policy p = {.method = method, .top_p = 0.9f, .block = 128, .stride = 16};
-    p.reuse = (hs_reuse_policy){.kind = HS_REUSE_DRIFT, .delta = 30, .interval = 4, .gate_low = 0.4f, .gate_high = 0.8f};
+    p.reuse =
+        (hs_reuse_policy){.kind = HS_REUSE_DRIFT, .delta = 30, .interval = 4, .gate_low = 0.4f, .gate_high = 0.8f};
     if (method == HS_DENSE) p.reuse.kind = HS_REUSE_NONE;
     if (method == HS_SVG2) {
         p.q_clusters = 300;
@@ -21,7 +22,9 @@ hs_attn_policy hs_attn_policy_default(hs_method method) {
 static const char *const names[] = {"dense", "xattention", "svg2", "pooled"};
 _Static_assert(sizeof names / sizeof *names == HS_METHOD_COUNT, "a name for every method");
 
-const char *hs_method_name(hs_method m) { return names[m]; }
+const char *hs_method_name(hs_method m) {
+    return names[m];
+}
 
 int hs_method_parse(const char *name, hs_method *ret) {
     for (int k = 0; k < HS_METHOD_COUNT; k++)
@@ -35,7 +38,9 @@ int hs_method_parse(const char *name, hs_method *ret) {
 static const char *const reuse_names[] = {"none", "drift", "relative", "interval", "freeze"};
 _Static_assert(sizeof reuse_names / sizeof *reuse_names == HS_REUSE_FREEZE + 1, "a name for every kind of reuse");
 
-const char *hs_reuse_name(hs_reuse_kind k) { return reuse_names[k]; }
+const char *hs_reuse_name(hs_reuse_kind k) {
+    return reuse_names[k];
+}
 
 int hs_reuse_parse(const char *name, hs_reuse_kind *ret) {
     for (int k = 0; k <= HS_REUSE_FREEZE; k++)
@@ -58,7 +63,8 @@ int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err 
         (r = range("dense layers", p->dense_layers, 0, layers, err)) ||
         (r = range("reuse interval", p->reuse.interval, 1, 1000, err)) ||
         (r = range("reuse delta", p->reuse.delta, 0, 1e9, err)) ||
-        (r = range("lower gate", p->reuse.gate_low, 0, 1, err)) || (r = range("upper gate", p->reuse.gate_high, 0, 1, err)))
+        (r = range("lower gate", p->reuse.gate_low, 0, 1, err)) ||
+        (r = range("upper gate", p->reuse.gate_high, 0, 1, err)))
         return r;
     for (int i = 0; p->top_p_heads && i < layers * heads; i++)
         if (!(p->top_p_heads[i] > 0 && p->top_p_heads[i] <= 1))
@@ -68,7 +74,8 @@ int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err 
         if ((r = range("query clusters", p->q_clusters, 1, 65535, err)) ||
             (r = range("key clusters", p->k_clusters, 1, 65535, err)) ||
             (r = range("first k-means rounds", p->iters_first, 1, 1000, err)) ||
-            (r = range("k-means rounds", p->iters_next, 1, 1000, err)) || (r = range("least share", p->min_share, 0, 1, err)))
+            (r = range("k-means rounds", p->iters_next, 1, 1000, err)) ||
+            (r = range("least share", p->min_share, 0, 1, err)))
             return r;
         if (p->compensate) return hs_fail(err, HS_ENOTSUP, "compensation works with uniform blocks, not with svg2");
     } else {

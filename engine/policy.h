@@ -1,4 +1,5 @@
-/* What attention does: method, thresholds, reuse, warm-up. Plain data; comes from flags, a profile or the calibrator. */
+/* What attention does: method, thresholds, reuse, warm-up. Plain data; comes from flags, a profile or the calibrator.
+ */
 #ifndef HS_POLICY_H
 #define HS_POLICY_H
 #include "reuse.h"
@@ -12,14 +13,14 @@ typedef struct hs_attn_policy {
     hs_method method;
     float top_p;              /* every head's threshold unless top_p_heads is given; 1 = that head is dense */
     const float *top_p_heads; /* [layers, heads] or NULL; borrowed for the life of the session */
-    int block, stride;        /* xattention, pooled: tokens per block (64, 128); xattention: antidiagonal stride (8, 16) */
+    int block, stride; /* xattention, pooled: tokens per block (64, 128); xattention: antidiagonal stride (8, 16) */
     int q_clusters, k_clusters, iters_first, iters_next; /* svg2 */
-    float min_share;          /* svg2: least share of key clusters kept per query cluster */
+    float min_share;                                     /* svg2: least share of key clusters kept per query cluster */
     hs_reuse_policy reuse;
     int dense_steps, dense_layers; /* the first so many steps and layers attend densely */
-    int seed_exact;           /* masks of the first sparse step come from exact block mass at the last dense step */
-    int compensate;           /* a dropped block still counts with its mean key and value */
-    int compat;               /* the published code's artefacts, for comparison (spec haste.md 3.1, 3.2) */
+    int seed_exact; /* masks of the first sparse step come from exact block mass at the last dense step */
+    int compensate; /* a dropped block still counts with its mean key and value */
+    int compat;     /* the published code's artefacts, for comparison (spec haste.md 3.1, 3.2) */
 } hs_attn_policy;
 
 /* The paper's settings for a method (spec haste.md 3, 4, 6). */

@@ -22,8 +22,8 @@ static int wants(const hs_reuse_policy *p, int32_t age, double drift, double nor
     return 1;
 }
 
-void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *mean_q, const float *mean_k, float *anchor_q,
-                     float *anchor_k, int32_t *age, uint8_t *ret_want, float *ret_drift) {
+void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *mean_q, const float *mean_k,
+                     float *anchor_q, float *anchor_k, int32_t *age, uint8_t *ret_want, float *ret_drift) {
     int wanting = 0;
     for (int h = 0; h < heads; h++) {
         const float *q = mean_q + (size_t)h * dim, *k = mean_k + (size_t)h * dim;
@@ -33,7 +33,7 @@ void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *
         ret_want[h] = age[h] < 0 ? 2 : (uint8_t)wants(p, age[h], drift, l1(aq, NULL, dim) + l1(ak, NULL, dim));
         wanting += ret_want[h] > 0;
     }
-    int none = wanting < p->gate_low * heads, all = wanting > p->gate_high * heads;
+    int none = wanting<p->gate_low * heads, all = wanting> p->gate_high * heads;
     for (int h = 0; h < heads; h++) {
         if (none && ret_want[h] < 2) ret_want[h] = 0; /* a head without a mask cannot reuse one */
         if (all && ret_want[h] < 1) ret_want[h] = 1;

@@ -21,19 +21,19 @@ typedef enum hs_reuse_kind {
 
 typedef struct hs_reuse_policy {
     hs_reuse_kind kind;
-    float delta;              /* refresh above this drift */
-    int interval;             /* HS_REUSE_INTERVAL */
+    float delta;               /* refresh above this drift */
+    int interval;              /* HS_REUSE_INTERVAL */
     float gate_low, gate_high; /* share of heads that want a refresh: below low none, above high all; 0, 1 = no gate */
 } hs_reuse_policy;
 
 /* One layer, one branch. heads x dim means; all arrays owned by the caller (host on cpu and ref, device on a GPU).
  *   mean_q, mean_k   [heads, dim]  today's token means
  *   anchor_q, anchor_k [heads, dim]  moved where refreshed
- *   age              [heads]  sparse steps since the refresh; -1 = no anchor yet (always refreshes, whatever the gate says)
- *   ret_want         [heads]  0 = reuse, 1 = predict again, 2 = predict for the first time
- *   ret_drift        [heads]  drift against the anchor before the decision; 0 without anchor */
-void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *mean_q, const float *mean_k, float *anchor_q,
-                     float *anchor_k, int32_t *age, uint8_t *ret_want, float *ret_drift);
+ *   age              [heads]  sparse steps since the refresh; -1 = no anchor yet (always refreshes, whatever the gate
+ * says) ret_want         [heads]  0 = reuse, 1 = predict again, 2 = predict for the first time ret_drift        [heads]
+ * drift against the anchor before the decision; 0 without anchor */
+void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *mean_q, const float *mean_k,
+                     float *anchor_q, float *anchor_k, int32_t *age, uint8_t *ret_want, float *ret_drift);
 
 #ifdef __cplusplus
 }

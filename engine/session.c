@@ -102,7 +102,8 @@ hs_request hs_request_default(const hs_model *m) {
                         .solver = i->solver,
                         .sigmas = -1,
                         .guidance = i->guidance,
-                        .shift = i->shift};
+                        .shift = i->shift,
+                        .attention = hs_attn_policy_default(HS_DENSE)};
 }
 
 static int make_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
@@ -126,6 +127,7 @@ static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
     if ((e = check_size(c, "width", r->width, err)) || (e = check_size(c, "height", r->height, err)) ||
         (e = make_sched(r, &sched, err)))
         return e;
+    if ((e = hs_attn_policy_check(&r->attention, c->layers, c->heads, err))) return e;
     if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
         return hs_fail(err, HS_EINVAL, "%d frames: must be 4k+1 from 1 to %d; the nearest is %d", r->frames, most,
                        r->frames < 1      ? 1
@@ -187,7 +189,8 @@ int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err
     p.text_bytes = elements(m->st_text, "") * size;
     p.dit_bytes = elements(m->st_dit, "") * size;
     p.vae_bytes = (elements(m->st_vae, "decoder.") + elements(m->st_vae, "post_quant_conv.")) * size;
-    p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2);
+    p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2) +
+                  hs_attn_bytes(&r->attention, c->layers, c->heads, c->head_dim, p.tokens);
     p.vae_act_bytes = hs_vae_run_bytes(c, act, h, w);
     p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
     int64_t denoise = p.dit_bytes + p.act_bytes + p.vae_bytes + p.vae_act_bytes;
@@ -225,6 +228,7 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
     s->width = r->width;
     s->height = r->height;
     s->frames = r->frames;
+    s->attention = r->attention;
     s->ch = c->in_channels;
     s->f = 1 + (r->frames - 1) / 4;
     s->h = r->height / 8;
@@ -283,7 +287,14 @@ int hs_session_need_dit(hs_session *s, hs_err *err) {
         m->text = NULL;
     }
     if (!m->dit && (r = hs_dit_load(&m->c, m->st_dit, m->dev, &m->dit, err))) return r;
-    if (!s->dit && (r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, &s->dit, err))) return r;
+    if (!s->dit) {
+        if ((r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, &s->dit, err))) return r;
+        if ((r = hs_dit_run_attention(s->dit, &s->attention, err))) {
+            hs_dit_run_free(s->dit); /* or a second try would run dense */
+            s->dit = NULL;
+            return r;
+        }
+    }
     for (int b = 0; b < HS_BRANCH_COUNT; b++)
         if (s->prompt[b] && !s->in_dit[b]) {
             hs_buf rows = hs_buf_at(s->rows[b], 0, s->n_rows[b] * (int64_t)m->c.text_dim);

@@ -25,6 +25,7 @@ struct hs_session {
     int ch, f, h, w; /* latents [ch, f, h, w] */
     int64_t n;       /* elements of one latent tensor */
     hs_sched sched;
+    hs_attn_policy attention;
     int keep_text; /* memory allows the text encoder to stay */
     hs_dit_run *dit;
     hs_vae_run *vae;

@@ -1,0 +1,221 @@
+/* What attention remembers from step to step: made, forgotten, counted, reported. */
+#include "attn_state.h"
+#include "model.h"
+
+#include <string.h>
+
+/* ---- lifetimes
+ * -------------------------------------------------------------------------------------------------------- */
+
+/* Every buffer, once: hs_attn_new allocates them, hs_attn_bytes adds them up, hs_attn_free frees them. `each` visits.
+ */
+typedef int (*visitor)(void *user, hs_buf *b, hs_dtype type, int64_t n, const char *what);
+
+static int each_of_mask(hs_attn *a, hs_mask *k, visitor see, void *user) {
+    int64_t h = a->heads;
+    int r;
+    if ((r = see(user, &k->bits, HS_I32, h * a->rows * hs_mask_words(a->cols), "block masks")) ||
+        (r = see(user, &k->dense, HS_U8, h, "block masks")) || a->p.method != HS_SVG2)
+        return r;
+    if ((r = see(user, &k->q_order, HS_I32, h * a->n, "token orders")) ||
+        (r = see(user, &k->k_order, HS_I32, h * a->n, "token orders")) ||
+        (r = see(user, &k->q_start, HS_I32, h * (a->rows + 1), "token orders")))
+        return r;
+    return see(user, &k->k_start, HS_I32, h * (a->cols + 1), "token orders");
+}
+
+static int each(hs_attn *a, visitor see, void *user) {
+    int64_t h = a->heads, hd = h * a->head_dim;
+    int r, svg2 = a->p.method == HS_SVG2;
+    if (a->p.method == HS_DENSE) return 0;
+    for (int i = 0; i < HS_BRANCH_COUNT * a->layers; i++) {
+        hs_attn_memory *m = &a->mem[i];
+        for (int s = HS_Q; s <= HS_K; s++)
+            if ((r = see(user, &m->anchor[s], HS_F32, hd, "anchors")) ||
+                (svg2 && (r = see(user, &m->centroid[s], HS_F32, hd * (s == HS_Q ? a->rows : a->cols), "centroids"))))
+                return r;
+        if ((r = see(user, &m->age, HS_I32, h, "anchors")) || (r = see(user, &m->want, HS_U8, h, "anchors")) ||
+            (r = see(user, &m->drift, HS_F32, h, "anchors")) || (r = each_of_mask(a, &m->mask, see, user)))
+            return r;
+    }
+    for (int s = HS_Q; s <= HS_K; s++)
+        if ((r = see(user, &a->mean[s], HS_F32, hd, "token means"))) return r;
+    if ((r = see(user, &a->scores, HS_F32, h * a->rows * a->cols, "block scores")) ||
+        (r = see(user, &a->top_p, HS_F32, h * a->layers, "thresholds")) ||
+        (r = see(user, &a->every, HS_U8, h, "thresholds")) ||
+        (svg2 && (r = see(user, &a->label, HS_I32, h * a->n, "token orders"))))
+        return r;
+    for (int s = HS_Q; s <= HS_V && !svg2; s++)
+        if ((a->p.method == HS_POOLED || a->p.compensate) &&
+            (r = see(user, &a->pooled[s], HS_F32, hd * a->cols, "block means")))
+            return r;
+    return 0;
+}
+
+static int count_buf(void *user, hs_buf *b, hs_dtype type, int64_t n, const char *what) {
+    (void)b, (void)what;
+    *(int64_t *)user += n * (int64_t)hs_dtype_size(type);
+    return 0;
+}
+
+typedef struct allocation {
+    hs_device *dev;
+    hs_err *err;
+} allocation;
+
+static int alloc_buf(void *user, hs_buf *b, hs_dtype type, int64_t n, const char *what) {
+    allocation *c = user;
+    return hs_device_alloc(c->dev, type, n, what, b, c->err);
+}
+
+static int free_buf(void *user, hs_buf *b, hs_dtype type, int64_t n, const char *what) {
+    (void)type, (void)n, (void)what;
+    hs_device_free(user, *b);
+    return 0;
+}
+
+static void set_sizes(hs_attn *a, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens) {
+    a->p = *p;
+    a->layers = layers;
+    a->heads = heads;
+    a->head_dim = head_dim;
+    a->n = tokens;
+    a->d = (int64_t)heads * head_dim;
+    a->rows = p->method == HS_SVG2 ? p->q_clusters : p->block ? (int)((tokens + p->block - 1) / p->block) : 0;
+    a->cols = p->method == HS_SVG2 ? p->k_clusters : a->rows;
+}
+
+int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens) {
+    hs_attn a = {0};
+    hs_attn_memory m = {0};
+    int64_t one = 0, two = 0;
+    set_sizes(&a, p, 0, heads, head_dim, tokens); /* what all layers share, then what a layer adds */
+    a.mem = &m;
+    each(&a, count_buf, &one);
+    for (int i = 0; i < HS_BRANCH_COUNT && p->method != HS_DENSE; i++) {
+        int64_t hd = (int64_t)heads * head_dim, svg2 = p->method == HS_SVG2;
+        two += 2 * 4 * hd + (svg2 ? 4 * hd * (a.rows + a.cols) : 0) + heads * 9;
+        each_of_mask(&a, &m.mask, count_buf, &two);
+    }
+    return one + layers * (two + 4 * heads);
+}
+
+/* The session's thresholds are uploaded once, a call's own ones every time: their owner may have changed them. */
+void hs_attn_thresholds(hs_attn *a, const float *of_call) {
+    if (!of_call && a->top_p_is_host) return;
+    hs_upload(a->dev, a->top_p, of_call ? of_call : a->top_p_host);
+    a->top_p_is_host = !of_call;
+}
+
+static int64_t padded_bytes(hs_buf b) {
+    return (b.n * (int64_t)hs_dtype_size(b.type) + 63) / 64 * 64;
+}
+
+static int64_t mask_bytes(const hs_mask *m) {
+    return padded_bytes(m->bits) + padded_bytes(m->dense) + padded_bytes(m->q_order) + padded_bytes(m->k_order) +
+           padded_bytes(m->q_start) + padded_bytes(m->k_start);
+}
+
+int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens,
+                hs_attn **ret, hs_err *err) {
+    hs_attn *a = hs_calloc(1, sizeof *a);
+    int r = hs_attn_policy_check(p, layers, heads, err);
+    if (!a && !r) r = hs_fail(err, HS_ENOMEM, "no memory for the attention's caches");
+    if (r) goto out;
+    a->dev = dev;
+    set_sizes(a, p, layers, heads, head_dim, tokens);
+    a->mem = hs_calloc((size_t)layers * HS_BRANCH_COUNT, sizeof *a->mem);
+    a->top_p_host = hs_alloc((size_t)layers * (size_t)heads * sizeof *a->top_p_host);
+    if (!a->mem || !a->top_p_host) {
+        r = hs_fail(err, HS_ENOMEM, "no memory for the attention's caches");
+        goto out;
+    }
+    for (int i = 0; i < layers * heads; i++) a->top_p_host[i] = p->top_p_heads ? p->top_p_heads[i] : p->top_p;
+    a->p.top_p_heads = NULL; /* copied: nothing of the caller's is kept */
+    if ((r = each(a, alloc_buf, &(allocation){dev, err})) || p->method == HS_DENSE) goto out;
+    for (int i = 0; i < HS_BRANCH_COUNT * layers; i++) {
+        hs_mask *k = &a->mem[i].mask;
+        k->heads = heads;
+        k->rows = a->rows;
+        k->cols = a->cols;
+        k->words = hs_mask_words(a->cols);
+        k->block = p->method == HS_SVG2 ? 0 : p->block;
+        k->len_q = k->len_k = tokens;
+    }
+    if (!(a->report = hs_alloc((size_t)mask_bytes(&a->mem[0].mask)))) {
+        r = hs_fail(err, HS_ENOMEM, "no memory for the attention's report");
+        goto out;
+    }
+    uint8_t ones[HS_MAX_HEADS];
+    memset(ones, 1, sizeof ones);
+    hs_upload(dev, a->every, ones);
+    hs_attn_thresholds(a, NULL);
+    hs_attn_begin(a);
+    r = hs_device_check(dev, err);
+out:
+    if (r)
+        hs_attn_free(a);
+    else
+        *ret = a;
+    return r;
+}
+
+void hs_attn_free(hs_attn *a) {
+    if (!a) return;
+    if (a->mem) each(a, free_buf, a->dev);
+    hs_free(a->mem);
+    hs_free(a->top_p_host);
+    hs_free(a->report);
+    hs_free(a);
+}
+
+void hs_attn_begin(hs_attn *a) {
+    int32_t never[HS_MAX_HEADS];
+    for (int h = 0; h < HS_MAX_HEADS; h++) never[h] = -1;
+    for (int i = 0; i < HS_BRANCH_COUNT * a->layers && a->p.method != HS_DENSE; i++)
+        hs_upload(a->dev, a->mem[i].age, never);
+    a->seconds_predict = a->seconds_attend = 0;
+}
+
+hs_buf hs_attn_mean(const hs_attn *a, const hs_policy *call, int layer, int which) {
+    return hs_attn_is_sparse(a, call, layer) ? a->mean[which] : HS_NOBUF;
+}
+
+/* The mask in host memory: all its arrays in a->report, which is made for one mask. */
+static hs_mask mask_on_host(hs_attn *a, const hs_mask *m) {
+    hs_mask host = *m;
+    hs_buf *array[] = {&host.bits, &host.dense, &host.q_order, &host.k_order, &host.q_start, &host.k_start};
+    char *at = a->report;
+    for (size_t k = 0; k < sizeof array / sizeof *array; k++) {
+        if (!array[k]->p) continue;
+        hs_download(a->dev, at, *array[k]);
+        array[k]->p = at;
+        at += padded_bytes(*array[k]);
+    }
+    return host;
+}
+
+int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float *ret_drift, uint8_t *ret_call,
+                   hs_err *err) {
+    const hs_attn_memory *m = hs_attn_memory_of(a, branch, layer);
+    for (int h = 0; h < a->heads; h++) {
+        ret_density[h] = 1;
+        ret_drift[h] = 0;
+        ret_call[h] = HS_HEAD_DENSE;
+    }
+    if (!m->attended) return 0;
+    const hs_mask host = mask_on_host(a, &m->mask);
+    uint8_t want[HS_MAX_HEADS];
+    hs_download(a->dev, want, m->want);
+    hs_download(a->dev, ret_drift, m->drift);
+    for (int h = 0; h < a->heads; h++) {
+        ret_density[h] = (float)hs_mask_density(&host, h);
+        ret_call[h] = want[h] ? HS_HEAD_PREDICTED : HS_HEAD_REUSED;
+    }
+    return hs_device_check(a->dev, err);
+}
+
+void hs_attn_seconds(const hs_attn *a, double *ret_predict, double *ret_attend) {
+    *ret_predict = a->seconds_predict;
+    *ret_attend = a->seconds_attend;
+}

@@ -1,0 +1,45 @@
+/* Inside of hs_attn, shared by attn.c (what a layer does) and attn_state.c (lifetimes, reports). */
+#ifndef HS_ATTN_STATE_H
+#define HS_ATTN_STATE_H
+#include "attn.h"
+#include "mask.h"
+
+enum { HS_Q, HS_K, HS_V };
+
+/* What one branch of one layer remembers: anchors of every head, its mask, and for svg2 its centroids. */
+typedef struct hs_attn_memory {
+    hs_buf anchor[2], age; /* F32 [heads, D] of q and k; I32 [heads], -1 = never predicted */
+    hs_buf want, drift;    /* of the last call (reuse.h): U8, F32 [heads] */
+    hs_buf centroid[2];    /* F32 [heads, clusters, D] */
+    hs_mask mask;
+    int attended; /* the last call was sparse */
+} hs_attn_memory;
+
+struct hs_attn {
+    hs_device *dev;
+    hs_attn_policy p;
+    int layers, heads, head_dim;
+    int64_t n, d;
+    int rows, cols;      /* of the masks */
+    hs_attn_memory *mem; /* [HS_BRANCH_COUNT, layers] */
+    hs_buf mean[2];      /* F32 [heads, D]: token means of q and k, left by qk_norm */
+    hs_buf scores;       /* F32 [heads, rows, cols] */
+    hs_buf top_p;        /* F32 [layers, heads] */
+    hs_buf every;        /* U8 [heads] of ones */
+    hs_buf label;        /* I32 [heads, N] */
+    hs_buf pooled[3];    /* F32 [heads, blocks, D]: block means of q, k, v */
+    int top_p_is_host;   /* top_p holds the session's thresholds */
+    float *top_p_host;   /* [layers, heads] thresholds of the session */
+    char *report;        /* host copy of one mask */
+    double seconds_predict, seconds_attend;
+};
+
+static inline hs_attn_memory *hs_attn_memory_of(const hs_attn *a, int branch, int layer) {
+    return &a->mem[branch * a->layers + layer];
+}
+static inline int hs_attn_is_sparse(const hs_attn *a, const hs_policy *call, int layer) {
+    return a->p.method != HS_DENSE && call->step >= a->p.dense_steps && layer >= a->p.dense_layers;
+}
+/* Uploads a call's own thresholds, or the session's (NULL) if they are not there already. */
+void hs_attn_thresholds(hs_attn *a, const float *of_call);
+#endif
