@@ -239,6 +239,7 @@ static void read_field(reader *r, const field *f, const cJSON *object, void *bas
         break;
     case NAME: read_name(r, f, v, at); break;
     case SWITCH:
+        v = cJSON_GetObjectItemCaseSensitive(object, f->key); /* null is not false */
         if (v && !cJSON_IsBool(v)) refuse(r, HS_EFORMAT, f->key, v, "expected true or false");
         *(int *)at = cJSON_IsTrue(v);
         break;
