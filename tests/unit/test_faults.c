@@ -3,6 +3,7 @@
  * that names a path, leave no memory, mapping or file descriptor behind, and never a half-written file. */
 #include "util.h"
 #include "model.h"
+#include "profile.h"
 #include "tokenizer.h"
 
 #include <criterion/criterion.h>
@@ -171,4 +172,53 @@ Test(faults, writing_a_file) {
         cr_assert_eq(hs_st_write(scratch("out/out"), 1, &old, NULL, &e), 0, "%s", e.msg);
         cr_assert_geq(fail_calls(calls[i], write_again, dir), times[i], "call %d", (int)calls[i]);
     }
+}
+
+/* steps tells the old profile from the new one */
+static int save_again(void *dir, hs_err *err) {
+    char path[600];
+    hs_profile *p, *q;
+    hs_err e = {0};
+    int64_t live = hs_alloc_live();
+    snprintf(path, sizeof(path), "%s/p.json", (char *)dir);
+    cr_assert_eq(hs_profile_new(1, 1, 1, &p, &e), 0);
+    memset(p->sha256, 'a', 64);
+    p->width = p->height = 32, p->frames = 5, p->steps = 9, p->budgets[0].top_p[0] = 0.5f;
+    int rc = hs_profile_save(path, p, err);
+    for (int i = 0; i < CALLS; i++) countdown[i] = 0;
+    cr_assert_eq(hs_profile_load(path, &q, &e), 0, "%s", e.msg);
+    cr_assert_eq(q->steps, rc ? 8 : 9);
+    hs_profile_free(p);
+    hs_profile_free(q);
+    cr_assert_eq(hs_alloc_live(), live);
+    return rc;
+}
+
+static int load_profile(void *dir, hs_err *err) {
+    char path[600];
+    hs_profile *p;
+    snprintf(path, sizeof(path), "%s/p.json", (char *)dir);
+    int rc = hs_profile_load(path, &p, err);
+    if (!rc) hs_profile_free(p);
+    return rc;
+}
+
+Test(faults, profiles) {
+    const char *dir = scratch("out");
+    make_dir(dir);
+    static const enum call calls[] = {OPEN, WRITE, SYNC, RENAME};
+    static const int times[] = {1, 2, 1, 1};
+    for (int i = 0; i < 4; i++) {
+        hs_profile *old;
+        hs_err e;
+        cr_assert_eq(hs_profile_new(1, 1, 1, &old, &e), 0);
+        memset(old->sha256, 'a', 64);
+        old->width = old->height = 32, old->frames = 5, old->steps = 8, old->budgets[0].top_p[0] = 0.5f;
+        cr_assert_eq(hs_profile_save(scratch("out/p.json"), old, &e), 0, "%s", e.msg);
+        hs_profile_free(old);
+        cr_assert_eq(fail_calls(calls[i], save_again, dir), times[i], "call %d", (int)calls[i]);
+    }
+    cr_assert_eq(count_entries(dir), 3, "one file, and nothing beside it");
+    cr_assert_eq(fail_calls(FOPEN, load_profile, dir), 1);
+    cr_assert_eq(fail_calls(READ, load_profile, dir), 1);
 }
