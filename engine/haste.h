@@ -124,8 +124,8 @@ typedef struct hs_run_hooks {
     void *user;
     void (*progress)(void *user, const hs_progress *p);
     int (*interrupted)(void *user); /* != 0: stop at the next safe point with HS_EINTR */
-    /* After each step, for every branch and layer: what attention did, [heads] each. reused is an hs_head_call. Must not
-     * allocate. */
+    /* After each step, for every branch and layer: what attention did, [heads] each. reused is an hs_head_call. Must
+     * not allocate. */
     void (*layer)(void *user, int step, int branch, int layer, int heads, const float *density, const float *drift,
                   const uint8_t *reused);
 } hs_run_hooks;
@@ -138,7 +138,7 @@ typedef struct hs_run_stats {
     double step_seconds[HS_MAX_STEPS];
     int steps, frames_written, tokens_cond, tokens_uncond, truncated;
     int64_t peak_host, peak_device;
-    double density, reuse_rate; /* 1 and 0 while dense; reuse: share of the sparse calls of heads */
+    double density, reuse_rate;             /* 1 and 0 while dense; reuse: share of the sparse calls of heads */
     double seconds_predict, seconds_attend; /* of self-attention, parts of the denoising stage; 0 = not measured */
 } hs_run_stats;
 
