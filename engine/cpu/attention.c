@@ -47,6 +47,7 @@ typedef struct scratch {
     float s[ROWS * KEYS];               /* logits, then probabilities as words */
     float tmp[HS_ATTN_PANEL * MAX_DIM]; /* rows while packing */
     float max[ROWS], sum[ROWS];
+    int first; /* nothing is accumulated yet */
 } scratch;
 
 typedef struct hs_cpu_attn {
@@ -186,6 +187,7 @@ static void block_begin(const job *j, int h, int64_t block, scratch *sc) {
     for (int r = 0; r < rows; r++) load_row(j, j->a->q, j->a->ld_q, h, block * j->rows + r, sc->q + r * j->depth);
     int tail = (int)round_up(rows, HS_ATTN_TILE) - rows;
     memset(sc->q + rows * j->depth, 0, (size_t)(tail * j->depth) * 4);
+    sc->first = 1;
 }
 
 static hs_attn_block block_view(const job *j, int64_t block, scratch *sc) {
@@ -197,17 +199,16 @@ static hs_attn_block block_view(const job *j, int64_t block, scratch *sc) {
                            .ld_o = j->dim,
                            .rows = block_rows(j, block),
                            .cols = j->dim,
+                           .first = sc->first,
                            .scale = j->a->scale * LOG2_E};
 }
 
-/* Accumulates the keys of the ranges that lie in the segment. Range edges are multiples of KEYS, or len_k.
- * first: nothing is accumulated yet. */
+/* Accumulates the keys of the ranges that lie in the segment. Range edges are multiples of KEYS, or len_k. */
 static void block_attend(const job *j, int h, int64_t block, const segment *seg, const range *list, int count,
-                         int first, scratch *sc) {
+                         scratch *sc) {
     const hs_attention *a = j->a;
     const hs_attn_kernels *kn = j->kn;
     hs_attn_block b = block_view(j, block, sc);
-    b.first = first;
     if (kn->begin) kn->begin();
     for (const range *x = list; x < list + count; x++) {
         int64_t end = min64(x->end, seg->end);
@@ -222,7 +223,7 @@ static void block_attend(const job *j, int h, int64_t block, const segment *seg,
             kn->softmax(&b);
             kn->gemm(b.rows, j->dim / HS_ATTN_PANEL, wide / j->per_word, b.s, b.ld_s,
                      seg->v + off / j->per_word * HS_ATTN_PANEL, seg->ld_v, b.o, b.ld_o, !b.first);
-            b.first = 0;
+            b.first = sc->first = 0;
         }
     }
     if (kn->end) kn->end();
@@ -267,7 +268,7 @@ static void attend_heads(const job *j, hs_cpu_attn *st, int threads, int h0, int
             segment seg = segment_at(j, 0, keys, j->pack + h * words);
             range all = {0, keys};
             block_begin(j, h0 + h, block, sc);
-            block_attend(j, h0 + h, block, &seg, &all, 1, 1, sc);
+            block_attend(j, h0 + h, block, &seg, &all, 1, sc);
             block_end(j, h0 + h, block, sc);
         }
     }
@@ -290,7 +291,7 @@ static void attend_long(const job *j, hs_cpu_attn *st, int threads, int h) {
 #pragma omp for schedule(static)
                 for (int64_t i = begin; i < seg.end; i += HS_ATTN_PAD) pack_keys(j, &seg, h, i, sc->tmp);
                 if (mine && begin == 0) block_begin(j, h, block, sc);
-                if (mine) block_attend(j, h, block, &seg, &all, 1, begin == 0, sc);
+                if (mine) block_attend(j, h, block, &seg, &all, 1, sc);
 #pragma omp barrier
             }
             if (mine) block_end(j, h, block, sc);
