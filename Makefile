@@ -1,5 +1,5 @@
 # The two commands of the README. Everything else is Meson: meson setup build && ninja -C build.
-PROMPT ?= a large red circle moving to the right on a white background
+PROMPT ?= a purple triangle spinning on the left and a yellow star bouncing on the right over a gradient teal background
 
 .PHONY: demo test
 .DELETE_ON_ERROR:

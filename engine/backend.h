@@ -144,7 +144,7 @@ void hs_op_combine(hs_device *dev, int count, const double *c, const hs_buf *x, 
  * q, k, v, out: act type, element (token i, head h, c) at p[i * ld + h * head_dim + c].
  * extra: last_key_bonus is added to the logit of the last key (collapsed padding rows, spec 3.6);
  *        rel_bias [H, len_q + len_k - 1] F32 or HS_NOBUF adds rel_bias[h, (j - i) + len_q - 1] (UMT5, spec 2.4).
- * mask: NULL = dense; else which key blocks each query block attends to (mask.h): the sum and the softmax run over the kept
+ * scale must be above 0. mask: NULL = dense; else which key blocks each query block attends to (mask.h): the sum and the softmax run over the kept
  *       pairs only. A query block that keeps no key at all gets zeros. With comp_k, comp_v (F32 [H, cols, D], uniform blocks
  *       only) a dropped block still counts as one key of that mean with ln(tokens of the block) on its logit. */
 struct hs_mask;

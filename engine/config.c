@@ -17,6 +17,8 @@
 
 enum { MAX_CONFIG = 1 << 20 /* bytes; real ones have less than 2 KB */, REQUIRED = -1 };
 
+static const double MIN_EPS = 1e-12; /* a float keeps it, and 1 / sqrt(eps) stays harmless */
+
 /* Default of ORIG (spec 2.2). */
 static const char default_negative[] = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发"
                                        "灰，最差质量，低质量，JPEG压缩残留，丑陋的，"
@@ -168,7 +170,7 @@ int hs_config_parse_transformer(const char *json, size_t len, const char *path, 
     read_int(&r, "text_dim", 1, 1 << 16, 4096, &c->text_dim);
     read_int(&r, "freq_dim", 2, 1 << 12, 256, &c->freq_dim);
     read_int(&r, "rope_max_seq_len", 1, 1 << 14, 1024, &c->rope_max);
-    read_real(&r, "eps", 0, 1e-2, 1e-6, &eps);
+    read_real(&r, "eps", MIN_EPS, 1e-2, 1e-6, &eps);
     expect_ints(&r, "patch_size", 3, (const int[]){1, 2, 2}, "but only [1,2,2] is supported");
     expect_text(&r, "qk_norm", "rms_norm_across_heads");
     expect_bool(&r, "cross_attn_norm", 1);
@@ -198,7 +200,7 @@ int hs_config_parse_text(const char *json, size_t len, const char *path, hs_conf
     read_int(&r, "vocab_size", 4, 1 << 22, REQUIRED, &c->t_vocab);
     read_int(&r, "relative_attention_num_buckets", 4, 1 << 10, 32, &c->t_buckets);
     read_int(&r, "relative_attention_max_distance", 2, 1 << 16, 128, &c->t_max_distance);
-    read_real(&r, "layer_norm_epsilon", 0, 1e-2, 1e-6, &eps);
+    read_real(&r, "layer_norm_epsilon", MIN_EPS, 1e-2, 1e-6, &eps);
     expect_text(&r, "feed_forward_proj", "gated-gelu");
     expect_text(&r, "dense_act_fn", "gelu_new");
     expect_bool(&r, "is_gated_act", 1);

@@ -189,8 +189,8 @@ static int decode(run *g, hs_sink *sink, hs_err *err) {
         int T, r;
         double start = hs_seconds();
         hs_vae_decode(s->vae, s->x, s->f, t, &rgb, &T, &s->tap);
-        hs_download(s->m->dev, s->host_rgb, rgb);
-        if ((r = hs_device_check(s->m->dev, err))) return hs_fail_ctx(err, r, "decoding latent frame %d", t);
+        hs_download(s->m->vae_dev, s->host_rgb, rgb);
+        if ((r = hs_device_check(s->m->vae_dev, err))) return hs_fail_ctx(err, r, "decoding latent frame %d", t);
         double decoded = hs_seconds();
         g->st.seconds[HS_STAGE_DECODE] += decoded - start;
         for (int k = 0; k < T && sink; k++) {
@@ -207,7 +207,11 @@ static int decode(run *g, hs_sink *sink, hs_err *err) {
 static void finish(run *g, double start, hs_run_stats *ret) {
     g->st.total = hs_seconds() - start;
     g->st.peak_host = hs_peak_rss();
-    hs_device_bytes(g->s->m->dev, &g->st.peak_device);
+    const hs_model *m = g->s->m;
+    int64_t vae = 0;
+    hs_device_bytes(m->dev, &g->st.peak_device);
+    if (m->vae_dev != m->dev) hs_device_bytes(m->vae_dev, &vae);
+    g->st.peak_device += vae;
     g->st.density = g->calls > 0 ? g->density / g->calls : 1;
     g->st.reuse_rate = g->sparse > 0 ? g->reused / g->sparse : 0;
     if (g->s->dit) hs_attn_seconds(hs_dit_run_attn(g->s->dit), &g->st.seconds_predict, &g->st.seconds_attend);

@@ -142,7 +142,7 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
         "  haste-run -m data/demo -p \"a blue star spins\" --seed 7 --steps 20 -o star.mkv --stats star.json",
         "  haste-run -m data/demo --prompts prompts/evaluate.txt -o videos/clip.mp4",
         "  haste-run -m data/demo -p \"a blue star spins\" --attention xattention --top-p 0.9 --dense-steps 3",
-        "  haste-run -m data/demo -p \"a green square\" --dry-run",
+        "  haste-run -m data/demo -p \"a green square grows on a gray background\" --dry-run",
     };
     for (size_t i = 0; i < sizeof tail / sizeof tail[0]; i++) line(user, tail[i]);
 }

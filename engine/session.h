@@ -11,6 +11,7 @@
 struct hs_model {
     hs_config c;
     hs_device *dev;
+    hs_device *vae_dev; /* dev, but for a CPU in bf16: there the VAE runs in F32, as the reference does */
     hs_st *st_text, *st_dit, *st_vae;
     hs_tokenizer *tokenizer;
     hs_text *text; /* the three parts: NULL until needed; the text encoder is freed when memory is short */

@@ -9,7 +9,7 @@ never trained on (`held_out`); the prompt files are drawn from those only.
 import argparse
 import random
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 OBJECT_COLORS = {

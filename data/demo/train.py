@@ -317,6 +317,9 @@ def save_vae(vae, out, stats):
     for p in vae.parameters():
         p.data = p.data.contiguous()
     vae.save_pretrained(out / "vae")
+    config = json.loads((out / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)                          # a resumed VAE would tell where it was
+    (out / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     say("vae: latent std", [round(v, 2) for v in stats[1]])
 
 

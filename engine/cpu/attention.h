@@ -15,7 +15,8 @@ extern "C" {
 int hs_cpu_attention_init(hs_device *dev, hs_err *err);
 void hs_cpu_attention_done(hs_device *dev);
 
-/* Contract: hs_attention in backend.h. q, k, v, out have type dev->act; input is already checked. */
+/* Contract: hs_attention in backend.h. q, k, v, out have type dev->act; input is already checked, except that a scale
+ * not above 0 leaves the sticky error HS_EINVAL. */
 void hs_cpu_attention(hs_device *dev, const hs_attention *a);
 
 /* What the predictors borrow (sparse.c), which never run while attention does: its micro-kernels, for the words of

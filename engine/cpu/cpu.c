@@ -18,8 +18,7 @@
 #include <sys/syscall.h>
 #endif
 
-/* ---- what there is ------------------------------------------------------------------------------------------------
- */
+/* ---- what there is ---------------------------------------------------------------------------------------------- */
 /* Linux grants the AMX tile registers (8 KB of state per thread) to a process that asks. */
 static int allow_amx(void) {
 #if defined(__linux__) && defined(__x86_64__) && defined(SYS_arch_prctl)
@@ -88,8 +87,7 @@ static int64_t cpu_free_bytes(const hs_device *dev) {
     return free;
 }
 
-/* ---- memory: the host's -------------------------------------------------------------------------------------------
- */
+/* ---- memory: the host's ----------------------------------------------------------------------------------------- */
 static int cpu_alloc(hs_device *dev, size_t bytes, void **ret) {
     (void)dev;
     *ret = hs_alloc(bytes);
@@ -122,8 +120,7 @@ static int cpu_sync(hs_device *dev, hs_err *err) {
     return HS_OK;
 }
 
-/* ---- open and close -----------------------------------------------------------------------------------------------
- */
+/* ---- open and close --------------------------------------------------------------------------------------------- */
 static void cpu_close(hs_device *dev) {
     if (!hs_cpu_of(dev)) return;
     hs_cpu_attention_done(dev);

@@ -50,8 +50,7 @@ static int scratch_at_least(hs_device *dev, size_t bytes) {
     return HS_OK;
 }
 
-/* ---- weights ------------------------------------------------------------------------------------------------------
- */
+/* ---- weights ---------------------------------------------------------------------------------------------------- */
 void hs_cpu_weight_free(hs_device *dev, hs_weight *w) {
     weight *v = w->impl;
     if (!v) return;
@@ -173,8 +172,7 @@ out:
     return rc;
 }
 
-/* ---- linear -------------------------------------------------------------------------------------------------------
- */
+/* ---- linear ----------------------------------------------------------------------------------------------------- */
 void hs_cpu_linear(hs_device *dev, const hs_linear *a) {
     weight *v = a->w->impl;
     hs_cpu *cpu = hs_cpu_of(dev);
@@ -213,8 +211,7 @@ void hs_cpu_linear(hs_device *dev, const hs_linear *a) {
     }
 }
 
-/* ---- convolution --------------------------------------------------------------------------------------------------
- */
+/* ---- convolution ------------------------------------------------------------------------------------------------ */
 /* Frame by frame, so that what is not yet in place stays in the cache. */
 static void conv_doubled(hs_device *dev, const hs_conv *a) {
     weight *v = a->w->impl;

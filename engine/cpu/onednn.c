@@ -16,7 +16,7 @@
 
 enum { PLANS = 256 }; /* primitives kept; a whole pipeline needs about 100 */
 
-/* ---- the two interfaces of oneDNN -------------------------------------------------------------------------------- */
+/* ---- the two interfaces of oneDNN ------------------------------------------------------------------------------- */
 /* In 2.x a memory descriptor is a struct and an operation is described by another; in 3.x both are handles. An all-zero
  * md_own is "none" in both. */
 #if DNNL_VERSION_MAJOR >= 3
@@ -89,7 +89,7 @@ static dnnl_status_t pd_conv(dnnl_primitive_desc_t *pd, dnnl_engine_t e, dnnl_pr
 }
 #endif
 
-/* ---- state ------------------------------------------------------------------------------------------------------- */
+/* ---- state ------------------------------------------------------------------------------------------------------ */
 typedef struct plan {
     hs_product key;
     int64_t used; /* when last, for eviction; 0 = free */
@@ -178,8 +178,7 @@ void hs_onednn_close(hs_device *dev) {
     hs_free(o);
 }
 
-/* ---- plans --------------------------------------------------------------------------------------------------------
- */
+/* ---- plans ------------------------------------------------------------------------------------------------------ */
 typedef struct shape { /* descriptors of one primitive's operands; all may be empty */
     md_own x, w, bias, y, gate;
 } shape;
@@ -335,7 +334,7 @@ static dnnl_status_t plan_get(hs_onednn *o, const hs_product *k, const hs_packed
     return dnnl_success;
 }
 
-/* ---- layouts of weights ------------------------------------------------------------------------------------------ */
+/* ---- layouts of weights ----------------------------------------------------------------------------------------- */
 static dnnl_status_t reorder(hs_onednn *o, dnnl_memory_t from, dnnl_memory_t to) {
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t prim = NULL;
@@ -432,8 +431,7 @@ void hs_onednn_unpack(hs_device *dev, hs_packed *w) {
     w->bytes = w->late_bytes = 0;
 }
 
-/* ---- products -----------------------------------------------------------------------------------------------------
- */
+/* ---- products --------------------------------------------------------------------------------------------------- */
 int hs_onednn_is_slow(hs_device *dev, const hs_product *k, const hs_packed *w) {
     plan *p;
     const int before = enter(dev);

@@ -13,8 +13,7 @@ enum {
     COPY_PIECE = 1 << 16,
 };
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------
- */
+/* ---- numbers ---------------------------------------------------------------------------------------------------- */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE float float_of(uint32_t u) {
@@ -41,8 +40,7 @@ INLINE uint16_t bf16_of(float f) {
 
 typedef float eight __attribute__((vector_size(32)));
 
-/* ---- instruction sets ---------------------------------------------------------------------------------------------
- */
+/* ---- instruction sets ------------------------------------------------------------------------------------------- */
 typedef struct kernels {
     void (*load)(float *dst, const void *src, hs_dtype t, int64_t n);
     void (*store)(void *dst, hs_dtype t, const float *src, int64_t n);
@@ -98,8 +96,7 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* ---- operations ---------------------------------------------------------------------------------------------------
- */
+/* ---- operations ------------------------------------------------------------------------------------------------- */
 void hs_cpu_copy(hs_device *dev, hs_buf dst, hs_buf src) {
     const kernels *k = kernels_of(dev);
 #pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, src.n))

@@ -63,8 +63,7 @@ static hs_weight *conv(hs_device *dev, int cout, int cin, int kt, int k, int up2
     return w;
 }
 
-/* ---- threads ------------------------------------------------------------------------------------------------------
- */
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
 static uint64_t hash(uint64_t h, const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) h = hs_hash64(h ^ ((const unsigned char *)p)[i]);
     return h;
@@ -128,8 +127,7 @@ static void test_threads(const char *precision) {
     }
 }
 
-/* ---- allocations that fail ----------------------------------------------------------------------------------------
- */
+/* ---- allocations that fail -------------------------------------------------------------------------------------- */
 /* Everything that may allocate, once: 0, or what failed. A device that came open is closed. */
 static int use_all(const char *precision, hs_err *err) {
     hs_device *dev;
@@ -174,8 +172,7 @@ static void test_faults(const char *precision) {
     expect(!warnings, "quiet and closed accounts under failing allocations", "warnings");
 }
 
-/* ---- no slow way --------------------------------------------------------------------------------------------------
- */
+/* ---- no slow way ------------------------------------------------------------------------------------------------ */
 static void test_fast(const char *precision) {
     static const struct {
         int T, Y, X, cin, cout, kt, k, up;
@@ -229,8 +226,7 @@ static void test_fast(const char *precision) {
     expect(!warnings, "no layer of the models is slow", "warnings");
 }
 
-/* ---- main ---------------------------------------------------------------------------------------------------------
- */
+/* ---- main ------------------------------------------------------------------------------------------------------- */
 int main(void) {
     hs_device *dev;
     hs_err err = {0};
