@@ -111,6 +111,8 @@ static void list_centroid_scores(void) {
         emit("n=20 heads=3 rows=30 cols=50 D=64 compat=%d skip=2", compat); /* empty clusters */
         emit("n=20 heads=2 rows=5 cols=9 D=32 compat=%d far=1", compat);    /* one of them sets the maximum */
     }
+    emit("n=20 heads=2 rows=5 cols=9 D=32 compat=0 far=30"); /* ... and would push all others below the smallest double
+                                                              */
 }
 
 static void setup_centroid_scores(test *t) {
@@ -127,7 +129,8 @@ static void setup_centroid_scores(test *t) {
                                            : fmax(start->data[i - 1], floor((double)(n * (c / 2 * 2)) / (double)cols)));
     }
     for (int64_t e = 0; e < D && get(t, "far"); e++) { /* along the queries; column 1 of each head has no token */
-        for (int64_t h = 0; h < heads; h++) k->data[(h * cols + 1) * D + e] = 2 * q->data[h * rows * D + e];
+        for (int64_t h = 0; h < heads; h++)
+            k->data[(h * cols + 1) * D + e] = 2 * (float)get(t, "far") * q->data[h * rows * D + e];
         for (int64_t h = 0; h < heads; h++) start->data[h * (cols + 1) + 1] = start->data[h * (cols + 1) + 2] = 0;
     }
 }

@@ -89,6 +89,7 @@ static void predictors(hs_buf a, hs_buf b, hs_buf c) {
     ACCEPT(SCORES(u.padded = 8, u.scores = cut(b, 24)));
     REFUSE("block_scores: scores holds 18 elements, 24 needed", SCORES(u.padded = 8));
     REFUSE("block_scores: padded to 4 tokens, must be a multiple of 2 not below 5", SCORES(u.padded = 4));
+    REFUSE("block_scores: padded to 7 tokens", SCORES(u.padded = 7));
     REFUSE("block_scores: stride is 3, must be 1 to 2", SCORES(u.stride = 3));
     REFUSE("block_scores: block 3 is not a multiple of stride 2", SCORES(u.block = 3));
     REFUSE("block_scores: k holds 39 elements, 40 needed", SCORES(u.k = cut(c, 39)));

@@ -86,6 +86,18 @@ Test(mask, density_never_falls_with_p) {
     }
 }
 
+/* As published, rounding included: the sum of the kept may stay below the sum of all, yet no zero follows. */
+Test(mask, published_xattention_never_keeps_zeros) {
+    for (uint64_t seed = 0; seed < 2000; seed++) {
+        float score[MAX_COLS];
+        const int cols = make_row(seed, score);
+        int expected = score[0] == 0; /* block 0 comes on top */
+        for (int c = 0; c < cols; c++) expected += score[c] > 0;
+        const picked x = pick(score, cols, 1, 1, HS_SELECT_BLOCK0);
+        cr_assert(x.n <= expected, "seed %d: %d kept of %d", (int)seed, x.n, expected);
+    }
+}
+
 Test(mask, edges_of_selection) {
     static const float zero[5] = {0}, equal[4] = {2, 2, 2, 2}, exact[4] = {4, 2, 1, 1}, nan[3] = {NAN, 1, NAN};
     picked x = pick(zero, 5, 0.9f, 0, 0);
@@ -526,5 +538,39 @@ Test(masks_on_ref, heads_stop_alone) {
                       "compat %d, head %d: %d of %d centroids where they began", compat, h, same, ROWS);
         }
     }
+    close_rig(&r);
+}
+
+/* A first refresh runs iters_first rounds from tokens, a later one iters_next from where it was left: 2 and then 3
+ * rounds are 5 rounds. */
+Test(masks_on_ref, rounds_go_on_where_they_were_left) {
+    float five[HEADS * ROWS * D], two[HEADS * ROWS * D];
+    rig r;
+    open_method(&r, SVG2, MAX_N);
+    hs_cluster c = {.x = r.q,
+                    .centroids = r.centroid[0],
+                    .want = r.want,
+                    .label = r.label,
+                    .order = r.m.q_order,
+                    .start = r.m.q_start,
+                    .len = r.n,
+                    .ld = HEADS * D,
+                    .heads = HEADS,
+                    .head_dim = D,
+                    .clusters = ROWS,
+                    .iters_first = 5,
+                    .iters_next = 1};
+    for (int64_t i = 0; i < r.q.n; i++) ((float *)r.q.p)[i] = (float)uniform(5, (uint64_t)i); /* no clusters: slow */
+    hs_op_cluster(r.dev, &c);
+    memcpy(five, r.centroid[0].p, sizeof five);
+    c.iters_first = 2;
+    c.iters_next = 3;
+    hs_op_cluster(r.dev, &c);
+    memcpy(two, r.centroid[0].p, sizeof two);
+    memset(r.want.p, 1, HEADS);
+    hs_op_cluster(r.dev, &c);
+    check(&r);
+    cr_expect_arr_eq(five, r.centroid[0].p, sizeof five);
+    cr_expect_arr_neq(five, two, sizeof five);
     close_rig(&r);
 }
