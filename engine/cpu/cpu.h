@@ -1,9 +1,9 @@
 /* What the files of the fast CPU backend share: the state behind hs_device.impl.
  *
  * cpu.c opens it and owns memory; layers.c owns linear layers and convolutions and computes them through onednn.c;
- * rows.c owns the memory-bound row operations; attention.c owns attention, sparse.c the predictors of its masks. Only cpu.c
- * sees all of them. Threads are
- * OpenMP's: every parallel region takes num_threads(cpu->threads), and no result depends on how many there are.
+ * rows.c owns the memory-bound row operations; attention.c owns attention, sparse.c the predictors of its masks. Only
+ * cpu.c sees all of them. Threads are OpenMP's: every parallel region takes num_threads(cpu->threads), and no result
+ * depends on how many there are.
  */
 #ifndef HS_CPU_H
 #define HS_CPU_H

@@ -4,8 +4,10 @@
  * threads take stripes of rows, and what a softmax or an argmax needs of a stripe is used up while it is in the cache.
  * Nothing of the size rows x columns exists but the scores that are asked for.
  *
- * All of it borrows attention's room for packed keys (attention.h), so that calls allocate nothing. Results do not
- * depend on the number of threads: a row belongs to one thread, which takes its columns in order.
+ * All of it borrows attention's room for packed keys (attention.h), so that calls allocate nothing; what each operation
+ * takes of it stands where it begins. Results do not depend on the number of threads: a row belongs to one thread,
+ * which takes its columns in order. (One exception: blocks of more than STRIPE folded queries, where the room is
+ * short.)
  */
 #include "cpu/sparse.h"
 #include "cpu/attention.h"
@@ -400,6 +402,7 @@ static void label_tokens(const kmeans *m, int h, int64_t i, int n, float *x, flo
             float *v = s + t * NEAR, lane[LANES], top = -INFINITY;
             for (int l = 0; l < LANES; l++) lane[l] = -INFINITY;
             for (int k = 0; k < wide; k += LANES)
+#pragma omp simd
                 for (int l = 0; l < LANES; l++) {
                     v[k + l] -= half[k + l];
                     lane[l] = v[k + l] > lane[l] ? v[k + l] : lane[l];
