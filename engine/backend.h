@@ -144,9 +144,10 @@ void hs_op_combine(hs_device *dev, int count, const double *c, const hs_buf *x, 
  * q, k, v, out: act type, element (token i, head h, c) at p[i * ld + h * head_dim + c].
  * extra: last_key_bonus is added to the logit of the last key (collapsed padding rows, spec 3.6);
  *        rel_bias [H, len_q + len_k - 1] F32 or HS_NOBUF adds rel_bias[h, (j - i) + len_q - 1] (UMT5, spec 2.4).
- * scale must be above 0. mask: NULL = dense; else which key blocks each query block attends to (mask.h): the sum and the softmax run over the kept
- *       pairs only. A query block that keeps no key at all gets zeros. With comp_k, comp_v (F32 [H, cols, D], uniform blocks
- *       only) a dropped block still counts as one key of that mean with ln(tokens of the block) on its logit. */
+ * scale must be above 0. mask: NULL = dense; else which key blocks each query block attends to (mask.h): the sum and
+ * the softmax run over the kept pairs only. A query block that keeps no key at all gets zeros. With comp_k, comp_v (F32
+ * [H, cols, D], uniform blocks only) a dropped block still counts as one key of that mean with ln(tokens of the block)
+ * on its logit. */
 struct hs_mask;
 typedef struct hs_attention {
     hs_buf q, k, v, out;
@@ -167,8 +168,8 @@ void hs_op_attention(hs_device *dev, const hs_attention *a);
 /* XAttention: antidiagonal block scores. q and k are folded by `stride` (token i*stride + stride-1-s of q with token
  * j*stride + s of k), scaled by 1/(sqrt(D) stride), softmax over the folded keys, summed over blocks of `block` tokens:
  * scores F32 [heads, rows, cols], rows = ceil(len / block). Folded keys made of padding alone take no mass, and
- * cols = rows. compat: q and k are padded with zeros to `padded` tokens as the published code does, those keys take mass,
- * and cols = padded / block. */
+ * cols = rows. compat: q and k are padded with zeros to `padded` tokens as the published code does, those keys take
+ * mass, and cols = padded / block. */
 typedef struct hs_block_scores {
     hs_buf q, k, want, scores;
     int64_t ld_q, ld_k, len, padded; /* padded: compat only, else 0 */
@@ -177,8 +178,8 @@ typedef struct hs_block_scores {
 void hs_op_block_scores(hs_device *dev, const hs_block_scores *a);
 
 /* softmax over columns of scale * cq.ck + ln(size): scores F32 [heads, rows, cols] of centroids cq [heads, rows, D] and
- * ck [heads, cols, D] F32. size: tokens per column, from start I32 [heads, cols + 1], or HS_NOBUF = `block` tokens each of
- * len. Empty columns get 0 and, unless compat, do not enter the maximum. */
+ * ck [heads, cols, D] F32. size: tokens per column, from start I32 [heads, cols + 1], or HS_NOBUF = `block` tokens each
+ * of len. Empty columns get 0 and, unless compat, do not enter the maximum. */
 typedef struct hs_centroid_scores {
     hs_buf cq, ck, start, want, scores;
     int64_t len;
@@ -190,8 +191,10 @@ void hs_op_centroid_scores(hs_device *dev, const hs_centroid_scores *a);
 /* Rows of scores F32 [heads, mask->rows, cols] -> bits of the mask by hs_mask_select (mask.h) with top_p [heads] F32;
  * score columns from mask->cols on take part in the selection and are then dropped. Also sets the mask's dense flag of
  * the head: 1 where top_p >= 1 (rule 0 only). */
-enum { HS_SELECT_BLOCK0 = 1,  /* XAttention as published: column 0 always kept; zero scores never, not even at p = 1 */
-       HS_SELECT_UPTO = 2 };  /* SVG2 as published: kept while the sum before is <= p, the row's total taken as 1 */
+enum {
+    HS_SELECT_BLOCK0 = 1, /* XAttention as published: column 0 always kept; zero scores never, not even at p = 1 */
+    HS_SELECT_UPTO = 2
+}; /* SVG2 as published: kept while the sum before is <= p, the row's total taken as 1 */
 typedef struct hs_select {
     hs_buf scores, top_p, want;
     int cols, at_least, rule;
@@ -201,15 +204,15 @@ void hs_op_select(hs_device *dev, const hs_select *a);
 
 /* Means of blocks of `block` tokens: y F32 [heads, ceil(len / block), D] of x (q or k or v, element (i, h, c) at
  * i*ld + h*D + c). */
-void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block, hs_buf want,
-                       hs_buf y);
+void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
+                       hs_buf want, hs_buf y);
 
-/* SVG2: k-means of the tokens of each head, Euclidean; lowest index wins ties, an empty cluster keeps its centroid. Heads
- * with want 2 start from tokens drawn by hs_hash64(seed, head, cluster) and run iters_first rounds, heads with want 1 start
- * from the centroids [heads, clusters, D] F32 as they are and run iters_next. Labels are of the assignment before the last
- * update; a head stops early when no centroid moves by 1e-4 or more (that update is dropped; compat: only all wanted heads
- * together). label I32 [heads, len]; order I32 [heads, len]: tokens grouped by label, in token order within a group; start
- * I32 [heads, clusters + 1]. */
+/* SVG2: k-means of the tokens of each head, Euclidean; lowest index wins ties, an empty cluster keeps its centroid.
+ * Heads with want 2 start from tokens drawn by hs_hash64(seed, head, cluster) and run iters_first rounds, heads with
+ * want 1 start from the centroids [heads, clusters, D] F32 as they are and run iters_next. Labels are of the assignment
+ * before the last update; a head stops early when no centroid moves by 1e-4 or more (that update is dropped; compat:
+ * only all wanted heads together). label I32 [heads, len]; order I32 [heads, len]: tokens grouped by label, in token
+ * order within a group; start I32 [heads, clusters + 1]. */
 typedef struct hs_cluster {
     hs_buf x, centroids, want, label, order, start;
     int64_t len, ld;
@@ -217,8 +220,8 @@ typedef struct hs_cluster {
     uint64_t seed;
 } hs_cluster;
 void hs_op_cluster(hs_device *dev, const hs_cluster *a);
-/* The token that a cluster of a head with want 2 starts from: one of each of `clusters` equal strata, any where there are
- * fewer tokens than clusters. */
+/* The token that a cluster of a head with want 2 starts from: one of each of `clusters` equal strata, any where there
+ * are fewer tokens than clusters. */
 static inline int64_t hs_cluster_token(uint64_t seed, int head, int cluster, int clusters, int64_t len) {
     const uint64_t h = hs_hash64(hs_hash64(seed) + ((uint64_t)head << 20) + (uint64_t)cluster);
     const int64_t width = len / clusters;
@@ -301,8 +304,8 @@ typedef struct hs_ops {
     void (*block_scores)(hs_device *dev, const hs_block_scores *a);
     void (*centroid_scores)(hs_device *dev, const hs_centroid_scores *a);
     void (*select)(hs_device *dev, const hs_select *a);
-    void (*block_means)(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block, hs_buf want,
-                        hs_buf y);
+    void (*block_means)(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
+                        hs_buf want, hs_buf y);
     void (*cluster)(hs_device *dev, const hs_cluster *a);
     void (*reuse)(hs_device *dev, const hs_reuse *a);
     void (*patchify)(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs_buf y);

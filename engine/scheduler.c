@@ -10,7 +10,9 @@ static double shifted(double s, double u) {
 }
 
 /* linspace(a, b, n)[i], in numpy's order of operations: whole timesteps depend on the last bit */
-static double lin(double a, double b, int n, int i) { return n > 1 ? a + i * ((b - a) / (n - 1)) : a; }
+static double lin(double a, double b, int n, int i) {
+    return n > 1 ? a + i * ((b - a) / (n - 1)) : a;
+}
 
 int hs_sched_init(hs_sched *s, hs_solver_kind solver, hs_sigmas_kind kind, int steps, double shift, hs_err *err) {
     if (steps < 1 || steps > HS_MAX_STEPS)

@@ -20,14 +20,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GUARD = 256, POISON_U8 = 0xa5, POISON_I32 = 0xa5a5a, SKIP = 77, MAX_CASES = 4096 }; /* GUARD keeps the alignment of an allocation */
+enum {
+    GUARD = 256,
+    POISON_U8 = 0xa5,
+    POISON_I32 = 0xa5a5a,
+    SKIP = 77,
+    MAX_CASES = 4096
+}; /* GUARD keeps the alignment of an allocation */
 
-static const operation *const ops[] = {&op_linear,       &op_attention,    &op_conv,       &op_norm,
-                                       &op_modulation,   &op_qk_norm,      &op_gated_gelu, &op_gather_rows,
-                                       &op_combine,      &op_patchify,     &op_unpatchify, &op_latent_frames,
-                                       &op_channel_norm, &op_split_frames, &op_to_u8,      &op_count_nonfinite,
-                                       &op_copy,         &op_zero,         &op_masked,     &op_block_scores,
-                                       &op_centroid_scores, &op_select, &op_block_means, &op_cluster, &op_reuse};
+static const operation *const ops[] = {
+    &op_linear,          &op_attention,     &op_conv,         &op_norm,         &op_modulation,
+    &op_qk_norm,         &op_gated_gelu,    &op_gather_rows,  &op_combine,      &op_patchify,
+    &op_unpatchify,      &op_latent_frames, &op_channel_norm, &op_split_frames, &op_to_u8,
+    &op_count_nonfinite, &op_copy,          &op_zero,         &op_masked,       &op_block_scores,
+    &op_centroid_scores, &op_select,        &op_block_means,  &op_cluster,      &op_reuse};
 enum { OPS = sizeof ops / sizeof *ops };
 
 static struct {
@@ -220,7 +226,8 @@ static uint8_t *image_new(const operand *o, hs_dtype act) {
 
 static void image_values(const operand *o, hs_dtype act, const uint8_t *image, float *ret) {
     for (int64_t i = 0; i < o->n && o->kind == U8; i++) ret[i] = image[GUARD + i];
-    for (int64_t i = 0; i < o->n && o->kind == I32; i++) ret[i] = (float)((const int32_t *)(const void *)(image + GUARD))[i];
+    for (int64_t i = 0; i < o->n && o->kind == I32; i++)
+        ret[i] = (float)((const int32_t *)(const void *)(image + GUARD))[i];
     if (o->kind == F32 || o->kind == ACT) hs_to_f32(ret, image + GUARD, device_type(o->kind, act), o->n);
 }
 
@@ -577,6 +584,7 @@ int main(int argc, char **argv) {
     close_devices(&r);
     if (o.list) return 0;
     printf("%d passed, %d failed, %d not offered by this device\n", passed, failed, skipped);
-    if (!passed && !failed && !skipped) fprintf(stderr, "kernelcheck: no case contains '%s'; --list shows them\n", o.filter);
+    if (!passed && !failed && !skipped)
+        fprintf(stderr, "kernelcheck: no case contains '%s'; --list shows them\n", o.filter);
     return failed || !passed;
 }
