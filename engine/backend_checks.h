@@ -99,7 +99,8 @@ static inline int same(hs_buf a, hs_buf b) {
 
 /* Elements from the first to the last value of `len` tokens that lie ld apart. */
 static inline int64_t extent(const call *c, const char *name, int64_t len, int64_t ld, int64_t width) {
-    if (VOLUME(c, name, len, ld) && ld < width)
+    const int64_t dims[2] = {len, ld};
+    if (volume(c, name, dims, 2) && ld < width)
         bad(c, "%lld elements between tokens of %s, heads * head_dim are %lld", (long long)ld, name, (long long)width);
     return c->dev->sticky ? 0 : (len - 1) * ld + width;
 }
