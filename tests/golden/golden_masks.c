@@ -2,151 +2,12 @@
  * same numbers recomputed (masks/README.md: formats, rules of comparison). Inputs are made from hashes, never stored.
  */
 #include "engine/mask.h"
-#include "golden.h"
+#include "golden_masks.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- cases --------------------------------------------------------------------------------------------------------
- */
-static const cJSON *masks_json(const char *file) {
-    static cJSON *cases, *manifest;
-    cJSON **at = file[0] == 'c' ? &cases : &manifest;
-    hs_err err = {0};
-    if (!*at) *at = gm_json_file(file[0] == 'c' ? GOLDEN_DIR "/masks" : GOLDEN_DIR "/masks/data", file, &err);
-    cr_assert(*at != NULL, "%s", err.msg);
-    return *at;
-}
-
-static const cJSON *item(const cJSON *o, const char *key) {
-    const cJSON *ret = cJSON_GetObjectItemCaseSensitive(o, key);
-    cr_assert(ret != NULL, "no '%s' in the cases of the masks", key);
-    return ret;
-}
-
-static double number(const cJSON *o, const char *key) { /* absent: 0 */
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, key);
-    return v ? v->valuedouble : 0;
-}
-
-/* Thresholds with their names in the keys: one number, or one per head. */
-typedef struct threshold {
-    char name[16];
-    float p[8]; /* of each head */
-} threshold;
-
-static int thresholds(const cJSON *group, int heads, threshold ret[8]) {
-    int n = 0;
-    for (const cJSON *t = gold_first(item(group, "thresholds")); t; t = t->next, n++) {
-        snprintf(ret[n].name, sizeof ret[n].name, "%g", t->valuedouble);
-        for (int h = 0; h < heads; h++) ret[n].p[h] = (float)t->valuedouble;
-    }
-    if (heads < 2) return n;
-    snprintf(ret[n].name, sizeof ret[n].name, "heads");
-    for (int h = 0; h < heads; h++) ret[n].p[h] = (float)cJSON_GetArrayItem(item(group, "per_head"), h)->valuedouble;
-    return n + 1;
-}
-
-/* ---- inputs --------------------------------------------------------------------------------------------------------
- */
-typedef struct mask_input {
-    const char *name;
-    const cJSON *json;
-    int heads;
-    int64_t n, d;
-    float *q, *k, *v; /* [n, heads, d]: as the engine reads tokens */
-} mask_input;
-
-static uint64_t seed_of(const char *name, const char *what) {
-    char text[96];
-    snprintf(text, sizeof text, "%s/%s", name, what);
-    return gm_fnv1a64(text);
-}
-
-/* Element i of a named stream; a multiple of 2^-26, so that sums of a few are exact in any order. */
-static double gauss(uint64_t seed, int64_t i) {
-    int64_t sum = -33554430;
-    for (uint64_t r = 0; r < 4; r++) sum += (int64_t)(hs_hash64(seed + 4 * (uint64_t)i + r) >> 40);
-    return (double)(7 * sum) * 0x1p-26;
-}
-
-/* What the formula of the README gives at [h, i, e] of side q, k or v. */
-static double value(const mask_input *in, char side, int h, int64_t i, int64_t e) {
-    const cJSON *c = in->json, *m = cJSON_GetArrayItem(item(c, "mix"), h);
-    const int64_t d = in->d;
-    const char name[2] = {side, 0}, *noise = side == 'q' ? "noise_q" : "noise_k";
-    double x = 0;
-    if (side == 'v') return gauss(seed_of(in->name, "v"), (h * in->n + i) * d + e);
-    if (number(m, "smooth") != 0) {
-        const int64_t grain = (int64_t)number(c, "grain"), knots = in->n / grain + 2,
-                      at = (h * knots + i / grain) * d + e;
-        const double w = (double)(i % grain) / (double)grain;
-        const uint64_t s = seed_of(in->name, "smooth");
-        x += number(m, "smooth") * ((1 - w) * gauss(s, at) + w * gauss(s, at + d));
-    }
-    if (number(m, "proto") != 0) {
-        const uint64_t run = (uint64_t)number(c, "run"), protos = (uint64_t)number(c, "protos"),
-                       which =
-                           hs_hash64(seed_of(in->name, "cluster") + ((uint64_t)h << 20) + (uint64_t)i / run) % protos;
-        x += number(m, "proto") * gauss(seed_of(in->name, "proto"), (int64_t)((uint64_t)h * protos + which) * d + e);
-    }
-    if (number(m, "sink") != 0) {
-        const int first = cJSON_GetArrayItem(item(c, "sink"), 0)->valueint,
-                  count = cJSON_GetArrayItem(item(c, "sink"), 1)->valueint;
-        if (side == 'q' || (i >= first && i < first + count))
-            x += number(m, "sink") * gauss(seed_of(in->name, "bias"), h * d + e);
-    }
-    return x + number(m, noise) * gauss(seed_of(in->name, name), (h * in->n + i) * d + e);
-}
-
-static float *side_new(const mask_input *in, char side) {
-    float *x = malloc((size_t)(in->heads * in->n * in->d) * sizeof *x);
-    uint64_t sum = 0, j = 0;
-    char key[96], hex[24];
-    cr_assert(x != NULL);
-    for (int h = 0; h < in->heads; h++)
-        for (int64_t i = 0; i < in->n; i++)
-            for (int64_t e = 0; e < in->d; e++, j++) {
-                float *at = &x[(i * in->heads + h) * in->d + e];
-                uint32_t bits;
-                *at = (float)value(in, side, h, i, e);
-                memcpy(&bits, at, sizeof bits);
-                sum += hs_hash64(j << 32 | bits);
-            }
-    snprintf(key, sizeof key, "%s/%c", in->name, side);
-    snprintf(hex, sizeof hex, "%016llx", (unsigned long long)sum);
-    cr_assert_str_eq(hex, gold_str(item(masks_json("manifest.json"), "checksums"), key), "input %s is made wrongly",
-                     key);
-    return x;
-}
-
-static mask_input masks_input(const char *name) {
-    for (const cJSON *c = gold_first(item(masks_json("cases.json"), "inputs")); c; c = c->next) {
-        if (strcmp(gold_str(c, "name"), name)) continue;
-        mask_input in = {gold_str(c, "name"),
-                         c,
-                         (int)gold_num(c, "heads"),
-                         (int64_t)gold_num(c, "n"),
-                         (int64_t)gold_num(c, "d"),
-                         NULL,
-                         NULL,
-                         NULL};
-        in.q = side_new(&in, 'q');
-        in.k = side_new(&in, 'k');
-        in.v = side_new(&in, 'v');
-        return in;
-    }
-    cr_assert_fail("cases.json: no input '%s'", name);
-    return (mask_input){0};
-}
-
-static void input_free(mask_input *in) {
-    free(in->q);
-    free(in->k);
-    free(in->v);
-}
 
 /* ---- device
  * ---------------------------------------------------------------------------------------------------------- */
@@ -317,14 +178,14 @@ static int32_t first_int(gold *g, const char *key) {
 static void xattention(int which, int compat) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("../masks/data/xattention", &gold_devices[which]);
-    const cJSON *group = item(masks_json("cases.json"), "xattention");
-    for (const cJSON *l = gold_first(item(group, "layouts")); l; l = l->next) {
+    const cJSON *group = masks_item(masks_json("cases.json"), "xattention");
+    for (const cJSON *l = gold_first(masks_item(group, "layouts")); l; l = l->next) {
         mask_input in = masks_input(l->string);
         const int64_t n = in.heads * in.n * in.d;
         xrig x = {
             dev,          &g, &in, new_buf(dev, HS_F32, n, in.q), new_buf(dev, HS_F32, n, in.k), ones(dev, in.heads),
             {{{0}, {0}}}, 0,  0};
-        x.sets = thresholds(group, in.heads, x.t);
+        x.sets = masks_thresholds(group, in.heads, x.t);
         for (const cJSON *s = gold_first(l); s; s = s->next) {
             const int stride = s->child->valueint, block = s->child->next->valueint,
                       chunk = s->child->next->next->valueint;
@@ -344,7 +205,7 @@ static void xattention(int which, int compat) {
         hs_device_free(dev, x.q);
         hs_device_free(dev, x.k);
         hs_device_free(dev, x.want);
-        input_free(&in);
+        masks_input_free(&in);
     }
     gold_close(&g);
     hs_device_close(dev);
@@ -391,9 +252,10 @@ static float *start_centroids(gold *g, const cJSON *run, const mask_input *in, c
         int32_t token;
         memcpy(&token, (const char *)t->data + 4 * i, 4);
         for (int64_t e = 0; e < in->d; e++)
-            c[i * in->d + e] = token >= 0
-                                   ? x[(token * in->heads + h) * in->d + e]
-                                   : (float)(number(run, "stale") * gauss(seed_of(in->name, "bias"), h * in->d + e));
+            c[i * in->d + e] =
+                token >= 0
+                    ? x[(token * in->heads + h) * in->d + e]
+                    : (float)(masks_number(run, "stale") * masks_gauss(masks_seed(in->name, "bias"), h * in->d + e));
     }
     return c;
 }
@@ -522,11 +384,11 @@ static void attend(hs_device *dev, gold *g, const cJSON *run, const mask_input *
 
 static void svg2_maps(hs_device *dev, gold *g, const cJSON *run, const mask_input *in, const side *q, const side *k,
                       int it) {
-    const cJSON *group = item(masks_json("cases.json"), "svg2");
+    const cJSON *group = masks_item(masks_json("cases.json"), "svg2");
     const int heads = in->heads;
     char key[128];
     threshold t[8];
-    const int sets = thresholds(group, heads, t);
+    const int sets = masks_thresholds(group, heads, t);
     hs_buf want = ones(dev, heads), scores = new_buf(dev, HS_F32, (int64_t)heads * q->clusters * k->clusters, NULL);
     hs_op_centroid_scores(dev, &(hs_centroid_scores){.cq = q->centroids,
                                                      .ck = k->centroids,
@@ -545,7 +407,7 @@ static void svg2_maps(hs_device *dev, gold *g, const cJSON *run, const mask_inpu
     snprintf(key, sizeof key, "%s/it%d/prob", gold_str(run, "name"), it);
     gold_compare(g, key, prob, scores.n, 10);
     free(prob);
-    for (const cJSON *ratio = gold_first(item(group, "min_ratios")); ratio; ratio = ratio->next)
+    for (const cJSON *ratio = gold_first(masks_item(group, "min_ratios")); ratio; ratio = ratio->next)
         for (int i = 0; i < sets; i++) {
             hs_mask m = mask_new(dev, heads, q->clusters, k->clusters);
             hs_buf top_p = new_buf(dev, HS_F32, heads, t[i].p);
@@ -575,8 +437,8 @@ static void svg2_maps(hs_device *dev, gold *g, const cJSON *run, const mask_inpu
                 cr_expect_float_eq(hs_mask_density(&mine, h), density[h], 1e-6,
                                    "%s of head %d on %s: %.7g, published %.7g", key, h, g->device,
                                    hs_mask_density(&mine, h), density[h]);
-            if (it == 2 && ratio->valuedouble == 0 && number(run, "attend") > 0 &&
-                number(run, "attend") == strtod(t[i].name, NULL))
+            if (it == 2 && ratio->valuedouble == 0 && masks_number(run, "attend") > 0 &&
+                masks_number(run, "attend") == strtod(t[i].name, NULL))
                 attend(dev, g, run, in, &m, q, k);
             mask_drop(dev, &m, &mine);
             hs_device_free(dev, top_p);
@@ -589,17 +451,17 @@ static void svg2_maps(hs_device *dev, gold *g, const cJSON *run, const mask_inpu
 static void svg2(int which) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("../masks/data/svg2", &gold_devices[which]);
-    const cJSON *group = item(masks_json("cases.json"), "svg2");
-    for (const cJSON *run = gold_first(item(group, "runs")); run; run = run->next) {
+    const cJSON *group = masks_item(masks_json("cases.json"), "svg2");
+    for (const cJSON *run = gold_first(masks_item(group, "runs")); run; run = run->next) {
         mask_input in = masks_input(gold_str(run, "input"));
-        for (const cJSON *it = gold_first(item(group, "iterations")); it; it = it->next) {
+        for (const cJSON *it = gold_first(masks_item(group, "iterations")); it; it = it->next) {
             if (it->valueint < 1) continue;
             side q = cluster(dev, &g, run, &in, 'q', it->valueint), k = cluster(dev, &g, run, &in, 'k', it->valueint);
             if (it->valueint > 1) svg2_maps(dev, &g, run, &in, &q, &k, it->valueint);
             side_free(dev, &q);
             side_free(dev, &k);
         }
-        input_free(&in);
+        masks_input_free(&in);
     }
     gold_close(&g);
     hs_device_close(dev);
@@ -640,15 +502,15 @@ static void rows_expect(gold *g, const char *key, const cJSON *row, int r, float
 }
 
 Test(masks, rows) {
-    const cJSON *rows = item(masks_json("cases.json"), "rows");
+    const cJSON *rows = masks_item(masks_json("cases.json"), "rows");
     gold x = gold_load("../masks/data/xattention", NULL), s = gold_load("../masks/data/svg2", NULL);
-    for (const cJSON *t = gold_first(item(rows, "thresholds")); t; t = t->next) {
+    for (const cJSON *t = gold_first(masks_item(rows, "thresholds")); t; t = t->next) {
         int r = 0;
-        for (const cJSON *row = gold_first(item(rows, "values")); row; row = row->next, r++) {
+        for (const cJSON *row = gold_first(masks_item(rows, "values")); row; row = row->next, r++) {
             char key[64];
             snprintf(key, sizeof key, "rows/mask/%g", t->valuedouble);
             rows_expect(&x, key, row, r, (float)t->valuedouble, 1, HS_SELECT_BLOCK0);
-            for (const cJSON *ratio = gold_first(item(rows, "min_ratios")); ratio; ratio = ratio->next) {
+            for (const cJSON *ratio = gold_first(masks_item(rows, "min_ratios")); ratio; ratio = ratio->next) {
                 snprintf(key, sizeof key, "rows/map/p%gr%g", t->valuedouble, ratio->valuedouble);
                 rows_expect(&s, key, row, r, (float)t->valuedouble, (int)(ratio->valuedouble * 8), HS_SELECT_UPTO);
             }

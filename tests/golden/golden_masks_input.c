@@ -1,0 +1,133 @@
+/* Cases and inputs of the mask tests: cases.json, and Q, K, V made from hashes by the formulas of masks/README.md. */
+#include "golden_masks.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- cases --------------------------------------------------------------------------------------------------------
+ */
+const cJSON *masks_json(const char *file) {
+    static cJSON *cases, *manifest;
+    cJSON **at = file[0] == 'c' ? &cases : &manifest;
+    hs_err err = {0};
+    if (!*at) *at = gm_json_file(file[0] == 'c' ? GOLDEN_DIR "/masks" : GOLDEN_DIR "/masks/data", file, &err);
+    cr_assert(*at != NULL, "%s", err.msg);
+    return *at;
+}
+
+const cJSON *masks_item(const cJSON *o, const char *key) {
+    const cJSON *ret = cJSON_GetObjectItemCaseSensitive(o, key);
+    cr_assert(ret != NULL, "no '%s' in the cases of the masks", key);
+    return ret;
+}
+
+double masks_number(const cJSON *o, const char *key) { /* absent: 0 */
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, key);
+    return v ? v->valuedouble : 0;
+}
+
+int masks_thresholds(const cJSON *group, int heads, threshold ret[8]) {
+    int n = 0;
+    for (const cJSON *t = gold_first(masks_item(group, "thresholds")); t; t = t->next, n++) {
+        snprintf(ret[n].name, sizeof ret[n].name, "%g", t->valuedouble);
+        for (int h = 0; h < heads; h++) ret[n].p[h] = (float)t->valuedouble;
+    }
+    if (heads < 2) return n;
+    snprintf(ret[n].name, sizeof ret[n].name, "heads");
+    for (int h = 0; h < heads; h++)
+        ret[n].p[h] = (float)cJSON_GetArrayItem(masks_item(group, "per_head"), h)->valuedouble;
+    return n + 1;
+}
+
+/* ---- inputs --------------------------------------------------------------------------------------------------------
+ */
+uint64_t masks_seed(const char *name, const char *what) {
+    char text[96];
+    snprintf(text, sizeof text, "%s/%s", name, what);
+    return gm_fnv1a64(text);
+}
+
+/* Element i of a named stream; a multiple of 2^-26, so that sums of a few are exact in any order. */
+double masks_gauss(uint64_t seed, int64_t i) {
+    int64_t sum = -33554430;
+    for (uint64_t r = 0; r < 4; r++) sum += (int64_t)(hs_hash64(seed + 4 * (uint64_t)i + r) >> 40);
+    return (double)(7 * sum) * 0x1p-26;
+}
+
+/* What the formula of the README gives at [h, i, e] of side q, k or v. */
+static double value(const mask_input *in, char side, int h, int64_t i, int64_t e) {
+    const cJSON *c = in->json, *m = cJSON_GetArrayItem(masks_item(c, "mix"), h);
+    const int64_t d = in->d;
+    const char name[2] = {side, 0}, *noise = side == 'q' ? "noise_q" : "noise_k";
+    double x = 0;
+    if (side == 'v') return masks_gauss(masks_seed(in->name, "v"), (h * in->n + i) * d + e);
+    if (masks_number(m, "smooth") != 0) {
+        const int64_t grain = (int64_t)masks_number(c, "grain"), knots = in->n / grain + 2,
+                      at = (h * knots + i / grain) * d + e;
+        const double w = (double)(i % grain) / (double)grain;
+        const uint64_t s = masks_seed(in->name, "smooth");
+        x += masks_number(m, "smooth") * ((1 - w) * masks_gauss(s, at) + w * masks_gauss(s, at + d));
+    }
+    if (masks_number(m, "proto") != 0) {
+        const uint64_t run = (uint64_t)masks_number(c, "run"), protos = (uint64_t)masks_number(c, "protos"),
+                       which = hs_hash64(masks_seed(in->name, "cluster") + ((uint64_t)h << 20) + (uint64_t)i / run) %
+                               protos;
+        x += masks_number(m, "proto") *
+             masks_gauss(masks_seed(in->name, "proto"), (int64_t)((uint64_t)h * protos + which) * d + e);
+    }
+    if (masks_number(m, "sink") != 0) {
+        const int first = cJSON_GetArrayItem(masks_item(c, "sink"), 0)->valueint,
+                  count = cJSON_GetArrayItem(masks_item(c, "sink"), 1)->valueint;
+        if (side == 'q' || (i >= first && i < first + count))
+            x += masks_number(m, "sink") * masks_gauss(masks_seed(in->name, "bias"), h * d + e);
+    }
+    return x + masks_number(m, noise) * masks_gauss(masks_seed(in->name, name), (h * in->n + i) * d + e);
+}
+
+static float *side_new(const mask_input *in, char side) {
+    float *x = malloc((size_t)(in->heads * in->n * in->d) * sizeof *x);
+    uint64_t sum = 0, j = 0;
+    char key[96], hex[24];
+    cr_assert(x != NULL);
+    for (int h = 0; h < in->heads; h++)
+        for (int64_t i = 0; i < in->n; i++)
+            for (int64_t e = 0; e < in->d; e++, j++) {
+                float *at = &x[(i * in->heads + h) * in->d + e];
+                uint32_t bits;
+                *at = (float)value(in, side, h, i, e);
+                memcpy(&bits, at, sizeof bits);
+                sum += hs_hash64(j << 32 | bits);
+            }
+    snprintf(key, sizeof key, "%s/%c", in->name, side);
+    snprintf(hex, sizeof hex, "%016llx", (unsigned long long)sum);
+    cr_assert_str_eq(hex, gold_str(masks_item(masks_json("manifest.json"), "checksums"), key),
+                     "input %s is made wrongly", key);
+    return x;
+}
+
+mask_input masks_input(const char *name) {
+    for (const cJSON *c = gold_first(masks_item(masks_json("cases.json"), "inputs")); c; c = c->next) {
+        if (strcmp(gold_str(c, "name"), name)) continue;
+        mask_input in = {gold_str(c, "name"),
+                         c,
+                         (int)gold_num(c, "heads"),
+                         (int64_t)gold_num(c, "n"),
+                         (int64_t)gold_num(c, "d"),
+                         NULL,
+                         NULL,
+                         NULL};
+        in.q = side_new(&in, 'q');
+        in.k = side_new(&in, 'k');
+        in.v = side_new(&in, 'v');
+        return in;
+    }
+    cr_assert_fail("cases.json: no input '%s'", name);
+    return (mask_input){0};
+}
+
+void masks_input_free(mask_input *in) {
+    free(in->q);
+    free(in->k);
+    free(in->v);
+}
