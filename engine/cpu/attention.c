@@ -50,6 +50,7 @@ typedef struct scratch {
     float q[ROWS * WIDE];               /* packed queries, words [rows, depth] */
     float o[ROWS * WIDE];               /* [rows, dim] numerator */
     float s[ROWS * KEYS];               /* logits, then probabilities as words */
+    float v[KEYS * MAX_DIM];            /* values of a step that do not lie side by side */
     float tmp[HS_ATTN_PANEL * MAX_DIM]; /* rows while packing */
     float max[ROWS], sum[ROWS];
 } scratch;
@@ -253,6 +254,49 @@ static hs_attn_block block_view(const job *j, const unit *u, scratch *sc) {
                            .scale = j->a->scale * LOG2_E};
 }
 
+/* Logits of the unit and the keys of the step. Products take panels in pairs that need not be neighbours; one that is
+ * left over is paired with itself, and softmax overwrites what comes of that. */
+static void multiply_keys(const job *j, const segment *seg, const step *st, const hs_attn_block *b, const float *q) {
+    for (int g = 0, n; g < st->groups; g += n) {
+        const float *k = seg->k + st->at[g] * j->depth;
+        int64_t apart = GROUP * j->depth;
+        n = neighbours(st, g) & ~1;
+        if (!n) {
+            n = 2;
+            apart = g + 1 < st->groups ? (st->at[g + 1] - st->at[g]) * j->depth : 0;
+        }
+        j->kn->gemm(b->rows, n, j->depth, q, j->depth, k, apart, b->s + g * GROUP, b->ld_s, 0);
+    }
+}
+
+/* Adds probabilities times values of the step. Values of a product lie side by side and come in pairs of groups: what
+ * does not is brought together in `room` first. */
+static void multiply_values(const job *j, const segment *seg, const step *st, const hs_attn_block *b, float *room) {
+    const int panels = j->dim / HS_ATTN_PANEL, words = GROUP / j->per_word;
+    int even = 1;
+    for (int g = 0, n; g < st->groups; g += n) {
+        n = neighbours(st, g);
+        even &= n % 2 == 0;
+    }
+    for (int g = 0, n; g < st->groups && even; g += n) {
+        n = neighbours(st, g);
+        j->kn->gemm(b->rows, panels, n * words, b->s + g * words, b->ld_s,
+                    seg->v + st->at[g] / j->per_word * HS_ATTN_PANEL, seg->ld_v, b->o, b->ld_o, !b->first || g);
+    }
+    if (even) return;
+    const int count = st->groups + st->groups % 2;
+    const int64_t size = (int64_t)words * HS_ATTN_PANEL;
+    for (int p = 0; p < panels; p++)
+        for (int g = 0; g < count; g++) {
+            float *to = room + (p * count + g) * size;
+            if (g < st->groups)
+                memcpy(to, seg->v + p * seg->ld_v + st->at[g] / j->per_word * HS_ATTN_PANEL, (size_t)size * 4);
+            else
+                memset(to, 0, (size_t)size * 4);
+        }
+    j->kn->gemm(b->rows, panels, count * words, b->s, b->ld_s, room, count * size, b->o, b->ld_o, !b->first);
+}
+
 /* Accumulates the unit's keys that lie in the segment. first: nothing is accumulated yet. Returns whether that is still
  * so. */
 static int unit_attend(const job *j, const head *x, const unit *u, const segment *seg, int first, scratch *sc) {
@@ -264,26 +308,18 @@ static int unit_attend(const job *j, const head *x, const unit *u, const segment
     b.first = first;
     if (kn->begin) kn->begin();
     while (walk_next(&w, &st)) {
-        for (int g = 0, n; g < st.groups; g += n) {
-            n = neighbours(&st, g);
-            kn->gemm(b.rows, n * GROUP / HS_ATTN_PANEL, j->depth, sc->q, j->depth, seg->k + st.at[g] * j->depth,
-                     j->depth * HS_ATTN_PANEL, b.s + g * GROUP, b.ld_s, 0);
-        }
+        multiply_keys(j, seg, &st, &b, sc->q);
         for (int g = 0; g < st.groups; g++) {
             float *s = b.s + g * GROUP;
             const int64_t key = seg->begin + st.at[g];
             const int n = (int)hs_min64(GROUP, seg->end - key);
             if (extra) add_extra(j, x, u, key, n, s);
             if (seg->means) add_sizes(j, x, b.rows, key, n, s);
-            if (st.keep[g] != UINT32_MAX) drop_keys(st.keep[g], b.rows, s);
+            if (st.keep[g] != ALL_KEYS) drop_keys(st.keep[g], b.rows, s);
         }
         b.keys = st.groups * GROUP;
         kn->softmax(&b);
-        for (int g = 0, n; g < st.groups; g += n) {
-            n = neighbours(&st, g);
-            kn->gemm(b.rows, j->dim / HS_ATTN_PANEL, n * GROUP / j->per_word, b.s + g * GROUP / j->per_word, b.ld_s,
-                     seg->v + st.at[g] / j->per_word * HS_ATTN_PANEL, seg->ld_v, b.o, b.ld_o, !b.first || g);
-        }
+        multiply_values(j, seg, &st, &b, sc->v);
         b.first = 0;
     }
     if (kn->end) kn->end();

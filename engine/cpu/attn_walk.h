@@ -79,7 +79,7 @@ static inline int unit_at(const head *x, int64_t t, unit *ret) {
 
 enum {
     KEYS = 128, /* keys per step */
-    GROUP = 32, /* neighbouring keys that are taken or left together: HS_ATTN_PAD, and the bits of a word */
+    GROUP = 16, /* neighbouring keys that are taken or left together: a panel */
 };
 
 /* At most KEYS keys of a segment, in groups: at is the group's first key, counted from the segment's begin, and a
@@ -116,7 +116,7 @@ static inline void next_run(walk *w) {
 }
 
 static inline uint32_t bits_between(int64_t begin, int64_t end) {
-    return ((end == GROUP ? 0 : 1u << end) - 1u) & ~((1u << begin) - 1u);
+    return ((1u << end) - 1u) & ~((1u << begin) - 1u);
 }
 
 static inline void next_keys(walk *w, step *st) {
@@ -135,11 +135,12 @@ static inline void next_keys(walk *w, step *st) {
     }
 }
 
-/* Means of what the row drops: a group is a word of bits. */
+/* Means of what the row drops: a group is half a word of bits. */
 static inline void next_means(walk *w, step *st) {
     const int cols = (int)w->last;
     for (st->groups = 0; st->groups < KEYS / GROUP && w->col < cols; w->col += GROUP) {
-        uint32_t keep = ~(uint32_t)w->bits[w->col / GROUP] & bits_between(0, hs_min64(GROUP, cols - w->col));
+        uint32_t keep =
+            ~((uint32_t)w->bits[w->col / 32] >> w->col % 32) & bits_between(0, hs_min64(GROUP, cols - w->col));
         if (!keep) continue;
         st->at[st->groups] = w->col - w->first;
         st->keep[st->groups++] = keep;
@@ -160,6 +161,8 @@ static inline int walk_next(walk *w, step *ret) {
         next_keys(w, ret);
     return ret->groups;
 }
+
+enum { ALL_KEYS = (1 << GROUP) - 1 };
 
 /* Groups from g on that lie side by side in the segment. */
 static inline int neighbours(const step *st, int g) {
