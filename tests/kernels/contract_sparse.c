@@ -53,6 +53,9 @@ static void masked_attention(hs_buf a, hs_buf b, hs_buf c) {
            MASKED(u.comp_k = cut(c, 24), u.comp_v = hs_buf_at(b, 20, 24)));
     ACCEPT(MASKED(u.comp_k = hs_buf_at(a, 64, 24), u.comp_v = hs_buf_at(c, 40, 24)));
 
+    static const int32_t layout[30] = {0, 1, 2, 2, 1, 0, 0, 1, 2, 3, 4, 4, 3, 2, 1, 0, /* q_order, k_order */
+                                       0, 1, 3, 0, 0, 3, 0, 2, 2, 5, 0, 0, 4, 5};      /* q_start, k_start */
+    hs_upload(dev, hs_buf_at(ints, 4, 30), layout);
 #define CLUSTERS(...)                                                                                                  \
     MASKED(m.block = 0; m.q_order = hs_buf_at(ints, 4, 6); m.k_order = hs_buf_at(ints, 10, 10);                        \
            m.q_start = hs_buf_at(ints, 20, 6); m.k_start = hs_buf_at(ints, 26, 8); __VA_ARGS__)
