@@ -19,6 +19,7 @@ static void predict_xattention(hs_attn *a, hs_attn_memory *m, hs_buf qkv) {
                                                   .ld_q = 3 * a->d,
                                                   .ld_k = 3 * a->d,
                                                   .len = a->n,
+                                                  .padded = a->padded,
                                                   .heads = a->heads,
                                                   .head_dim = a->head_dim,
                                                   .block = a->p.block,
@@ -80,6 +81,12 @@ static void predict_svg2(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer) {
                                                         .scale = 1 / sqrtf((float)a->head_dim)});
 }
 
+/* Which of the published selection rules, if any. */
+static int rule(const hs_attn *a) {
+    if (!a->p.compat || a->p.method == HS_POOLED) return 0;
+    return a->p.method == HS_SVG2 ? HS_SELECT_UPTO : HS_SELECT_BLOCK0;
+}
+
 static void predict(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer) {
     switch (a->p.method) {
     case HS_XATTENTION: predict_xattention(a, m, qkv); break;
@@ -90,7 +97,8 @@ static void predict(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer) {
     hs_op_select(a->dev, &(hs_select){.scores = a->scores,
                                       .top_p = hs_buf_at(a->top_p, (int64_t)layer * a->heads, a->heads),
                                       .want = m->want,
-                                      .cols = a->cols,
+                                      .cols = a->score_cols,
+                                      .rule = rule(a),
                                       .at_least = a->p.method == HS_SVG2 ? (int)(a->p.min_share * (float)a->cols) : 1,
                                       .mask = &m->mask});
 }

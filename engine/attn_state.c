@@ -40,7 +40,7 @@ static int each(hs_attn *a, visitor see, void *user) {
     }
     for (int s = HS_Q; s <= HS_K; s++)
         if ((r = see(user, &a->mean[s], HS_F32, hd, "token means"))) return r;
-    if ((r = see(user, &a->scores, HS_F32, h * a->rows * a->cols, "block scores")) ||
+    if ((r = see(user, &a->scores, HS_F32, h * a->rows * a->score_cols, "block scores")) ||
         (r = see(user, &a->top_p, HS_F32, h * a->layers, "thresholds")) ||
         (r = see(user, &a->every, HS_U8, h, "thresholds")) ||
         (svg2 && (r = see(user, &a->label, HS_I32, h * a->n, "token orders"))))
@@ -74,6 +74,14 @@ static int free_buf(void *user, hs_buf *b, hs_dtype type, int64_t n, const char 
     return 0;
 }
 
+/* The published code pads to a multiple of a chunk that follows from the length (tests/golden/masks/README.md). */
+static int64_t published_padding(int64_t n) {
+    int64_t power = 2048;
+    while (power < n) power *= 2;
+    int64_t chunk = power <= 16384 ? power : (1 << 28) / power > 2048 ? (1 << 28) / power : 2048;
+    return (n + chunk - 1) / chunk * chunk;
+}
+
 static void set_sizes(hs_attn *a, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens) {
     a->p = *p;
     a->layers = layers;
@@ -83,6 +91,8 @@ static void set_sizes(hs_attn *a, const hs_attn_policy *p, int layers, int heads
     a->d = (int64_t)heads * head_dim;
     a->rows = p->method == HS_SVG2 ? p->q_clusters : p->block ? (int)((tokens + p->block - 1) / p->block) : 0;
     a->cols = p->method == HS_SVG2 ? p->k_clusters : a->rows;
+    a->padded = p->method == HS_XATTENTION && p->compat ? published_padding(tokens) : 0;
+    a->score_cols = a->padded ? (int)(a->padded / p->block) : a->cols;
 }
 
 int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens) {

@@ -20,6 +20,8 @@ struct hs_attn {
     hs_attn_policy p;
     int layers, heads, head_dim;
     int64_t n, d;
+    int64_t padded;      /* xattention in compat mode: tokens with the published padding, else 0 */
+    int score_cols;      /* columns of scores: cols, and in compat mode those of the padding */
     int rows, cols;      /* of the masks */
     hs_attn_memory *mem; /* [HS_BRANCH_COUNT, layers] */
     hs_buf mean[2];      /* F32 [heads, D]: token means of q and k, left by qk_norm */

@@ -33,7 +33,8 @@ void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *
         ret_want[h] = age[h] < 0 ? 2 : (uint8_t)wants(p, age[h], drift, l1(aq, NULL, dim) + l1(ak, NULL, dim));
         wanting += ret_want[h] > 0;
     }
-    int none = wanting<p->gate_low * heads, all = wanting> p->gate_high * heads;
+    const int none = wanting < p->gate_low * (float)heads;
+    const int all = wanting > p->gate_high * (float)heads;
     for (int h = 0; h < heads; h++) {
         if (none && ret_want[h] < 2) ret_want[h] = 0; /* a head without a mask cannot reuse one */
         if (all && ret_want[h] < 1) ret_want[h] = 1;
