@@ -15,4 +15,6 @@ meson test -C build --print-errorlogs
 [ -f build-asan/build.ninja ] || CC=clang CXX=clang++ meson setup build-asan --buildtype=debugoptimized \
     -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true
 ninja -C build-asan
+LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
+export LSAN_OPTIONS
 meson test -C build-asan --print-errorlogs --no-suite slow -t 4
