@@ -8,12 +8,15 @@ export OMP_WAIT_POLICY=passive
 
 scripts/style.sh
 
-[ -f build/build.ninja ] || meson setup build
+# A build folder that "make demo" made does not know of the test packages installed since.
+again=
+[ ! -f build/build.ninja ] || again=--reconfigure
+meson setup build $again -Dtests=enabled
 ninja -C build
 meson test -C build --print-errorlogs
 
 [ -f build-asan/build.ninja ] || CC=clang CXX=clang++ meson setup build-asan --buildtype=debugoptimized \
-    -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true
+    -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true -Dtests=enabled
 ninja -C build-asan
 LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
 export LSAN_OPTIONS
