@@ -1,0 +1,53 @@
+/* Measuring: a dense pass per prompt, recorded, then one forward per (head, candidate, step) in which only that head is
+ * sparse. The forward is hs_denoise, the same call generation uses; a probe of layer l starts from the residual stream
+ * that entered layer l in the dense pass. spec haste.md 1.4 (error-guided budgeted calibration). */
+#ifndef HS_MEASURE_H
+#define HS_MEASURE_H
+#include "table.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct hs_measure_params {
+    const char *table; /* path of this shard's table; continued if it exists */
+    const char *const *prompts;
+    int n_prompts;               /* calibration pool: goes into the identity */
+    const char *const *held_out; /* pool for joint errors that the choice did not see; may be NULL */
+    int n_held_out;
+    int n_intervals; /* steps from dense_steps on are cut into so many equal intervals; the middle step is probed */
+    int prompts_per_head; /* the paper: 1, dealt by a seeded shuffle; n_prompts = every head on every prompt */
+    int n_candidates;
+    double candidates[HS_PROFILE_MAX_CANDIDATES];
+    uint64_t seed;
+    int shard, shards; /* 0 <= shard < shards; the work is dealt by (prompt, step) so that shards share no dense pass */
+    void *user;
+    void (*progress)(void *user, const char *what, int64_t done, int64_t total, double seconds, double eta);
+    int (*interrupted)(void *user);
+} hs_measure_params;
+
+/* What it will cost, before anything runs: forwards of one branch, in units of a whole forward (a probe of layer l
+ * counts layers - l of layers), against the naive count in which every probe runs all layers twice over (dense and
+ * sparse). */
+typedef struct hs_measure_plan {
+    int64_t probes, probes_done, dense_passes;
+    double forwards, forwards_naive;
+    double bytes; /* host memory for recorded states */
+} hs_measure_plan;
+
+/* req: the settings of a run (sizes, steps, guidance, attention.method and parameters, dense steps/layers). The
+ * session is made inside. Interrupted: HS_EINTR, and the table holds everything measured. */
+int hs_measure_plan_make(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_measure_plan *ret,
+                         hs_err *err);
+int hs_measure_info(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_table_info *ret, hs_err *err);
+int hs_measure_probes(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_err *err);
+/* All heads sparse at once on both pools (what is already in the table is not measured again): the numeric floor and
+ * the shared-p curve if shared != 0, and the thresholds top_p [layers, heads] of each of n configurations. */
+int hs_measure_joint(hs_model *m, const hs_request *req, const hs_measure_params *p, int shared, int n,
+                     const float *const *top_p, hs_err *err);
+/* The name of a configuration in the table. */
+void hs_measure_config_name(const float *top_p, int layers, int heads, char ret[17]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
