@@ -11,7 +11,8 @@ static hs_buf part(const hs_attn *a, hs_buf qkv, int which) {
 
 /* ---- predictors: queries and keys of the heads that want it -> mask ---- */
 
-static void predict_xattention(hs_attn *a, hs_attn_memory *m, hs_buf qkv) {
+/* Stride 1 folds nothing: the scores are then the exact mass of every block. */
+static void predict_xattention(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int stride) {
     hs_op_block_scores(a->dev, &(hs_block_scores){.q = part(a, qkv, HS_Q),
                                                   .k = part(a, qkv, HS_K),
                                                   .want = m->want,
@@ -23,7 +24,7 @@ static void predict_xattention(hs_attn *a, hs_attn_memory *m, hs_buf qkv) {
                                                   .heads = a->heads,
                                                   .head_dim = a->head_dim,
                                                   .block = a->p.block,
-                                                  .stride = a->p.stride});
+                                                  .stride = stride});
 }
 
 static void pool(hs_attn *a, hs_buf qkv, int which, hs_buf want) {
@@ -87,10 +88,10 @@ static int rule(const hs_attn *a) {
     return a->p.method == HS_SVG2 ? HS_SELECT_UPTO : HS_SELECT_BLOCK0;
 }
 
-static void predict(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer) {
+static void predict(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, int exact) {
     switch (a->p.method) {
-    case HS_XATTENTION: predict_xattention(a, m, qkv); break;
-    case HS_POOLED: predict_pooled(a, m, qkv); break;
+    case HS_XATTENTION: predict_xattention(a, m, qkv, exact ? 1 : a->p.stride); break;
+    case HS_POOLED: exact ? predict_xattention(a, m, qkv, 1) : predict_pooled(a, m, qkv); break;
     case HS_SVG2: predict_svg2(a, m, qkv, layer); break;
     default: return;
     }
@@ -132,8 +133,9 @@ static void attend(hs_attn *a, hs_buf qkv, const hs_mask *mask, hs_buf out) {
 void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_buf out) {
     hs_attn_memory *m = hs_attn_memory_of(a, call->branch, layer);
     double start = hs_seconds();
+    const int seeding = hs_attn_is_seeding(a, call, layer);
     m->attended = hs_attn_is_sparse(a, call, layer);
-    if (m->attended) {
+    if (m->attended || seeding) {
         hs_attn_thresholds(a, call->top_p);
         hs_op_reuse(a->dev, &(hs_reuse){.policy = a->p.reuse,
                                         .heads = a->heads,
@@ -145,7 +147,7 @@ void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_b
                                         .age = m->age,
                                         .want = m->want,
                                         .drift = m->drift});
-        predict(a, m, qkv, layer);
+        predict(a, m, qkv, layer, seeding);
     }
     double predicted = hs_seconds();
     attend(a, qkv, m->attended ? &m->mask : NULL, out);

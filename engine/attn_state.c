@@ -188,7 +188,7 @@ void hs_attn_begin(hs_attn *a) {
 }
 
 hs_buf hs_attn_mean(const hs_attn *a, const hs_policy *call, int layer, int which) {
-    return hs_attn_is_sparse(a, call, layer) ? a->mean[which] : HS_NOBUF;
+    return hs_attn_is_sparse(a, call, layer) || hs_attn_is_seeding(a, call, layer) ? a->mean[which] : HS_NOBUF;
 }
 
 /* The mask in host memory: all its arrays in a->report, which is made for one mask. */

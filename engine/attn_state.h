@@ -42,6 +42,12 @@ static inline hs_attn_memory *hs_attn_memory_of(const hs_attn *a, int branch, in
 static inline int hs_attn_is_sparse(const hs_attn *a, const hs_policy *call, int layer) {
     return a->p.method != HS_DENSE && call->step >= a->p.dense_steps && layer >= a->p.dense_layers;
 }
+/* The last dense step, where the policy asks for it: attends densely, and leaves anchors and masks of exact block mass,
+ * so that the first sparse steps may reuse those. */
+static inline int hs_attn_is_seeding(const hs_attn *a, const hs_policy *call, int layer) {
+    return a->p.method != HS_DENSE && a->p.seed_exact && call->step == a->p.dense_steps - 1 &&
+           layer >= a->p.dense_layers;
+}
 /* Uploads a call's own thresholds, or the session's (NULL) if they are not there already. */
 void hs_attn_thresholds(hs_attn *a, const float *of_call);
 #endif

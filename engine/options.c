@@ -16,7 +16,7 @@ enum id {
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
-    ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_COMPAT
+    ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
 };
 /* clang-format on */
 
@@ -79,6 +79,7 @@ static const option_row rows[] = {
     {ID_Q_CLUSTERS, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_K_CLUSTERS, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
     {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
+    {ID_SEED_EXACT, 0, "seed-exact", NULL, "xattention, pooled: first masks from exact mass at the last dense step"},
     {ID_COMPAT, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them, for comparison"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
     {ID_OUTPUT, 'o', "output", "PATH", "out.mp4, .webm, .mkv (exact), .y4m, .md5, out_%04d.png or folder/ (exact),"},
@@ -278,6 +279,7 @@ static int apply(const option_row *r, const char *arg, hs_options *o, hs_err *er
     case ID_Q_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->q_clusters, err); break;
     case ID_K_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->k_clusters, err); break;
     case ID_COMPENSATE: o->compensate = 1; break;
+    case ID_SEED_EXACT: o->seed_exact = 1; break;
     case ID_COMPAT: o->compat = 1; break;
     case ID_FALLBACK: o->error_on_fallback = 1; break;
     case ID_DRY_RUN: o->dry_run = 1; break;
@@ -315,6 +317,7 @@ static int check_methods(const hs_options *o, hs_method method, int *ret_flags, 
         {"q-clusters", o->q_clusters >= 0, OF_SVG2},
         {"k-clusters", o->k_clusters >= 0, OF_SVG2},
         {"compensate", o->compensate, OF_XATTENTION | OF_POOLED},
+        {"seed-exact", o->seed_exact, OF_XATTENTION | OF_POOLED},
         {"compat", o->compat, OF_XATTENTION | OF_SVG2},
     };
     *ret_flags = o->attention >= 0;
@@ -381,6 +384,7 @@ int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_f
     set_int(&p.q_clusters, o->q_clusters);
     set_int(&p.k_clusters, o->k_clusters);
     p.compensate |= o->compensate;
+    p.seed_exact |= o->seed_exact;
     p.compat |= o->compat;
     *policy = p;
     *ret_flags = flags;

@@ -19,7 +19,7 @@ typedef struct hs_options {
     double budget, top_p, reuse_delta;
     int attention, reuse; /* hs_method, hs_reuse_kind */
     int reuse_interval, dense_steps, dense_layers, block, stride, q_clusters, k_clusters;
-    int compat, compensate;
+    int compat, compensate, seed_exact;
     int dry_run, error_on_fallback, quiet, verbose, help, version;
 } hs_options;
 

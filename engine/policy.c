@@ -84,6 +84,14 @@ int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err 
         if (p->method == HS_XATTENTION && p->stride != 8 && p->stride != 16)
             return hs_fail(err, HS_EINVAL, "attention policy: stride %d, must be 8 or 16", p->stride);
     }
-
+    if (!p->seed_exact) return 0;
+    if (p->method == HS_SVG2 || p->compat)
+        return hs_fail(err, HS_ENOTSUP, "first masks from exact block mass (seed_exact) need uniform blocks (%s)",
+                       p->method == HS_SVG2 ? "svg2 has clusters" : "not in compat mode, which pads as published");
+    if (p->dense_steps < 1 || p->reuse.kind == HS_REUSE_NONE)
+        return hs_fail(err, HS_EINVAL,
+                       "first masks from exact block mass (seed_exact) need a dense step to come from and reuse to be "
+                       "used; found %d dense steps, reuse %s",
+                       p->dense_steps, hs_reuse_name(p->reuse.kind));
     return 0;
 }

@@ -141,8 +141,6 @@ static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
         (e = make_sched(r, &sched, err)))
         return e;
     if ((e = hs_attn_policy_check(&r->attention, c->layers, c->heads, err))) return e;
-    if (r->attention.method != HS_DENSE && r->attention.seed_exact)
-        return hs_fail(err, HS_ENOTSUP, "first masks from exact block mass (seed_exact) are not in this version");
     if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
         return hs_fail(err, HS_EINVAL, "%d frames: must be 4k+1 from 1 to %d; the nearest is %d", r->frames, most,
                        r->frames < 1      ? 1

@@ -102,7 +102,7 @@ Test(profile, every_field_is_read) {
     p = good(sample("pooled.json"));
     a = &p->policy;
     cr_assert(a->method == HS_POOLED && a->block == 64 && a->compensate && a->seed_exact && !a->compat);
-    cr_assert(a->reuse.kind == HS_REUSE_NONE);
+    cr_assert(a->reuse.kind == HS_REUSE_FREEZE && a->dense_steps == 1);
     hs_profile_free(p);
     hs_profile_free(NULL);
     cr_assert_eq(hs_alloc_live(), 0);
