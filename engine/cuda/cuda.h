@@ -24,6 +24,8 @@ typedef struct hs_cuda {
     size_t workspace_bytes;
     void *scratch; /* of one operation; see hs_cuda_scratch */
     size_t scratch_bytes;
+    int *nan; /* pinned host memory (cudaMallocHost), 0: vae.cu sets it from the device where to_u8 meets NaN; sync and
+                 download look at it after waiting: HS_ENUMERIC becomes sticky and it is 0 again */
     struct hs_cuda_plans *plans; /* owned by linear.cu: one tuned product per shape */
 } hs_cuda;
 

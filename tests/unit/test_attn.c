@@ -24,7 +24,7 @@ static float noise(uint64_t seed, int64_t i) {
     return (float)((double)(hs_hash64(hs_hash64(seed) + (uint64_t)i) >> 11) * 0x1p-52 - 1);
 }
 
-/* q, k, v of a step: smooth over tokens, drifting from step to step at a pace of its own per head. */
+/* q, k, v of a step: smooth over tokens with some noise, drifting from step to step at a pace of its own per head. */
 static void input(uint64_t seed, int step, float *qkv, float *mean_q, float *mean_k) {
     memset(mean_q, 0, WIDTH * sizeof *mean_q);
     memset(mean_k, 0, WIDTH * sizeof *mean_k);
@@ -32,7 +32,8 @@ static void input(uint64_t seed, int step, float *qkv, float *mean_q, float *mea
         for (int c = 0; c < 3 * WIDTH; c++) {
             const int head = c % WIDTH / DIM;
             const float base = noise(seed + 1, i / 24 * 3 * WIDTH + c), move = noise(seed + 2, c);
-            qkv[i * 3 * WIDTH + c] = 2 * base + 0.04f * (float)(step * (head + 1)) * move;
+            const float own = noise(seed + 3, i * 3 * WIDTH + c);
+            qkv[i * 3 * WIDTH + c] = 1.5f * base + own + 0.04f * (float)(step * (head + 1)) * move;
             if (c < 2 * WIDTH) (c < WIDTH ? mean_q : mean_k)[c % WIDTH] += qkv[i * 3 * WIDTH + c] / TOKENS;
         }
 }
