@@ -175,38 +175,44 @@ static int32_t first_int(gold *g, const char *key) {
 
 /* compat: as published. Otherwise ours: padding masked, block 0 not forced; where nothing was padded the published
  * scores are ours, and the published masks but for block 0. */
+static void xattention_input(hs_device *dev, gold *g, const char *name, const cJSON *layouts, int compat) {
+    mask_input in = masks_input(name);
+    const int64_t n = in.heads * in.n * in.d;
+    xrig x = {.dev = dev, .g = g, .in = &in};
+    x.q = new_buf(dev, HS_F32, n, in.q);
+    x.k = new_buf(dev, HS_F32, n, in.k);
+    x.want = ones(dev, in.heads);
+    x.sets = masks_thresholds(masks_item(masks_json("cases.json"), "xattention"), in.heads, x.t);
+    for (const cJSON *s = gold_first(layouts); s; s = s->next) {
+        const int stride = s->child->valueint, block = s->child->next->valueint, chunk = s->child->next->next->valueint;
+        char pre[96], key[128];
+        snprintf(pre, sizeof pre, "%s/s%db%dc%d", in.name, stride, block, chunk);
+        snprintf(key, sizeof key, "%s/length", pre);
+        const int64_t length = first_int(g, key);
+        x.nb = (int)((in.n + block - 1) / block);
+        if (compat)
+            check_layout(&x, pre, stride, block, length, 0);
+        else if (length > in.n) {
+            snprintf(key, sizeof key, "%s/masked", pre);
+            check_layout(&x, key, stride, block, 0, 0);
+        } else
+            check_layout(&x, pre, stride, block, 0, 1);
+    }
+    hs_device_free(dev, x.q);
+    hs_device_free(dev, x.k);
+    hs_device_free(dev, x.want);
+    masks_input_free(&in);
+}
+
 static void xattention(int which, int compat) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("../masks/data/xattention", &gold_devices[which]);
     const cJSON *group = masks_item(masks_json("cases.json"), "xattention");
-    for (const cJSON *l = gold_first(masks_item(group, "layouts")); l; l = l->next) {
-        mask_input in = masks_input(l->string);
-        const int64_t n = in.heads * in.n * in.d;
-        xrig x = {
-            dev,          &g, &in, new_buf(dev, HS_F32, n, in.q), new_buf(dev, HS_F32, n, in.k), ones(dev, in.heads),
-            {{{0}, {0}}}, 0,  0};
-        x.sets = masks_thresholds(group, in.heads, x.t);
-        for (const cJSON *s = gold_first(l); s; s = s->next) {
-            const int stride = s->child->valueint, block = s->child->next->valueint,
-                      chunk = s->child->next->next->valueint;
-            char pre[96], key[128];
-            snprintf(pre, sizeof pre, "%s/s%db%dc%d", in.name, stride, block, chunk);
-            snprintf(key, sizeof key, "%s/length", pre);
-            const int64_t length = first_int(&g, key);
-            x.nb = (int)((in.n + block - 1) / block);
-            if (compat)
-                check_layout(&x, pre, stride, block, length, 0);
-            else if (length > in.n) {
-                snprintf(key, sizeof key, "%s/masked", pre);
-                check_layout(&x, key, stride, block, 0, 0);
-            } else
-                check_layout(&x, pre, stride, block, 0, 1);
-        }
-        hs_device_free(dev, x.q);
-        hs_device_free(dev, x.k);
-        hs_device_free(dev, x.want);
-        masks_input_free(&in);
-    }
+    for (const cJSON *l = gold_first(masks_item(group, "layouts")); l; l = l->next)
+        xattention_input(dev, &g, l->string, l, compat);
+    gold_close(&g);
+    g = gold_load("../masks/data/demo", &gold_devices[which]);
+    xattention_input(dev, &g, "demo", masks_item(group, "demo_layouts"), compat);
     gold_close(&g);
     hs_device_close(dev);
 }
@@ -448,21 +454,27 @@ static void svg2_maps(hs_device *dev, gold *g, const cJSON *run, const mask_inpu
 }
 
 /* k-means, scores from its centroids, maps, densities, one attention: the whole chain, as published. */
+static void svg2_run(hs_device *dev, gold *g, const cJSON *run) {
+    mask_input in = masks_input(gold_str(run, "input"));
+    const cJSON *iterations = masks_item(masks_item(masks_json("cases.json"), "svg2"), "iterations");
+    for (const cJSON *it = gold_first(iterations); it; it = it->next) {
+        if (it->valueint < 1) continue;
+        side q = cluster(dev, g, run, &in, 'q', it->valueint), k = cluster(dev, g, run, &in, 'k', it->valueint);
+        if (it->valueint > 1) svg2_maps(dev, g, run, &in, &q, &k, it->valueint);
+        side_free(dev, &q);
+        side_free(dev, &k);
+    }
+    masks_input_free(&in);
+}
+
 static void svg2(int which) {
     hs_device *dev = gold_open(which);
     gold g = gold_load("../masks/data/svg2", &gold_devices[which]);
-    const cJSON *group = masks_item(masks_json("cases.json"), "svg2");
-    for (const cJSON *run = gold_first(masks_item(group, "runs")); run; run = run->next) {
-        mask_input in = masks_input(gold_str(run, "input"));
-        for (const cJSON *it = gold_first(masks_item(group, "iterations")); it; it = it->next) {
-            if (it->valueint < 1) continue;
-            side q = cluster(dev, &g, run, &in, 'q', it->valueint), k = cluster(dev, &g, run, &in, 'k', it->valueint);
-            if (it->valueint > 1) svg2_maps(dev, &g, run, &in, &q, &k, it->valueint);
-            side_free(dev, &q);
-            side_free(dev, &k);
-        }
-        masks_input_free(&in);
-    }
+    const cJSON *runs = masks_item(masks_item(masks_json("cases.json"), "svg2"), "runs");
+    for (const cJSON *run = gold_first(runs); run; run = run->next) svg2_run(dev, &g, run);
+    gold_close(&g);
+    g = gold_load("../masks/data/demo", &gold_devices[which]);
+    svg2_run(dev, &g, masks_item(masks_item(masks_json("manifest.json"), "demo"), "run"));
     gold_close(&g);
     hs_device_close(dev);
 }

@@ -19,9 +19,9 @@ typedef struct mask_input {
     const cJSON *json;
     int heads;
     int64_t n, d;
-    float *q, *k, *v; /* [n, heads, d]: as the engine reads tokens */
+    float *q, *k, *v; /* [n, heads, d]: as the engine reads tokens; "demo" has no v */
 } mask_input;
-mask_input masks_input(const char *name); /* checks the checksums of the manifest */
+mask_input masks_input(const char *name); /* checks the checksums of the manifest; "demo": stored */
 void masks_input_free(mask_input *in);
 
 uint64_t masks_seed(const char *name, const char *what);

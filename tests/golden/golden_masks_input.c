@@ -106,7 +106,32 @@ static float *side_new(const mask_input *in, char side) {
     return x;
 }
 
+/* The demo model's own q and k of one head (post-norm, post-rope), stored rounded to BF16 by make_masks.py --qk. */
+static mask_input demo_input(void) {
+    const cJSON *c = masks_item(masks_item(masks_json("manifest.json"), "demo"), "case");
+    mask_input in = {.name = "demo",
+                     .json = c,
+                     .heads = (int)gold_num(c, "heads"),
+                     .n = (int64_t)gold_num(c, "n"),
+                     .d = (int64_t)gold_num(c, "d")};
+    hs_st *st;
+    hs_err err = {0};
+    cr_assert_eq(in.heads, 1, "more heads want turning from [heads, n, d] to [n, heads, d]");
+    cr_assert_eq(hs_st_open(GOLDEN_DIR "/masks/data/demo_qk.safetensors", &st, &err), 0, "%s", err.msg);
+    for (int s = 0; s < 2; s++) {
+        const hs_st_tensor *t;
+        float *x = malloc((size_t)(in.n * in.d) * sizeof *x);
+        cr_assert(x != NULL);
+        cr_assert_eq(hs_st_get(st, s ? "k" : "q", 3, (int64_t[]){1, in.n, in.d}, &t, &err), 0, "%s", err.msg);
+        hs_to_f32(x, t->data, t->dtype, t->numel);
+        *(s ? &in.k : &in.q) = x;
+    }
+    hs_st_close(st);
+    return in;
+}
+
 mask_input masks_input(const char *name) {
+    if (!strcmp(name, "demo")) return demo_input();
     for (const cJSON *c = gold_first(masks_item(masks_json("cases.json"), "inputs")); c; c = c->next) {
         if (strcmp(gold_str(c, "name"), name)) continue;
         mask_input in = {gold_str(c, "name"),
