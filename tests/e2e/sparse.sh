@@ -74,6 +74,11 @@ good $small -p a -o null: --stats s.json --attention pooled --compensate --dense
 says "but all steps are dense: nothing is sparse"
 check 'assert a["compensate"] and s["density"] == 1 and s["reuse_rate"] == 0'
 
+# the first masks come from the last dense step: all later ones may reuse them
+good $small -p a -o null: --stats s.json --attention xattention --dense-steps 1 --reuse freeze --seed-exact
+says "first masks from exact block mass"
+check 'assert a["seed_exact"] and [r["reuse_rate"] for r in s["per_step"]] == [0, 1, 1]'
+
 # top-p 1 is dense attention, to the bit on this device
 good $small -p a -o one.md5 --attention xattention --top-p 1
 same "$(cat one.md5)" "$(cat dense.md5)" "frames at top-p 1"
@@ -86,6 +91,8 @@ bad 2 "--q-clusters has no meaning with xattention" $small -p a -o null: --atten
 bad 2 "--budget chooses in a profile" $small -p a -o null: --attention xattention --budget 0.7
 bad 2 "--reuse-delta is a limit" $small -p a -o null: --attention xattention --reuse none --reuse-delta 3
 bad 2 "dense, xattention, svg2 or pooled" $small -p a -o null: --attention sparse
+bad 2 "--seed-exact has no meaning with svg2" $small -p a -o null: --attention svg2 --seed-exact
+bad 2 "need a dense step to come from" $small -p a -o null: --attention xattention --seed-exact
 bad 2 "dense layers is 3" $small -p a -o null: --attention xattention --dense-layers 3
 
 # profiles
