@@ -1,0 +1,352 @@
+/* A whole forward of the transformer, and the VAE's decoding, at full size with random weights.
+ *
+ *     genmodel --sparse wan_14b DIR                # tests/golden: headers of the published shapes, no data
+ *     wan_shapes -m DIR --size 1280x720 --frames 81 [--device cuda] [--precision bf16] [--repeat 5] [--part dit|vae]
+ *                [--attention dense|xattention|svg2|pooled --top-p .9]
+ *
+ * The weights of official models are not needed to know how long a forward takes, only their shapes: the table of
+ * operations is wrapped so that every weight that is loaded is replaced by random numbers of the right size, and every
+ * vector of zeros too (zeros run faster than data). Prints the median seconds of a forward of one branch without
+ * stopping anywhere, then where they go, measured with a wait after every operation. A tool, not a test.
+ */
+#include "dit.h"
+#include "vae.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LINEAR, SELF, CROSS, CONV, NORM, QK_NORM, CHANNEL_NORM, PREDICT, REST, KINDS };
+static const char *const kind_name[KINDS] = {"linear",          "self-attention",  "other attention",
+                                             "convolution",     "norm + modulate", "qk norm + rope",
+                                             "VAE norm + silu", "prediction",      "the rest"};
+static struct {
+    double seconds, flops;
+    long calls;
+} total[KINDS];
+static const hs_ops *real;
+static hs_ops wrapped;
+static int64_t self_tokens;
+static int stop_after_each;
+
+/* ---- random weights --------------------------------------------------------------------------------------------- */
+enum { BLOCK = 1 << 24 };
+static float *block; /* uniform in [-1, 1), read from a different place by every tensor */
+static uint64_t place;
+
+static float *random_values(int64_t n, float scale, float center) {
+    float *x = hs_alloc((size_t)n * sizeof *x);
+    if (!x) abort(); /* a bench: no use going on */
+    for (int64_t i = 0, at = (int64_t)(hs_hash64(place++) % BLOCK); i < n; i++, at = at + 1 < BLOCK ? at + 1 : 0)
+        x[i] = center + scale * block[at];
+    return x;
+}
+
+static int weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w, hs_err *err) {
+    hs_linear_src s = *src;
+    float *mine[6] = {0};
+    for (int p = 0; p < s.parts; p++) {
+        s.w[p] = mine[p] = random_values(s.out[p] * s.in, 1.7f / sqrtf((float)s.in), 0);
+        s.type[p] = HS_F32;
+        if (!s.bias[p]) continue;
+        s.bias[p] = mine[3 + p] = random_values(s.out[p], 0.1f, 0);
+        s.bias_type[p] = HS_F32;
+    }
+    const int r = real->weight_linear(dev, &s, w, err);
+    for (int p = 0; p < 6; p++) hs_free(mine[p]);
+    return r;
+}
+
+static int weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs_err *err) {
+    hs_conv_src s = *src;
+    const int64_t in = (int64_t)s.cin * s.kt * s.ky * s.kx;
+    float *weights = random_values(s.cout * in, 1.7f / sqrtf((float)in), 0);
+    s.w = weights;
+    s.type = HS_F32;
+    float *bias = s.bias ? random_values(s.cout, 0.1f, 0) : NULL;
+    s.bias = bias;
+    s.bias_type = HS_F32;
+    const int r = real->weight_conv(dev, &s, w, err);
+    hs_free(weights);
+    hs_free(bias);
+    return r;
+}
+
+/* Gains and tables that are all zero in a file without data. */
+static void upload(hs_device *dev, void *dst, const void *host, size_t bytes) {
+    const char *x = host;
+    size_t i = 0;
+    while (i < bytes && !x[i]) i++;
+    if (i < bytes || bytes % sizeof(float)) {
+        real->upload(dev, dst, host, bytes);
+        return;
+    }
+    float *y = random_values((int64_t)(bytes / sizeof(float)), 0.2f, 1);
+    real->upload(dev, dst, y, bytes);
+    hs_free(y);
+}
+
+/* ---- stopwatches --------------------------------------------------------------------------------------------------
+ */
+static double begin(hs_device *dev) {
+    hs_err err;
+    if (stop_after_each) real->sync(dev, &err);
+    return hs_seconds();
+}
+static void end(hs_device *dev, int kind, double start, double flops) {
+    hs_err err;
+    if (!stop_after_each) return;
+    real->sync(dev, &err);
+    total[kind].seconds += hs_seconds() - start;
+    total[kind].flops += flops;
+    total[kind].calls++;
+}
+static void linear(hs_device *dev, const hs_linear *a) {
+    double t = begin(dev);
+    real->linear(dev, a);
+    end(dev, LINEAR, t, 2.0 * (double)a->rows * (double)a->w->in * (double)a->w->out);
+}
+static void attention(hs_device *dev, const hs_attention *a) {
+    double t = begin(dev);
+    real->attention(dev, a);
+    end(dev, a->len_k == self_tokens ? SELF : CROSS, t,
+        4.0 * (double)a->len_q * (double)a->len_k * a->heads * a->head_dim);
+}
+static void conv(hs_device *dev, const hs_conv *a) {
+    double t = begin(dev);
+    real->conv(dev, a);
+    double taps = (double)a->w->kt * a->w->ky * a->w->kx * (a->w->up2 ? 4 : 1);
+    end(dev, CONV, t, 2.0 * a->T * a->Y * a->X * taps * a->w->cin * a->w->cout);
+}
+static void norm(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64_t d, hs_buf mul, hs_buf plus,
+                 float eps, hs_buf y) {
+    double t = begin(dev);
+    real->norm(dev, kind, x, rows, d, mul, plus, eps, y);
+    end(dev, NORM, t, 0);
+}
+static void qk_norm(hs_device *dev, const hs_qk_norm *a) {
+    double t = begin(dev);
+    real->qk_norm(dev, a);
+    end(dev, QK_NORM, t, 0);
+}
+static void channel_norm(hs_device *dev, hs_buf x, int64_t pixels, int C, hs_buf gamma, int silu, hs_buf y) {
+    double t = begin(dev);
+    real->channel_norm(dev, x, pixels, C, gamma, silu, y);
+    end(dev, CHANNEL_NORM, t, 0);
+}
+#define PREDICTOR(name, type)                                                                                          \
+    static void timed_##name(hs_device *dev, const type *a) {                                                          \
+        double t = begin(dev);                                                                                         \
+        real->name(dev, a);                                                                                            \
+        end(dev, PREDICT, t, 0);                                                                                       \
+    }
+PREDICTOR(block_scores, hs_block_scores)
+PREDICTOR(centroid_scores, hs_centroid_scores)
+PREDICTOR(select, hs_select)
+PREDICTOR(cluster, hs_cluster)
+PREDICTOR(reuse, hs_reuse)
+
+static void wrap(hs_device *dev) {
+    real = dev->ops;
+    wrapped = *real;
+    wrapped.weight_linear = weight_linear;
+    wrapped.weight_conv = weight_conv;
+    wrapped.upload = upload;
+    wrapped.linear = linear;
+    wrapped.attention = attention;
+    wrapped.conv = conv;
+    wrapped.norm = norm;
+    wrapped.qk_norm = qk_norm;
+    wrapped.channel_norm = channel_norm;
+    wrapped.block_scores = timed_block_scores;
+    wrapped.centroid_scores = timed_centroid_scores;
+    wrapped.select = timed_select;
+    wrapped.cluster = timed_cluster;
+    wrapped.reuse = timed_reuse;
+    dev->ops = &wrapped;
+}
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void where_it_goes(double whole) {
+    double sum = 0;
+    printf("  %-16s %9s %7s %7s %9s   (waiting after every operation)\n", "operation", "seconds", "share", "calls",
+           "TFLOP/s");
+    for (int k = 0; k < REST; k++) sum += total[k].seconds;
+    for (int k = 0; k < REST; k++) {
+        if (!total[k].calls) continue;
+        printf("  %-16s %9.4f %6.1f%% %7ld", kind_name[k], total[k].seconds, 100 * total[k].seconds / whole,
+               total[k].calls);
+        if (total[k].flops > 0) printf(" %9.0f", total[k].flops / total[k].seconds / 1e12);
+        printf("\n");
+    }
+    printf("  %-16s %9.4f %6.1f%%\n", kind_name[REST], whole - sum, 100 * (whole - sum) / whole);
+    memset(total, 0, sizeof total);
+}
+
+/* ---- what is measured ---------------------------------------------------------------------------------------------
+ */
+typedef struct settings {
+    const char *dir, *part;
+    hs_device_params device;
+    int width, height, frames, repeat;
+    hs_attn_policy attention;
+} settings;
+
+static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_err *err) {
+    const int f = (o->frames - 1) / 4 + 1, h = o->height / 16, w = o->width / 16, tokens = f * h * w;
+    const int64_t n = (int64_t)c->in_channels * f * h * w * 4;
+    hs_dit *dit = NULL;
+    hs_dit_run *run = NULL;
+    hs_buf latents, velocity, rows;
+    hs_st *st = NULL;
+    char path[4096];
+    int r;
+    double *seconds = hs_calloc((size_t)o->repeat, sizeof *seconds), start = hs_seconds();
+    self_tokens = tokens;
+    snprintf(path, sizeof path, "%s/transformer", o->dir);
+    if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) || (r = hs_dit_load(c, st, dev, &dit, err)) ||
+        (r = hs_dit_run_new(dit, f, h, w, &run, err)) || (r = hs_dit_run_attention(run, &o->attention, err)) ||
+        (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)) ||
+        (r = hs_device_alloc(dev, HS_F32, n, "velocity", &velocity, err)) ||
+        (r = hs_device_alloc(dev, HS_F32, 64LL * c->text_dim, "text", &rows, err)))
+        goto out;
+    float *x = random_values(n, 1.7f, 0), *text = random_values(rows.n, 1, 0);
+    hs_upload(dev, latents, x);
+    hs_upload(dev, rows, text);
+    hs_free(x);
+    hs_free(text);
+    if ((r = hs_dit_set_text(run, 0, rows, 64, &(hs_tap){0}, err)) || (r = hs_device_check(dev, err))) goto out;
+    int64_t peak, bytes = hs_device_bytes(dev, &peak);
+    printf("dit %dx%dx%d, %d tokens, %d layers, %s: ready in %.1f s, %.2f GB on the device\n", o->width, o->height,
+           o->frames, tokens, c->layers, hs_device_name(dev), hs_seconds() - start, (double)bytes / 1e9);
+    hs_attn_begin(hs_dit_run_attn(run));
+    for (int i = -2; i < o->repeat && !r; i++) { /* the first two tune and warm up */
+        start = hs_seconds();
+        hs_dit_forward(run, latents, 700, &(hs_policy){.step = i + 2, .steps = 50}, velocity, &(hs_tap){0});
+        r = hs_device_check(dev, err);
+        if (i >= 0) seconds[i] = hs_seconds() - start;
+    }
+    if (r) goto out;
+    const int64_t bad = hs_count_nonfinite(dev, velocity);
+    qsort(seconds, (size_t)o->repeat, sizeof *seconds, by_value);
+    const double median = seconds[o->repeat / 2], flops = hs_dit_flops(c, f, h, w, 64);
+    printf(
+        "  forward of one branch: %.4f s (median of %d, %.4f to %.4f), %.0f TFLOP/s of dense work, %lld not finite\n",
+        median, o->repeat, seconds[0], seconds[o->repeat - 1], flops / median / 1e12, (long long)bad);
+    if (o->attention.method != HS_DENSE) {
+        float density[HS_MAX_HEADS], drift[HS_MAX_HEADS], mean = 0;
+        uint8_t call[HS_MAX_HEADS];
+        for (int l = 0; l < c->layers && !r; l++) {
+            r = hs_attn_report(hs_dit_run_attn(run), 0, l, density, drift, call, err);
+            for (int k = 0; k < c->heads; k++) mean += density[k] / (float)(c->heads * c->layers);
+        }
+        printf("  %s: mean density %.3f\n", hs_method_name(o->attention.method), mean);
+    }
+    stop_after_each = 1;
+    start = begin(dev);
+    hs_dit_forward(run, latents, 700, &(hs_policy){.step = o->repeat + 2, .steps = 50}, velocity, &(hs_tap){0});
+    r = hs_device_check(dev, err);
+    where_it_goes(hs_seconds() - start);
+    stop_after_each = 0;
+out:
+    hs_free(seconds);
+    hs_dit_run_free(run);
+    hs_dit_free(dit);
+    if (st) hs_st_close(st);
+    return r;
+}
+
+static int bench_vae(const settings *o, const hs_config *c, hs_device *dev, hs_err *err) {
+    const int f = (o->frames - 1) / 4 + 1, h = o->height / 8, w = o->width / 8;
+    const int64_t n = (int64_t)c->in_channels * f * h * w;
+    hs_vae *vae = NULL;
+    hs_vae_run *run = NULL;
+    hs_buf latents, rgb;
+    hs_st *st = NULL;
+    char path[4096];
+    int r, T;
+    self_tokens = -1;
+    snprintf(path, sizeof path, "%s/vae", o->dir);
+    if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) || (r = hs_vae_load(c, st, dev, &vae, err)) ||
+        (r = hs_vae_run_new(vae, h, w, &run, err)) || (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)))
+        goto out;
+    float *x = random_values(n, 1.7f, 0);
+    hs_upload(dev, latents, x);
+    hs_free(x);
+    for (int i = 0; i < 3 && !r; i++) { /* tunes, measures, tells where the time goes */
+        stop_after_each = i == 2;
+        const double start = begin(dev);
+        hs_vae_begin(run);
+        for (int t = 0; t < f; t++) hs_vae_decode(run, latents, f, t, &rgb, &T, &(hs_tap){0});
+        r = hs_device_check(dev, err);
+        const double took = hs_seconds() - start;
+        int64_t peak, bytes = hs_device_bytes(dev, &peak);
+        if (i == 1)
+            printf("vae %dx%dx%d: decoded in %.3f s, %.0f TFLOP/s, %.2f GB on the device\n", o->width, o->height,
+                   o->frames, took, hs_vae_flops(c, h, w, o->frames) / took / 1e12, (double)bytes / 1e9);
+        if (i == 2) where_it_goes(took);
+    }
+    stop_after_each = 0;
+out:
+    hs_vae_run_free(run);
+    hs_vae_free(vae);
+    if (st) hs_st_close(st);
+    return r;
+}
+
+int main(int argc, char **argv) {
+    settings o = {.dir = "data/demo", .part = "", .device = {.name = "auto", .precision = "auto"}, .repeat = 5};
+    hs_method method = HS_DENSE;
+    float top_p = 0.9f;
+    int no_reuse = 1;
+    for (int i = 1; i + 1 < argc; i += 2) {
+        const char *a = argv[i], *v = argv[i + 1];
+        if (!strcmp(a, "-m"))
+            o.dir = v;
+        else if (!strcmp(a, "--part"))
+            o.part = v;
+        else if (!strcmp(a, "--size"))
+            sscanf(v, "%dx%d", &o.width, &o.height);
+        else if (!strcmp(a, "--frames"))
+            o.frames = atoi(v);
+        else if (!strcmp(a, "--device"))
+            o.device.name = v;
+        else if (!strcmp(a, "--precision"))
+            o.device.precision = v;
+        else if (!strcmp(a, "--threads"))
+            o.device.threads = atoi(v);
+        else if (!strcmp(a, "--repeat"))
+            o.repeat = atoi(v) > 0 ? atoi(v) : 1;
+        else if (!strcmp(a, "--attention") && hs_method_parse(v, &method))
+            return 2;
+        else if (!strcmp(a, "--top-p"))
+            top_p = strtof(v, NULL);
+        else if (!strcmp(a, "--reuse"))
+            no_reuse = !strcmp(v, "none");
+    }
+    hs_err err = {0};
+    hs_config c;
+    hs_device *dev = NULL;
+    int r = hs_config_load(o.dir, &c, &err);
+    if (r) goto out;
+    if (!o.width) o.width = c.width, o.height = c.height;
+    if (!o.frames) o.frames = c.frames;
+    o.attention = hs_attn_policy_default(method);
+    o.attention.top_p = top_p;
+    if (no_reuse) o.attention.reuse.kind = HS_REUSE_NONE;
+    block = hs_alloc(BLOCK * sizeof *block);
+    for (int64_t i = 0; block && i < BLOCK; i++) block[i] = (float)(hs_hash64((uint64_t)i) >> 40) * 0x1p-23f - 1;
+    if (!block || (r = hs_device_open(&o.device, &dev, &err))) goto out;
+    wrap(dev);
+    if (strcmp(o.part, "vae")) r = bench_dit(&o, &c, dev, &err);
+    if (!r && strcmp(o.part, "dit")) r = bench_vae(&o, &c, dev, &err);
+out:
+    if (r) fprintf(stderr, "wan_shapes: %s\n", err.msg);
+    hs_device_close(dev);
+    return r ? 1 : 0;
+}
