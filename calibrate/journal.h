@@ -17,15 +17,19 @@ typedef struct hs_journal hs_journal;
 typedef int (*hs_journal_fn)(void *user, const char *json, size_t len, int number, hs_err *err);
 
 /* Opens or makes the file. identity: one line of JSON without newline. A file with another identity is refused
- * (HS_EMISMATCH or HS_EINVAL) and the message names the first member that differs, found and expected. The lines that
+ * (HS_EINVAL) and the message names the first member that differs, found and expected. The lines that
  * are there are handed to fn (may be NULL). */
 int hs_journal_open(const char *path, const char *identity, hs_journal_fn fn, void *user, hs_journal **ret,
                     hs_err *err);
-/* Reads without writing: ret_identity to be freed by hs_free. */
+/* The same without writing: what is there is handed out; a missing file is empty. */
+int hs_journal_peek(const char *path, const char *identity, hs_journal_fn fn, void *user, hs_err *err);
+/* Reads without writing, whatever the identity: ret_identity to be freed by hs_free. */
 int hs_journal_read(const char *path, char **ret_identity, hs_journal_fn fn, void *user, hs_err *err);
 /* Appends one line and hands it to the disk (fsync at most once a second, and on close). After a failure (disk full)
  * the file ends with the last whole line. */
 int hs_journal_append(hs_journal *j, const char *json, hs_err *err);
+/* Are two identities the same? HS_EINVAL names the first member that differs, in words about the file `path`. */
+int hs_journal_same(const char *path, const char *found, const char *expected, hs_err *err);
 /* Accepts NULL. */
 int hs_journal_close(hs_journal *j, hs_err *err);
 

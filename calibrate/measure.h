@@ -12,14 +12,15 @@ typedef struct hs_measure_params {
     const char *table; /* path of this shard's table; continued if it exists */
     const char *const *prompts;
     int n_prompts;               /* calibration pool: goes into the identity */
-    const char *const *held_out; /* pool for joint errors that the choice did not see; may be NULL */
-    int n_held_out;
+    const char *const *held_out; /* pool for joint errors that the choice did not see */
+    int n_held_out;              /* 0 = no such pool */
     int n_intervals; /* steps from dense_steps on are cut into so many equal intervals; the middle step is probed */
     int prompts_per_head; /* the paper: 1, dealt by a seeded shuffle; n_prompts = every head on every prompt */
     int n_candidates;
     double candidates[HS_PROFILE_MAX_CANDIDATES];
     uint64_t seed;
-    int shard, shards; /* 0 <= shard < shards; the work is dealt by (prompt, step) so that shards share no dense pass */
+    int shard,
+        shards; /* 0 <= shard < shards; prompts are dealt, and single steps of them where shards outnumber them */
     void *user;
     void (*progress)(void *user, const char *what, int64_t done, int64_t total, double seconds, double eta);
     int (*interrupted)(void *user);
@@ -29,9 +30,10 @@ typedef struct hs_measure_params {
  * counts layers - l of layers), against the naive count in which every probe runs all layers twice over (dense and
  * sparse). */
 typedef struct hs_measure_plan {
-    int64_t probes, probes_done, dense_passes;
-    double forwards, forwards_naive;
-    double bytes; /* host memory for recorded states */
+    int64_t probes, probes_done; /* of this shard, and how many of them are in the table */
+    int64_t dense_passes;        /* generations to be recorded; their latents are kept in the folder TABLE.latents */
+    double forwards, forwards_naive; /* of what is left, dense generations included in both */
+    double bytes;                    /* host memory for recorded states */
 } hs_measure_plan;
 
 /* req: the settings of a run (sizes, steps, guidance, attention.method and parameters, dense steps/layers). The
@@ -40,8 +42,9 @@ int hs_measure_plan_make(hs_model *m, const hs_request *req, const hs_measure_pa
                          hs_err *err);
 int hs_measure_info(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_table_info *ret, hs_err *err);
 int hs_measure_probes(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_err *err);
-/* All heads sparse at once on both pools (what is already in the table is not measured again): the numeric floor and
- * the shared-p curve if shared != 0, and the thresholds top_p [layers, heads] of each of n configurations. */
+/* All heads sparse at once on both pools (what is already in the table is not measured again): the shared-p curve if
+ * shared != 0, the thresholds top_p [layers, heads] of each of n configurations, and always the numeric floor, on the
+ * first two prompts. */
 int hs_measure_joint(hs_model *m, const hs_request *req, const hs_measure_params *p, int shared, int n,
                      const float *const *top_p, hs_err *err);
 /* The name of a configuration in the table. */

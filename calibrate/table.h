@@ -13,15 +13,16 @@ extern "C" {
 #endif
 
 typedef struct hs_table_info {
-    char model[128], sha256[65], device[160]; /* device: with its precision; for people, not part of the identity */
+    char model[128], sha256[65], device[160]; /* model (its name) and device are for people, not of the identity */
     char precision[8];                        /* "fp32", "bf16", "fp16": of the identity */
     int layers, heads;
     int width, height, frames, steps;
     double shift, guidance;
     hs_solver_kind solver;
-    hs_attn_policy policy; /* method and its parameters, dense steps and layers; no thresholds, no reuse */
-    char prompts_sha256[65];
-    int prompts; /* in the pool */
+    int sigmas;              /* hs_sigmas_kind, or -1 = the solver's default */
+    hs_attn_policy policy;   /* method and its parameters, dense steps and layers; no thresholds, no reuse */
+    char prompts_sha256[65]; /* of the pool, a prompt a line, and then the negative prompt */
+    int prompts;             /* in the pool */
     uint64_t seed;
     int n_intervals, intervals[HS_PROFILE_MAX_INTERVALS][2]; /* first and last step of each */
     int n_candidates;
@@ -49,6 +50,7 @@ enum { HS_JOINT_CONFIG = -1, HS_JOINT_FLOOR = -2 };
 typedef struct hs_joint {
     int prompt, step, interval, candidate;
     char config[17]; /* hex of 64 bits; "" unless candidate == HS_JOINT_CONFIG */
+    char text[17];   /* hex of a 64-bit hash of the prompt: the held-out pool is not part of the identity */
     hs_measured m;
 } hs_joint;
 
@@ -56,15 +58,17 @@ typedef struct hs_table {
     hs_table_info info;
     hs_probe *probes; /* sorted by layer, head, candidate, interval, prompt, step; no duplicates */
     int64_t n_probes;
-    hs_joint *joints;
+    hs_joint *joints; /* sorted by candidate, config, interval, prompt, text, step; no duplicates */
     int64_t n_joints;
-    char sha256[65]; /* of the sorted content: profile identity */
+    char sha256[65]; /* of the identity and the sorted content without seconds: profile identity */
 } hs_table;
 
-/* Reads and merges n tables; every one must have the identity of the first. */
+/* Reads and merges n >= 1 tables; every one must have the identity of the first. */
 int hs_table_load(int n, const char *const *paths, hs_table **ret, hs_err *err);
 void hs_table_free(hs_table *t);
 
+/* What there is in the file that a writer would open, without writing: a missing file is an empty table. */
+int hs_table_peek(const char *path, const hs_table_info *info, hs_table **ret, hs_err *err);
 /* For the writer: opens (or makes) the file and reads what is there. */
 typedef struct hs_table_writer hs_table_writer;
 int hs_table_open(const char *path, const hs_table_info *info, hs_table_writer **ret, hs_err *err);

@@ -12,11 +12,11 @@ static hs_buf part(const hs_attn *a, hs_buf qkv, int which) {
 /* ---- predictors: queries and keys of the heads that want it -> mask ---- */
 
 /* Stride 1 folds nothing: the scores are then the exact mass of every block. */
-static void predict_xattention(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int stride) {
+static void score_antidiagonals(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int stride, hs_buf scores) {
     hs_op_block_scores(a->dev, &(hs_block_scores){.q = part(a, qkv, HS_Q),
                                                   .k = part(a, qkv, HS_K),
                                                   .want = m->want,
-                                                  .scores = a->scores,
+                                                  .scores = scores,
                                                   .ld_q = 3 * a->d,
                                                   .ld_k = 3 * a->d,
                                                   .len = a->n,
@@ -32,13 +32,13 @@ static void pool(hs_attn *a, hs_buf qkv, int which, hs_buf want) {
                       a->pooled[which]);
 }
 
-static void predict_pooled(hs_attn *a, hs_attn_memory *m, hs_buf qkv) {
+static void score_means(hs_attn *a, hs_attn_memory *m, hs_buf qkv, hs_buf scores) {
     pool(a, qkv, HS_Q, m->want);
     pool(a, qkv, HS_K, m->want);
     hs_op_centroid_scores(a->dev, &(hs_centroid_scores){.cq = a->pooled[HS_Q],
                                                         .ck = a->pooled[HS_K],
                                                         .want = m->want,
-                                                        .scores = a->scores,
+                                                        .scores = scores,
                                                         .len = a->n,
                                                         .heads = a->heads,
                                                         .rows = a->rows,
@@ -49,7 +49,7 @@ static void predict_pooled(hs_attn *a, hs_attn_memory *m, hs_buf qkv) {
 }
 
 /* Labels and map belong together: a reused head keeps both. Centroids start where the last refresh left them. */
-static void predict_svg2(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer) {
+static void score_clusters(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, hs_buf scores) {
     const int clusters[2] = {a->rows, a->cols};
     hs_buf order[2] = {m->mask.q_order, m->mask.k_order}, start[2] = {m->mask.q_start, m->mask.k_start};
     for (int s = HS_Q; s <= HS_K; s++)
@@ -72,7 +72,7 @@ static void predict_svg2(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer) {
                                                         .ck = m->centroid[HS_K],
                                                         .start = m->mask.k_start,
                                                         .want = m->want,
-                                                        .scores = a->scores,
+                                                        .scores = scores,
                                                         .len = a->n,
                                                         .heads = a->heads,
                                                         .rows = a->rows,
@@ -88,20 +88,52 @@ static int rule(const hs_attn *a) {
     return a->p.method == HS_SVG2 ? HS_SELECT_UPTO : HS_SELECT_BLOCK0;
 }
 
-static void predict(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, int exact) {
+/* exact: the true mass of every block instead of the method's estimate (uniform blocks only). */
+static void score(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, int exact, hs_buf scores) {
     switch (a->p.method) {
-    case HS_XATTENTION: predict_xattention(a, m, qkv, exact ? 1 : a->p.stride); break;
-    case HS_POOLED: exact ? predict_xattention(a, m, qkv, 1) : predict_pooled(a, m, qkv); break;
-    case HS_SVG2: predict_svg2(a, m, qkv, layer); break;
+    case HS_XATTENTION: score_antidiagonals(a, m, qkv, exact ? 1 : a->p.stride, scores); break;
+    case HS_POOLED: exact ? score_antidiagonals(a, m, qkv, 1, scores) : score_means(a, m, qkv, scores); break;
+    case HS_SVG2: score_clusters(a, m, qkv, layer, scores); break;
     default: return;
     }
-    hs_op_select(a->dev, &(hs_select){.scores = a->scores,
+}
+
+/* full: keep every column, whatever the thresholds. */
+static void choose(hs_attn *a, hs_attn_memory *m, int layer, int full, hs_buf scores) {
+    int least = a->p.method == HS_SVG2 ? (int)(a->p.min_share * (float)a->cols) : 1;
+    hs_op_select(a->dev, &(hs_select){.scores = scores,
                                       .top_p = hs_buf_at(a->top_p, (int64_t)layer * a->heads, a->heads),
                                       .want = m->want,
                                       .cols = a->score_cols,
-                                      .rule = rule(a),
-                                      .at_least = a->p.method == HS_SVG2 ? (int)(a->p.min_share * (float)a->cols) : 1,
+                                      .rule = full ? 0 : rule(a),
+                                      .at_least = full ? a->score_cols : least,
                                       .mask = &m->mask});
+}
+
+/* Masks for the heads whose cached ones are no longer good. */
+static void predict(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int layer, hs_buf qkv, int exact) {
+    hs_attn_thresholds(a, NULL);
+    hs_op_reuse(a->dev, &(hs_reuse){.policy = a->p.reuse,
+                                    .heads = a->heads,
+                                    .dim = a->head_dim,
+                                    .mean_q = a->mean[HS_Q],
+                                    .mean_k = a->mean[HS_K],
+                                    .anchor_q = m->anchor[HS_Q],
+                                    .anchor_k = m->anchor[HS_K],
+                                    .age = m->age,
+                                    .want = m->want,
+                                    .drift = m->drift});
+    score(a, m, qkv, layer, exact, a->scores[call->branch]);
+    choose(a, m, layer, 0, a->scores[call->branch]);
+    a->scored[call->branch].layer = -1;
+}
+
+/* A call with thresholds of its own (calibration): new masks for the heads below 1, nothing for the others. */
+static void predict_alone(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int layer, hs_buf qkv) {
+    const int kept = hs_attn_want_alone(a, m, call, layer);
+    hs_attn_thresholds(a, call->top_p);
+    if (!kept) score(a, m, qkv, layer, 0, a->scores[call->branch]);
+    choose(a, m, layer, call->full_masks, a->scores[call->branch]);
 }
 
 /* ---- the page ---- */
@@ -132,25 +164,15 @@ static void attend(hs_attn *a, hs_buf qkv, const hs_mask *mask, hs_buf out) {
 
 void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_buf out) {
     hs_attn_memory *m = hs_attn_memory_of(a, call->branch, layer);
-    double start = hs_seconds();
+    hs_lap(a->dev, HS_LAP_NONE);
     const int seeding = hs_attn_is_seeding(a, call, layer);
     m->attended = hs_attn_is_sparse(a, call, layer);
-    if (m->attended || seeding) {
-        hs_attn_thresholds(a, call->top_p);
-        hs_op_reuse(a->dev, &(hs_reuse){.policy = a->p.reuse,
-                                        .heads = a->heads,
-                                        .dim = a->head_dim,
-                                        .mean_q = a->mean[HS_Q],
-                                        .mean_k = a->mean[HS_K],
-                                        .anchor_q = m->anchor[HS_Q],
-                                        .anchor_k = m->anchor[HS_K],
-                                        .age = m->age,
-                                        .want = m->want,
-                                        .drift = m->drift});
-        predict(a, m, qkv, layer, seeding);
-    }
-    double predicted = hs_seconds();
+    m->alone = call->top_p != NULL;
+    if (m->attended && m->alone)
+        predict_alone(a, m, call, layer, qkv);
+    else if (m->attended || seeding)
+        predict(a, m, call, layer, qkv, seeding);
+    hs_lap(a->dev, HS_LAP_PREDICT);
     attend(a, qkv, m->attended ? &m->mask : NULL, out);
-    a->seconds_predict += predicted - start;
-    a->seconds_attend += hs_seconds() - predicted;
+    hs_lap(a->dev, HS_LAP_ATTEND);
 }

@@ -25,7 +25,9 @@ void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_b
  * decision (0 while dense), hs_head_call. Waits for the device: ask after a step, not inside it. */
 int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float *ret_drift, uint8_t *ret_call,
                    hs_err *err);
-/* Seconds spent in predicting and in attending since hs_attn_begin; of the host's clock, so true for devices that
- * finish an operation before they return. */
+/* The mask of the last call of this branch and layer on the host, until the next report or mask. HS_EINVAL if that
+ * call was dense. */
+int hs_attn_mask(hs_attn *a, int branch, int layer, hs_mask_view *ret, hs_err *err);
+/* Seconds that the device spent in predicting and in attending since hs_attn_begin. Waits for it. */
 void hs_attn_seconds(const hs_attn *a, double *ret_predict, double *ret_attend);
 #endif

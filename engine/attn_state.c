@@ -40,8 +40,9 @@ static int each(hs_attn *a, visitor see, void *user) {
     }
     for (int s = HS_Q; s <= HS_K; s++)
         if ((r = see(user, &a->mean[s], HS_F32, hd, "token means"))) return r;
-    if ((r = see(user, &a->scores, HS_F32, h * a->rows * a->score_cols, "block scores")) ||
-        (r = see(user, &a->top_p, HS_F32, h * a->layers, "thresholds")) ||
+    for (int b = 0; b < HS_BRANCH_COUNT; b++)
+        if ((r = see(user, &a->scores[b], HS_F32, h * a->rows * a->score_cols, "block scores"))) return r;
+    if ((r = see(user, &a->top_p, HS_F32, h * a->layers, "thresholds")) ||
         (r = see(user, &a->every, HS_U8, h, "thresholds")) ||
         (svg2 && (r = see(user, &a->label, HS_I32, h * a->n, "token orders"))))
         return r;
@@ -184,11 +185,28 @@ void hs_attn_begin(hs_attn *a) {
     for (int h = 0; h < HS_MAX_HEADS; h++) never[h] = -1;
     for (int i = 0; i < HS_BRANCH_COUNT * a->layers && a->p.method != HS_DENSE; i++)
         hs_upload(a->dev, a->mem[i].age, never);
-    a->seconds_predict = a->seconds_attend = 0;
+    for (int b = 0; b < HS_BRANCH_COUNT; b++) a->scored[b].layer = -1;
+    hs_laps(a->dev, a->laps);
 }
 
 hs_buf hs_attn_mean(const hs_attn *a, const hs_policy *call, int layer, int which) {
+    if (call->top_p) return HS_NOBUF; /* decides nothing by drift */
     return hs_attn_is_sparse(a, call, layer) || hs_attn_is_seeding(a, call, layer) ? a->mean[which] : HS_NOBUF;
+}
+
+int hs_attn_want_alone(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int layer) {
+    uint8_t want[HS_MAX_HEADS], dense[HS_MAX_HEADS];
+    for (int h = 0; h < a->heads; h++) {
+        dense[h] = call->top_p[layer * a->heads + h] >= 1;
+        want[h] = dense[h] ? 0 : 2; /* as if for the first time: clusters start from tokens */
+    }
+    hs_upload(a->dev, m->want, want);
+    hs_upload(a->dev, m->mask.dense, dense);
+    hs_attn_scored *s = &a->scored[call->branch];
+    const int kept = call->keep_scores && s->layer == layer && !memcmp(s->want, want, (size_t)a->heads);
+    s->layer = layer;
+    memcpy(s->want, want, (size_t)a->heads);
+    return kept;
 }
 
 /* The mask in host memory: all its arrays in a->report, which is made for one mask. */
@@ -217,15 +235,33 @@ int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float 
     const hs_mask host = mask_on_host(a, &m->mask);
     uint8_t want[HS_MAX_HEADS];
     hs_download(a->dev, want, m->want);
-    hs_download(a->dev, ret_drift, m->drift);
+    if (!m->alone) hs_download(a->dev, ret_drift, m->drift);
     for (int h = 0; h < a->heads; h++) {
         ret_density[h] = (float)hs_mask_density(&host, h);
-        ret_call[h] = want[h] ? HS_HEAD_PREDICTED : HS_HEAD_REUSED;
+        ret_call[h] = want[h] ? HS_HEAD_PREDICTED : m->alone ? HS_HEAD_DENSE : HS_HEAD_REUSED;
     }
     return hs_device_check(a->dev, err);
 }
 
+int hs_attn_mask(hs_attn *a, int branch, int layer, hs_mask_view *ret, hs_err *err) {
+    const hs_attn_memory *m = hs_attn_memory_of(a, branch, layer);
+    if (!m->attended) return hs_fail(err, HS_EINVAL, "layer %d attended densely: there is no mask", layer);
+    const hs_mask host = mask_on_host(a, &m->mask);
+    int e = hs_device_check(a->dev, err);
+    if (!e)
+        *ret = (hs_mask_view){.heads = host.heads,
+                              .rows = host.rows,
+                              .cols = host.cols,
+                              .words = host.words,
+                              .block = host.block,
+                              .bits = host.bits.p,
+                              .dense = host.dense.p};
+    return e;
+}
+
 void hs_attn_seconds(const hs_attn *a, double *ret_predict, double *ret_attend) {
-    *ret_predict = a->seconds_predict;
-    *ret_attend = a->seconds_attend;
+    double now[HS_LAP_COUNT];
+    hs_laps(a->dev, now);
+    *ret_predict = now[HS_LAP_PREDICT] - a->laps[HS_LAP_PREDICT];
+    *ret_attend = now[HS_LAP_ATTEND] - a->laps[HS_LAP_ATTEND];
 }

@@ -49,8 +49,9 @@ int hs_device_open(const hs_device_params *p, hs_device **ret, hs_err *err) {
     hs_device_params q = *p;
     if (!q.name) q.name = "auto";
     if (!q.precision) q.precision = "auto";
-    if (strcmp(q.precision, "auto") && strcmp(q.precision, "fp32") && strcmp(q.precision, "bf16"))
-        return hs_fail(err, HS_EINVAL, "unknown precision '%s', expected auto, fp32 or bf16", q.precision);
+    if (strcmp(q.precision, "auto") && strcmp(q.precision, "fp32") && strcmp(q.precision, "bf16") &&
+        strcmp(q.precision, "fp16"))
+        return hs_fail(err, HS_EINVAL, "unknown precision '%s', expected auto, fp32, bf16 or fp16", q.precision);
     if (q.threads < 0 || q.max_bytes < 0)
         return hs_fail(err, HS_EINVAL, "device: threads %d and memory limit %lld must not be negative", q.threads,
                        (long long)q.max_bytes);
@@ -69,8 +70,8 @@ int hs_device_open(const hs_device_params *p, hs_device **ret, hs_err *err) {
 void hs_device_close(hs_device *dev) {
     if (!dev) return;
     while (dev->weights) hs_weight_free(dev, dev->weights);
+    dev->ops->close(dev); /* frees what the backend counted for itself */
     if (dev->bytes) hs_log(HS_LOG_WARN, "device closed with %lld bytes not freed", (long long)dev->bytes);
-    dev->ops->close(dev);
     hs_free(dev);
 }
 
@@ -96,6 +97,21 @@ int hs_device_check(hs_device *dev, hs_err *err) {
     rc = hs_fail(err, dev->sticky, "%s", dev->sticky_msg);
     dev->sticky = 0;
     return rc;
+}
+
+void hs_lap(hs_device *dev, int slot) {
+    if (dev->ops->lap) {
+        dev->ops->lap(dev, slot);
+        return;
+    }
+    const double now = hs_seconds();
+    dev->laps[slot] += now - dev->lap_at;
+    dev->lap_at = now;
+}
+
+void hs_laps(hs_device *dev, double ret[HS_LAP_COUNT]) {
+    dev->ops->sync(dev, NULL); /* a failure stays for hs_device_check to report */
+    memcpy(ret, dev->laps, sizeof dev->laps);
 }
 
 /* ---- device memory ----------------------------------------------------------------------------------------------- */

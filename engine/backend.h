@@ -5,8 +5,8 @@
  * within a device; they do not return results to the host and report no errors themselves: a failure is sticky and
  * asked for with hs_device_check (once per step), so that model code stays a page of mathematics.
  *
- * Types: activations are F32 or the device's act type (dev->act: F32, or BF16 where the device computes in bf16). The
- *        residual stream, statistics, modulation, latents and solver state are always F32.
+ * Types: activations are F32 or the device's act type (dev->act: F32, or BF16 or F16 where the device computes in
+ *        them). The residual stream, statistics, modulation, latents and solver state are always F32.
  * Layout: row major; shapes in brackets, outermost first. Letters: N tokens, d model width, H heads, D head size,
  *        n text rows, C channels, T frames, Y rows, X columns.
  * Threads: one device is used by one thread at a time.
@@ -41,14 +41,14 @@ static const hs_buf HS_NOBUF = {0, HS_F32, 0}; /* "none" for optional operands: 
 typedef struct hs_device_params {
     const char *name;      /* "auto", "cpu", "ref", "cuda", "cuda:N" */
     int threads;           /* cpu: 0 = all */
-    const char *precision; /* "auto", "fp32", "bf16": the act type; auto = what the device does fastest */
+    const char *precision; /* "auto", "fp32", "bf16", "fp16" (GPUs): the act type; auto = what the device does fast */
     int64_t max_bytes;     /* refuse to allocate more than this on the device; 0 = no limit */
 } hs_device_params;
 
 int hs_device_open(const hs_device_params *p, hs_device **ret, hs_err *err);
 void hs_device_close(hs_device *dev);
 const char *hs_device_name(const hs_device *dev); /* "cpu: oneDNN 2.6.3, bf16 (AVX512-BF16), 2 threads" */
-hs_dtype hs_device_act(const hs_device *dev);     /* F32 or BF16 */
+hs_dtype hs_device_act(const hs_device *dev);     /* F32, BF16 or F16 */
 int hs_device_check(hs_device *dev, hs_err *err); /* sticky error of any operation since the last check */
 int64_t hs_device_bytes(const hs_device *dev, int64_t *ret_peak); /* allocated now */
 int64_t hs_device_free_bytes(const hs_device *dev); /* what could still be allocated: limit or physical memory */
@@ -60,6 +60,13 @@ void hs_upload(hs_device *dev, hs_buf dst, const void *host); /* dst.n elements 
 void hs_download(hs_device *dev, void *host, hs_buf src);     /* waits */
 void hs_copy(hs_device *dev, hs_buf dst, hs_buf src);         /* same n; converts between F32 and act type */
 void hs_zero(hs_device *dev, hs_buf dst);
+
+/* A stopwatch over what the device does, without waiting for it: hs_lap charges the time since the lap before to
+ * `slot`; HS_LAP_NONE charges nobody and so begins a span. hs_laps: seconds per slot since the device was opened;
+ * waits. */
+enum { HS_LAP_NONE, HS_LAP_PREDICT, HS_LAP_ATTEND, HS_LAP_COUNT };
+void hs_lap(hs_device *dev, int slot);
+void hs_laps(hs_device *dev, double ret[HS_LAP_COUNT]);
 
 /* ---- prepared weights ------------------------------------------------------------------------------------------
  * Whatever form the device computes with (packed, converted to act type); made once when the model is loaded from host
@@ -285,6 +292,9 @@ typedef struct hs_ops {
     void (*zero)(hs_device *dev, hs_buf dst);
     int64_t (*free_bytes)(const hs_device *dev);
     int (*sync)(hs_device *dev, hs_err *err); /* waits; reports a device failure */
+    /* hs_lap; adds to dev->laps not later than the next sync. NULL: operations have finished when they return, so the
+     * host's clock is right. */
+    void (*lap)(hs_device *dev, int slot);
 
     int (*weight_linear)(hs_device *dev, const hs_linear_src *src, hs_weight *w,
                          hs_err *err); /* fills w->impl, w->bytes */
@@ -327,7 +337,8 @@ struct hs_device {
     int sticky; /* first HS_E* code since the last check */
     char sticky_msg[256];
     int64_t bytes, peak, max_bytes;
-    struct hs_weight *weights; /* list head; backend.c's */
+    double laps[HS_LAP_COUNT], lap_at; /* seconds per slot; host clock at the last lap */
+    struct hs_weight *weights;         /* list head; backend.c's */
 };
 struct hs_weight {
     void *impl; /* the backend's own form */

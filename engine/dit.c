@@ -41,6 +41,9 @@ struct hs_dit_run {
     hs_buf ctx_in, ctx_hid, ctx; /* text rows [512, text_dim] F32, MLP hidden and result [512, d] act */
     hs_buf kv[HS_BRANCH_COUNT];  /* cross-attention keys and values per branch [layers, 512, 2d] act */
     int n_ctx[HS_BRANCH_COUNT], n_pad[HS_BRANCH_COUNT]; /* keys held; padded rows that the last of them stands for */
+    hs_buf kept[HS_BRANCH_COUNT]; /* the residual stream that enters layer kept_layer; HS_NOBUF until asked for */
+    int kept_layer[HS_BRANCH_COUNT];
+    hs_buf copy, mean; /* for token_means: [n, 3d] act, [d] F32; HS_NOBUF until asked for */
     float *sinus_host;
 };
 
@@ -247,6 +250,9 @@ void hs_dit_run_free(hs_dit_run *r) {
     plan_row rows[PLAN_ROWS];
     for (int i = 0, k = plan(r->dit->c, HS_F32, r->f, r->h, r->w, rows); i < k; i++)
         hs_device_free(r->dit->dev, *(hs_buf *)(void *)((char *)r + rows[i].member));
+    for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_device_free(r->dit->dev, r->kept[b]);
+    hs_device_free(r->dit->dev, r->copy);
+    hs_device_free(r->dit->dev, r->mean);
     hs_free(r->sinus_host);
     hs_free(r);
 }
@@ -312,6 +318,25 @@ static void time_embedding(hs_dit_run *r, float t) {
     hs_op_linear(m->dev, &(hs_linear){.x = r->es, .y = r->e0, .w = m->time_proj, .rows = 1});
 }
 
+/* Token means of q and k before and after the rotation, on copies: ret [2, 2, d]. */
+static void token_means(hs_dit_run *r, int i, float *ret) {
+    const hs_dit *m = r->dit;
+    for (int k = 0; k < 4; k++, ret += m->c->dim) {
+        hs_copy(m->dev, r->copy, r->qkv);
+        hs_op_qk_norm(m->dev, &(hs_qk_norm){.x = r->copy,
+                                            .gamma = k % 2 ? m->blocks[i].gk : m->blocks[i].gq,
+                                            .mean = r->mean,
+                                            .rope = k / 2 ? r->rope : HS_NOBUF,
+                                            .rows = r->n,
+                                            .ld = 3 * m->c->dim,
+                                            .col = k % 2 * m->c->dim,
+                                            .d = m->c->dim,
+                                            .head_dim = m->c->head_dim,
+                                            .eps = m->c->eps});
+        hs_download(m->dev, ret, r->mean);
+    }
+}
+
 static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     const hs_dit *m = r->dit;
     const block *b = &m->blocks[i];
@@ -325,6 +350,7 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     /* self-attention: x += gate1 * Wo attn(rope(norm(q)), rope(norm(k)), v) */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE1), MOD(SHIFT1), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->qkv, .w = b->qkv, .rows = n});
+    if (policy->ret_means) token_means(r, i, policy->ret_means + 4 * i * d);
     hs_qk_norm qk = {.x = r->qkv,
                      .gamma = b->gq,
                      .mean = hs_attn_mean(r->attn, policy, i, 0),
@@ -371,23 +397,50 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
 #undef MOD
 }
 
+int hs_dit_run_range(hs_dit_run *r, const hs_policy *policy, hs_err *err) {
+    int layers = r->dit->c->layers, b = policy->branch, end = policy->end ? policy->end : layers;
+    if (policy->first < 0 || policy->first >= end || end > layers)
+        return hs_fail(err, HS_EINVAL, "layers %d to %d of a transformer with %d", policy->first, end - 1, layers);
+    if (policy->first > 0 && r->kept_layer[b] != policy->first)
+        return hs_fail(err, HS_EINVAL, "branch %d cannot start at layer %d: no call has kept what enters it", b,
+                       policy->first);
+    hs_device *dev = r->dit->dev;
+    int e = 0;
+    if (policy->end && !r->kept[b].p)
+        e = hs_device_alloc(dev, HS_F32, r->x.n, "kept residual streams", &r->kept[b], err);
+    if (!e && policy->ret_means && !r->copy.p)
+        e = hs_device_alloc(dev, r->qkv.type, r->qkv.n, "a copy of q and k", &r->copy, err);
+    if (!e && policy->ret_means && !r->mean.p)
+        e = hs_device_alloc(dev, HS_F32, r->dit->c->dim, "token means", &r->mean, err);
+    return e;
+}
+
+/* latents -> the residual stream that enters layer 0 */
+static void embed_patches(hs_dit_run *r, hs_buf latents, const hs_tap *tap) {
+    const hs_dit *m = r->dit;
+    const hs_config *c = m->c;
+    hs_buf in = hs_buf_at(r->patches, 0, r->n * 4 * c->in_channels);
+    hs_op_patchify(m->dev, latents, c->in_channels, r->f, r->h, r->w, in);
+    hs_op_linear(m->dev, &(hs_linear){.x = in, .y = r->x, .w = m->patch, .rows = r->n});
+    HS_TAP(tap, m->dev, "dit.patch", r->x, r->n, c->dim);
+}
+
 void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *policy, hs_buf velocity,
                     const hs_tap *tap) {
     const hs_dit *m = r->dit;
     const hs_config *c = m->c;
     hs_device *dev = m->dev;
     int64_t n = r->n, d = c->dim;
+    int br = policy->branch, end = policy->end ? policy->end : c->layers;
     time_embedding(r, t);
     HS_TAP(tap, dev, "dit.temb", r->e, d);
     HS_TAP(tap, dev, "dit.temb6", r->e0, MOD_ROWS * d);
 
-    hs_buf in = hs_buf_at(r->patches, 0, n * 4 * c->in_channels),
-           out = hs_buf_at(r->patches, 0, n * 4 * c->out_channels);
-    hs_op_patchify(dev, latents, c->in_channels, r->f, r->h, r->w, in);
-    hs_op_linear(dev, &(hs_linear){.x = in, .y = r->x, .w = m->patch, .rows = n});
-    HS_TAP(tap, dev, "dit.patch", r->x, n, d);
-
-    for (int i = 0; i < c->layers; i++) {
+    if (policy->first)
+        hs_copy(dev, r->x, r->kept[br]);
+    else
+        embed_patches(r, latents, tap);
+    for (int i = policy->first; i < end; i++) {
         block_forward(r, i, policy);
         if (tap->fn) {
             char name[32];
@@ -395,10 +448,16 @@ void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *pol
             HS_TAP(tap, dev, name, r->x, n, d);
         }
     }
+    if (policy->end) {
+        hs_copy(dev, r->kept[br], r->x);
+        r->kept_layer[br] = end;
+        return;
+    }
     /* head: LN(x) (1 + scale) + shift, the same e for both rows; F32 */
     hs_buf hm = hs_buf_at(r->m, 0, 2 * d), y = {r->qkv.p, HS_F32, n * d};
     hs_op_modulation(dev, m->head_table, r->e, 2, 1, d, 1u << 1, hm);
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, hs_buf_at(hm, d, d), hs_buf_at(hm, 0, d), c->eps, y);
+    hs_buf out = hs_buf_at(r->patches, 0, n * 4 * c->out_channels);
     hs_op_linear(dev, &(hs_linear){.x = y, .y = out, .w = m->head, .rows = n});
     hs_op_unpatchify(dev, out, c->out_channels, r->f, r->h, r->w, velocity);
     HS_TAP(tap, dev, "dit.velocity", velocity, c->out_channels, r->f, 2 * r->h, 2 * r->w);

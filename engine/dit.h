@@ -24,7 +24,9 @@ int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w);
  * 512 - n padded rows are one key with a logit bonus, exactly. */
 int hs_dit_set_text(hs_dit_run *r, int branch, hs_buf rows, int n, const hs_tap *tap, hs_err *err);
 
-/* latents, velocity: F32 [C, f, 2h, 2w]. Errors are sticky on the device. */
+/* Can a call run layers [first, end) of *policy? Makes the memory to keep a stream in; before hs_dit_forward. */
+int hs_dit_run_range(hs_dit_run *r, const hs_policy *policy, hs_err *err);
+/* latents, velocity: F32 [C, f, 2h, 2w]; not looked at when first > 0, end > 0. Errors are sticky on the device. */
 void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *policy, hs_buf velocity,
                     const hs_tap *tap);
 

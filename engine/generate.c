@@ -82,6 +82,23 @@ static int fail_nonfinite(hs_session *s, int step, const hs_policy *p, int64_t c
         step, branch[p->branch], (long long)count, (long long)s->n, c.name[0] ? c.name : "dit.velocity");
 }
 
+/* Shows the latents and velocities of a step to the hook. The device has nothing left to do (the velocities were
+ * counted): the time this takes is not part of the stage. */
+static void record_step(run *g, int step) {
+    hs_session *s = g->s;
+    const double start = hs_seconds();
+    int branches = g->req->guidance > 1 ? 2 : 1;
+    const float *velocity[HS_BRANCH_COUNT] = {NULL};
+    hs_download(s->m->dev, s->recorded, s->x);
+    for (int b = 0; b < branches; b++) {
+        float *v = s->recorded + (1 + b) * s->n;
+        hs_download(s->m->dev, v, s->v[b]);
+        velocity[b] = v;
+    }
+    g->hooks->step(g->hooks->user, step, s->sched.t[step], s->recorded, velocity);
+    g->stage_start += hs_seconds() - start;
+}
+
 /* v[COND] = guided velocity at x, t: v_u + g (v_c - v_u). */
 static int guided_velocity(run *g, int step, hs_err *err) {
     hs_session *s = g->s;
@@ -94,6 +111,7 @@ static int guided_velocity(run *g, int step, hs_err *err) {
         int64_t bad = hs_count_nonfinite(s->m->dev, s->v[b]);
         if (bad) return fail_nonfinite(s, step, &policy, bad, err);
     }
+    if (g->hooks && g->hooks->step) record_step(g, step);
     if (branches == 2)
         hs_op_combine(s->m->dev, 2, (double[]){g->req->guidance, 1 - g->req->guidance}, s->v, s->v[HS_BRANCH_COND]);
     return 0;
@@ -152,6 +170,9 @@ static int report_step(run *g, int step, hs_err *err) {
 static int denoise(run *g, hs_err *err) {
     hs_session *s = g->s;
     int n = s->sched.steps, r = 0;
+    if (g->hooks && g->hooks->step && !s->recorded &&
+        !(s->recorded = hs_alloc((size_t)s->n * (1 + HS_BRANCH_COUNT) * sizeof *s->recorded)))
+        return hs_fail(err, HS_ENOMEM, "no memory to record the steps");
     hs_attn_begin(hs_dit_run_attn(s->dit));
 #ifndef NDEBUG
     int guarded = 0;

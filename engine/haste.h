@@ -46,7 +46,9 @@ typedef struct hs_model_info {
     hs_solver_kind solver;
     const char *negative_prompt;              /* default; owned by the model */
     int64_t bytes_text, bytes_dit, bytes_vae; /* tensor bytes on disk */
+    char name[128];                           /* of the folder; for people */
     char device[160];                         /* what computes */
+    char precision[8];                        /* "fp32", "bf16", "fp16": of activations */
     char sha256[65]; /* of the transformer's config and weights index/header: profile identity */
 } hs_model_info;
 
@@ -90,8 +92,22 @@ void hs_session_free(hs_session *s);
 /* Where a call stands in a trajectory, and what attention does there. */
 typedef struct hs_policy {
     int step, steps;
-    int branch;         /* 0 = cond, 1 = uncond: caches are kept per branch */
-    const float *top_p; /* [layers, heads] instead of the session's thresholds (calibration), or NULL */
+    int branch; /* 0 = cond, 1 = uncond: caches are kept per branch */
+    /* The rest is for calibration; zero while generating.
+     * top_p: [layers, heads] instead of the session's thresholds. Such a call reuses no mask of an earlier step and
+     * starts its clusters anew, so nothing before it has an influence; heads of threshold 1 are dense and cost no
+     * prediction. It overwrites masks: hs_session_begin before generating with the session's thresholds again. */
+    const float *top_p;
+    int full_masks;  /* with top_p: masks of the heads below 1 keep everything (what the masked kernel itself costs) */
+    int keep_scores; /* with top_p: one layer is sparse and its input is that of this branch's last call: only the
+                      * selection is done again */
+    /* Only layers [first, end); end 0 = all of them. A call that ends early keeps the residual stream that would enter
+     * layer `end` and has no velocity; a call with first > 0 starts from the stream kept for that layer, as often as
+     * wanted. */
+    int first, end;
+    /* Analysis: token means of q and k of every layer that runs, host memory [layers, 2, 2, dim]: before and after the
+     * rotation, q and k. Slow. */
+    float *ret_means;
 } hs_policy;
 
 enum { HS_BRANCH_COND, HS_BRANCH_UNCOND, HS_BRANCH_COUNT };
@@ -99,6 +115,14 @@ enum { HS_BRANCH_COND, HS_BRANCH_UNCOND, HS_BRANCH_COUNT };
 /* Encodes a prompt into the session's text slot of that branch; released text encoders are loaded again.
  * ret_tokens / ret_total (may be NULL): ids used, ids the whole prompt would need. */
 int hs_session_set_text(hs_session *s, int branch, const char *prompt, int *ret_tokens, int *ret_total, hs_err *err);
+
+/* Forgets masks and anchors as at the start of a video; text and transformer are loaded and handed over, so that a
+ * caller can go through steps by hs_denoise with latents of its own. */
+int hs_session_begin(hs_session *s, hs_err *err);
+/* Another variant of attention for the same sizes, without loading the model again. On failure the old one stays. */
+int hs_session_attention(hs_session *s, const hs_attn_policy *p, hs_err *err);
+/* The timestep of a step of the session's schedule. */
+float hs_session_timestep(const hs_session *s, int step);
 
 /* The one model call: velocity of `branch` for latents [C, f, h, w] at timestep t. latents and ret_velocity are host
  * memory, or NULL = the session's own device latents / velocity slot of that branch (no copies; the step loop's way).
@@ -128,7 +152,24 @@ typedef struct hs_run_hooks {
      * not allocate. */
     void (*layer)(void *user, int step, int branch, int layer, int heads, const float *density, const float *drift,
                   const uint8_t *reused);
+    /* Once the velocities of a step are known: the latents [C, f, h, w] that entered it and the velocity of each
+     * branch, uncond NULL without guidance; host memory, valid during the call. Must not allocate by hs_alloc. */
+    void (*step)(void *user, int step, float t, const float *latents, const float *const velocity[HS_BRANCH_COUNT]);
 } hs_run_hooks;
+
+/* What attention did in the last hs_denoise of this branch: as the layer hook, [heads] each. */
+int hs_session_layer_stats(hs_session *s, int branch, int layer, float *ret_density, float *ret_drift,
+                           uint8_t *ret_call, hs_err *err);
+
+/* Analysis: the mask that the last hs_denoise of this branch used in this layer, until the next call. */
+typedef struct hs_mask_view {
+    int heads, rows, cols, words;
+    int block;           /* tokens per row and column; 0 = clusters: masks of different steps cannot be compared */
+    const int32_t *bits; /* [heads, rows, words], bit c % 32 of word c / 32 = column c is kept */
+    const uint8_t *dense; /* [heads]: attends to everything, bits mean nothing */
+} hs_mask_view;
+/* HS_EINVAL if that call was dense there. */
+int hs_session_mask(hs_session *s, int branch, int layer, hs_mask_view *ret, hs_err *err);
 
 /* What one head did in one call: its mask was predicted, or reused, or it needed none (dense step or layer). */
 enum hs_head_call { HS_HEAD_PREDICTED, HS_HEAD_REUSED, HS_HEAD_DENSE };

@@ -64,6 +64,7 @@ static int kept(const hs_mask *m, int h, int r, int c) {
 }
 
 double hs_mask_density(const hs_mask *m, int h) {
+    if (((const uint8_t *)m->dense.p)[h]) return 1; /* it may never have had clusters */
     int64_t pairs = 0;
     for (int r = 0; r < m->rows; r++) {
         int64_t keys = 0;

@@ -20,15 +20,7 @@ enum id {
 };
 /* clang-format on */
 
-/* help NULL: a name of its own that is not listed (aliases follow the option they stand for).
- * A row with name NULL starts a group. */
-typedef struct option_row {
-    int id;
-    char letter;
-    const char *name, *arg, *help;
-} option_row;
-
-static const option_row rows[] = {
+static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "What to make"},
     {ID_MODEL, 'm', "model", "DIR", "model folder in the Diffusers layout (needed)"},
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
@@ -82,7 +74,9 @@ static const option_row rows[] = {
     {ID_SEED_EXACT, 0, "seed-exact", NULL, "xattention, pooled: first masks from exact mass at the last dense step"},
     {ID_COMPAT, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them, for comparison"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
-    {ID_OUTPUT, 'o', "output", "PATH", "out.mp4, .webm, .mkv (exact), .y4m, .md5, out_%04d.png or folder/ (exact),"},
+    {ID_OUTPUT, 'o', "output", "PATH",
+     "out.mp4, .webm, .mkv (exact), .y4m, .md5, out_%04d.png or folder/ (exact),\n"
+     "- for y4m on stdout, null: for nothing [haste-SEED.mp4]"},
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
@@ -91,7 +85,7 @@ static const option_row rows[] = {
     {ID_STATS, 0, "stats", "FILE", "seconds, memory and settings as JSON"},
     {ID_GROUP, 0, NULL, NULL, "Machine"},
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
-    {ID_PRECISION, 0, "precision", "NAME", "auto, fp32 or bf16 [auto: what the device does fast]"},
+    {ID_PRECISION, 0, "precision", "NAME", "auto, fp32, bf16 or fp16 (GPU) [auto: what the device does fast]"},
     {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
     {ID_FALLBACK, 0, "error-on-fallback", NULL, "fail where something slower or other than asked for would be used"},
     {ID_GROUP, 0, NULL, NULL, "Other"},
@@ -104,17 +98,13 @@ static const option_row rows[] = {
 
 /* getopt's value of a long option is FIRST_LONG + its row, which no letter can be */
 enum { ROWS = sizeof rows / sizeof rows[0], FIRST_LONG = 256 };
+_Static_assert((int)ROWS <= (int)HS_OPTIONS_MAX_ROWS, "HS_OPTIONS_MAX_ROWS");
 
 /* ---- help ------------------------------------------------------------------------------------------------------- */
-void hs_options_help(void (*line)(void *user, const char *text), void *user) {
+void hs_options_list(const hs_option_row *table, int n, void (*line)(void *user, const char *text), void *user) {
     char text[256], left[64];
-    line(user, "haste-run makes a video from a prompt with a Wan2.1-class model.");
-    line(user, "");
-    line(user, "  haste-run -m DIR -p TEXT [-o out.mp4] [options]");
-    line(user, "");
-    line(user, "Defaults are in brackets; --dry-run shows the model's own.");
-    for (int i = 0; i < ROWS; i++) {
-        const option_row *r = &rows[i];
+    for (int i = 0; i < n; i++) {
+        const hs_option_row *r = &table[i];
         if (!r->help) continue;
         if (!r->name) {
             line(user, "");
@@ -124,11 +114,23 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
         char letter[5] = "    ";
         if (r->letter) snprintf(letter, sizeof letter, "-%c, ", r->letter);
         snprintf(left, sizeof left, "%s--%s%s%s", letter, r->name, r->arg ? " " : "", r->arg ? r->arg : "");
-        snprintf(text, sizeof text, "  %-27s %s", left, r->help);
-        line(user, text);
-        if (r->id == ID_OUTPUT)
-            line(user, "                              - for y4m on stdout, null: for nothing [haste-SEED.mp4]");
+        for (const char *help = r->help; help;) { /* a line break in the help continues in its column */
+            snprintf(text, sizeof text, "  %-27s %.*s", left, (int)strcspn(help, "\n"), help);
+            line(user, text);
+            left[0] = 0;
+            help = strchr(help, '\n');
+            if (help) help++;
+        }
     }
+}
+
+void hs_options_help(void (*line)(void *user, const char *text), void *user) {
+    line(user, "haste-run makes a video from a prompt with a Wan2.1-class model.");
+    line(user, "");
+    line(user, "  haste-run -m DIR -p TEXT [-o out.mp4] [options]");
+    line(user, "");
+    line(user, "Defaults are in brackets; --dry-run shows the model's own.");
+    hs_options_list(rows, ROWS, line, user);
     static const char *const tail[] = {
         "",
         "The names of other Wan programs work too: --frame_num --sample_steps --sample_guide_scale --sample_shift",
@@ -224,7 +226,8 @@ static int parse_either(const char *name, const char *text, int a, int b, int *r
     return 0;
 }
 
-static int apply(const option_row *r, const char *arg, hs_options *o, hs_err *err) {
+static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *err) {
+    hs_options *o = user;
     hs_solver_kind solver;
     hs_method method;
     hs_reuse_kind reuse;
@@ -411,18 +414,32 @@ static int distance(const char *a, const char *b) {
     return row[nb];
 }
 
-static int unknown(const char *text, hs_err *err) {
+static int unknown(const hs_option_row *table, int n, const char *text, hs_err *err) {
     const char *best = NULL;
     char name[64];
     int least = 3; /* at most two letters off */
     if (strncmp(text, "--", 2)) return hs_fail(err, HS_EINVAL, "unknown option %s; --help lists the options", text);
     snprintf(name, sizeof name, "%.*s", (int)strcspn(text + 2, "="), text + 2);
-    for (int i = 0; i < ROWS; i++) {
-        int d = rows[i].name ? distance(name, rows[i].name) : INT_MAX;
-        if (d < least) least = d, best = rows[i].name;
+    for (int i = 0; i < n; i++) {
+        int d = table[i].name ? distance(name, table[i].name) : INT_MAX;
+        if (d < least) least = d, best = table[i].name;
     }
     if (best) return hs_fail(err, HS_EINVAL, "unknown option --%s; did you mean --%s?", name, best);
     return hs_fail(err, HS_EINVAL, "unknown option --%s; --help lists the options", name);
+}
+
+static int check_attention(const hs_options *o, hs_err *err) {
+    if (!isnan(o->budget) && !o->profile)
+        return hs_fail(err, HS_EINVAL, "--budget chooses in a profile: add --profile FILE, or say --top-p P instead");
+    if (!isnan(o->budget) && !isnan(o->top_p))
+        return hs_fail(err, HS_EINVAL, "--budget and --top-p both set the heads' thresholds: give one of the two");
+    if (o->profile && o->attention == HS_DENSE)
+        return hs_fail(err, HS_EINVAL,
+                       "--profile is for sparse attention, --attention dense is not: give one of the two");
+    /* with a profile the method is not known yet */
+    hs_attn_policy policy = hs_attn_policy_default(HS_DENSE);
+    int flags;
+    return o->profile ? 0 : hs_options_attention(o, &policy, &flags, err);
 }
 
 static int check_together(const hs_options *o, hs_err *err) {
@@ -435,46 +452,23 @@ static int check_together(const hs_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
     if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
         return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
-    if (!isnan(o->budget) && !o->profile)
-        return hs_fail(err, HS_EINVAL, "--budget chooses in a profile: add --profile FILE, or say --top-p P instead");
-    if (!isnan(o->budget) && !isnan(o->top_p))
-        return hs_fail(err, HS_EINVAL, "--budget and --top-p both set the heads' thresholds: give one of the two");
-    if (o->profile && o->attention == HS_DENSE)
-        return hs_fail(err, HS_EINVAL,
-                       "--profile is for sparse attention, --attention dense is not: give one of the two");
-    /* with a profile the method is not known yet */
-    hs_attn_policy policy = hs_attn_policy_default(HS_DENSE);
-    int flags, rc = o->profile ? 0 : hs_options_attention(o, &policy, &flags, err);
+    int rc = check_attention(o, err);
     if (rc) return rc;
     if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
     return 0;
 }
 
-int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
-    hs_options o = {.guidance = NAN,
-                    .shift = NAN,
-                    .solver = -1,
-                    .sigmas = -1,
-                    .budget = NAN,
-                    .top_p = NAN,
-                    .reuse_delta = NAN,
-                    .attention = -1,
-                    .reuse = -1,
-                    .reuse_interval = -1,
-                    .dense_steps = -1,
-                    .dense_layers = -1,
-                    .block = -1,
-                    .stride = -1,
-                    .q_clusters = -1,
-                    .k_clusters = -1};
-    struct option longs[ROWS + 1];
-    char shorts[3 * 8 + 2] = ":";
-    int n = 0;
+int hs_options_read(const hs_option_row *table, int n, int argc, char **argv, hs_option_fn set, void *user,
+                    hs_err *err) {
+    struct option longs[HS_OPTIONS_MAX_ROWS + 1];
+    char shorts[3 * 26 + 2] = ":";
+    int names = 0, prompt = 0;
     memset(longs, 0, sizeof longs);
-    for (int i = 0; i < ROWS; i++) {
-        const option_row *r = &rows[i];
+    for (int i = 0; i < n; i++) {
+        const hs_option_row *r = &table[i];
         if (!r->name) continue;
-        longs[n++] = (struct option){r->name, r->arg ? required_argument : no_argument, NULL, FIRST_LONG + i};
+        prompt |= r->letter == 'p';
+        longs[names++] = (struct option){r->name, r->arg ? required_argument : no_argument, NULL, FIRST_LONG + i};
         if (r->letter) snprintf(shorts + strlen(shorts), 3, "%c%s", r->letter, r->arg ? ":" : "");
     }
     opterr = 0;
@@ -486,24 +480,75 @@ int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
         if (c == '?') {
             if (optopt >= FIRST_LONG) return hs_fail(err, HS_EINVAL, "%s: takes no value", argv[optind - 1]);
             char letter[3] = {'-', (char)optopt, 0};
-            return unknown(optopt ? letter : argv[optind - 1], err);
+            return unknown(table, n, optopt ? letter : argv[optind - 1], err);
         }
         int i = c - FIRST_LONG;
         if (c < FIRST_LONG)
-            for (i = 0; rows[i].letter != c; i++) {
+            for (i = 0; table[i].letter != c; i++) {
             }
-        int rc = apply(&rows[i], optarg, &o, err);
+        int rc = set(user, &table[i], optarg, err);
         if (rc) return rc;
-        if (o.help || o.version) {
-            *ret = o;
-            return 0;
-        }
     }
     if (optind < argc)
-        return hs_fail(err, HS_EINVAL, "unexpected \"%s\"; a prompt goes behind -p, in quotes", argv[optind]);
-    int rc = check_together(&o, err);
+        return hs_fail(err, HS_EINVAL, "unexpected \"%s\"%s", argv[optind],
+                       prompt ? "; a prompt goes behind -p, in quotes" : "");
+    return 0;
+}
+
+/* ---- haste-run -------------------------------------------------------------------------------------------------- */
+hs_options hs_options_none(void) {
+    return (hs_options){.guidance = NAN,
+                        .shift = NAN,
+                        .solver = -1,
+                        .sigmas = -1,
+                        .budget = NAN,
+                        .top_p = NAN,
+                        .reuse_delta = NAN,
+                        .attention = -1,
+                        .reuse = -1,
+                        .reuse_interval = -1,
+                        .dense_steps = -1,
+                        .dense_layers = -1,
+                        .block = -1,
+                        .stride = -1,
+                        .q_clusters = -1,
+                        .k_clusters = -1};
+}
+
+int hs_options_set(hs_options *o, const char *name, const char *arg, hs_err *err) {
+    for (int i = 0; i < ROWS; i++)
+        if (rows[i].name && !strcmp(rows[i].name, name)) return apply(o, &rows[i], arg, err);
+    return hs_fail(err, HS_EINVAL, "haste-run has no option --%s", name);
+}
+
+static int set_attention(void *user, const hs_option_row *row, const char *arg, hs_err *err) {
+    const hs_option_row *group = row;
+    while (group->name) group--;
+    if (row->id == ID_PRECISION || !strcmp(group->help, "Attention")) return apply(user, row, arg, err);
+    return hs_fail(err, HS_EINVAL, "--%s does not say how attention works", row->name);
+}
+
+int hs_options_parse_attention(int argc, char **argv, hs_options *ret, hs_err *err) {
+    hs_options o = hs_options_none();
+    int rc = hs_options_read(rows, ROWS, argc, argv, set_attention, &o, err);
+    if (!rc) rc = check_attention(&o, err);
     if (!rc) *ret = o;
     return rc;
+}
+
+/* --help and --version end the reading: nothing else need be right then. */
+static int set_run(void *user, const hs_option_row *row, const char *arg, hs_err *err) {
+    int rc = apply(user, row, arg, err);
+    return rc ? rc : row->id == ID_HELP || row->id == ID_VERSION;
+}
+
+int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
+    hs_options o = hs_options_none();
+    int rc = hs_options_read(rows, ROWS, argc, argv, set_run, &o, err);
+    if (!rc) rc = check_together(&o, err);
+    if (rc < 0) return rc;
+    *ret = o;
+    return 0;
 }
 
 int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err) {

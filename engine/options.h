@@ -23,6 +23,30 @@ typedef struct hs_options {
     int dry_run, error_on_fallback, quiet, verbose, help, version;
 } hs_options;
 
+/* ---- tables of options, for every program ------------------------------------------------------------------------
+ * help NULL: a name of its own that is not listed (aliases follow the option they stand for). name NULL: a group. */
+typedef struct hs_option_row {
+    int id;
+    char letter;
+    const char *name, *arg, *help;
+} hs_option_row;
+enum { HS_OPTIONS_MAX_ROWS = 96 };
+
+/* Hands every option of the line (argv[0] is the program) to `set`, in order; set returns 0, a negative HS_E* code, or
+ * a positive number to end the reading (--help), which is handed on. Unknown names are refused with the nearest one. */
+typedef int (*hs_option_fn)(void *user, const hs_option_row *row, const char *arg, hs_err *err);
+int hs_options_read(const hs_option_row *rows, int n, int argc, char **argv, hs_option_fn set, void *user, hs_err *err);
+/* The table as lines of help. */
+void hs_options_list(const hs_option_row *rows, int n, void (*line)(void *user, const char *text), void *user);
+
+/* ---- haste-run ---------------------------------------------------------------------------------------------------
+ */
+hs_options hs_options_none(void); /* nothing was said */
+/* One option of haste-run by its long name, for programs that share some of them. */
+int hs_options_set(hs_options *o, const char *name, const char *arg, hs_err *err);
+/* A line that may hold haste-run's options of the group Attention and --precision, and nothing else. */
+int hs_options_parse_attention(int argc, char **argv, hs_options *ret, hs_err *err);
+
 /* Fills *ret from the arguments (argv[0] is the program). HS_EINVAL with a message that names the option, the text and
  * what it should be. --help and --version end the parsing. */
 int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);

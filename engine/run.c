@@ -6,6 +6,7 @@
 #include "haste.h"
 #include "options.h"
 #include "profile.h"
+#include "prompts.h"
 #include "run_attn.h"
 #include "run_print.h"
 
@@ -21,7 +22,6 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <utf8proc.h>
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096 };
 
@@ -36,8 +36,7 @@ typedef struct app {
     int64_t shape[4];         /* of the latents */
     int64_t numel;
     float *latents; /* --noise or --decode-latents, else NULL; later the ones to be rescued */
-    char **prompts;
-    int n_prompts;
+    hs_prompts prompts;
     int numbered; /* --prompts: every file name gets a number */
     const char *output;
     char default_output[64];
@@ -139,68 +138,14 @@ static void catch_signals(void) {
 }
 
 /* ---- prompts ---------------------------------------------------------------------------------------------------- */
-static int check_utf8(const char *text, const char *what, hs_err *err) {
-    utf8proc_ssize_t n = (utf8proc_ssize_t)strlen(text), at = 0;
-    utf8proc_int32_t c;
-    while (at < n) {
-        utf8proc_ssize_t len = utf8proc_iterate((const utf8proc_uint8_t *)text + at, n - at, &c);
-        if (len <= 0) return hs_fail(err, HS_EINVAL, "%s is not valid UTF-8 (byte %td)", what, (ptrdiff_t)at + 1);
-        at += len;
-    }
-    return 0;
-}
-
-static int add_prompt(app *a, const char *text, const char *what, hs_err *err) {
-    int rc = check_utf8(text, what, err);
-    if (rc) return rc;
-    char **grown = realloc(a->prompts, (size_t)(a->n_prompts + 1) * sizeof *grown);
-    if (grown) a->prompts = grown;
-    if (!grown || !(a->prompts[a->n_prompts] = strdup(text)))
-        return hs_fail(err, HS_ENOMEM, "no memory for the prompts");
-    a->n_prompts++;
-    return 0;
-}
-
-/* One prompt a line; white space around it, empty lines, lines that begin with '#' and a byte order mark do not count.
- */
-static int read_prompts(app *a, const char *path, hs_err *err) {
-    char *line = NULL, what[PATH_SIZE];
-    size_t size = 0;
-    ssize_t len;
-    int number = 0, rc = 0;
-    FILE *f = fopen(path, "r");
-    if (!f) return hs_fail(err, HS_EIO, "%s: cannot read the prompts: %s", path, strerror(errno));
-    while (!rc && (len = getline(&line, &size, f)) >= 0) {
-        char *s = line;
-        if (!number++ && !strncmp(s, "\xef\xbb\xbf", 3)) s += 3;
-        if (strlen(line) != (size_t)len) {
-            rc = hs_fail(err, HS_EINVAL, "%s line %d holds a NUL byte: not a text file?", path, number);
-            break;
-        }
-        s += strspn(s, " \t\r\n");
-        size_t end = strlen(s);
-        while (end && strchr(" \t\r\n", s[end - 1])) end--;
-        s[end] = 0;
-        if (!*s || *s == '#') continue;
-        snprintf(what, sizeof what, "%s line %d", path, number);
-        rc = add_prompt(a, s, what, err);
-    }
-    if (!rc && ferror(f)) rc = hs_fail(err, HS_EIO, "%s: cannot read the prompts: %s", path, strerror(errno));
-    if (!rc && !a->n_prompts)
-        rc = hs_fail(err, HS_EINVAL, "%s: no prompts in it (one a line; '#' starts a comment)", path);
-    free(line);
-    fclose(f);
-    return rc;
-}
-
 static int get_prompts(app *a, hs_err *err) {
-    int rc = a->o.negative ? check_utf8(a->o.negative, "the negative prompt", err) : 0;
+    int rc = a->o.negative ? hs_prompt_check(a->o.negative, "the negative prompt", err) : 0;
     a->numbered = a->o.prompts != NULL;
     if (rc || a->o.decode_latents) return rc;
-    if (a->o.prompts) return read_prompts(a, a->o.prompts, err);
+    if (a->o.prompts) return hs_prompts_read(&a->prompts, a->o.prompts, err);
     if (!a->o.prompt[strspn(a->o.prompt, " \t\r\n")])
         hs_log(HS_LOG_WARN, "the prompt is empty: the model decides what to show");
-    return add_prompt(a, a->o.prompt, "the prompt", err);
+    return hs_prompts_add(&a->prompts, a->o.prompt, "the prompt", err);
 }
 
 /* ---- the request ------------------------------------------------------------------------------------------------ */
@@ -448,7 +393,7 @@ static void summary(const app *a, const job *j) {
 
 /* Returns the exit status; says all there is to say. */
 static int one_video(app *a, int number) {
-    const char *prompt = a->n_prompts ? a->prompts[number] : NULL;
+    const char *prompt = a->prompts.n ? a->prompts.text[number] : NULL;
     hs_err err = {0};
     int status = EXIT_DONE, rc;
     job *j = hs_calloc(1, sizeof *j);
@@ -456,8 +401,8 @@ static int one_video(app *a, int number) {
         hs_fail(&err, HS_ENOMEM, "no memory for another video");
         return report(a, &err);
     }
-    if (!a->o.quiet && a->n_prompts > 1) {
-        fprintf(stderr, "%d of %d: ", number + 1, a->n_prompts);
+    if (!a->o.quiet && a->prompts.n > 1) {
+        fprintf(stderr, "%d of %d: ", number + 1, a->prompts.n);
         print_prompt(prompt);
     }
     rc = prepare(a, prompt, number, j, &err);
@@ -497,7 +442,7 @@ static int setup(app *a, hs_err *err) {
 }
 
 static int count(const app *a) {
-    return a->n_prompts ? a->n_prompts : 1;
+    return a->prompts.n ? a->prompts.n : 1;
 }
 
 /* Every place for a file is looked at before the first video is begun; in a dry run also shown. */
@@ -575,7 +520,6 @@ int main(int argc, char **argv) {
     hs_model_free(a.model);
     hs_profile_free(a.attention.profile);
     hs_free(a.latents);
-    for (int i = 0; i < a.n_prompts; i++) free(a.prompts[i]);
-    free(a.prompts);
+    hs_prompts_done(&a.prompts);
     return status;
 }

@@ -49,6 +49,14 @@ static int open_devices(hs_model *m, hs_device_params dp, hs_err *err) {
     return hs_device_open(&dp, &m->vae_dev, err);
 }
 
+/* The last part of a path, without slashes behind it. */
+static void name_of(const char *dir, char *ret, size_t size) {
+    size_t end = strlen(dir), start;
+    while (end > 1 && dir[end - 1] == '/') end--;
+    for (start = end; start && dir[start - 1] != '/';) start--;
+    snprintf(ret, size, "%.*s", (int)(end - start), dir + start);
+}
+
 int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     hs_model *m = hs_calloc(1, sizeof *m);
     if (!m) return hs_fail(err, HS_ENOMEM, "no memory for the model");
@@ -80,6 +88,9 @@ int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     i->bytes_dit = hs_st_bytes(m->st_dit);
     i->bytes_vae = hs_st_bytes(m->st_vae);
     snprintf(i->device, sizeof i->device, "%s", hs_device_name(m->dev));
+    const hs_dtype act = hs_device_act(m->dev);
+    strcpy(i->precision, act == HS_F32 ? "fp32" : act == HS_F16 ? "fp16" : "bf16");
+    name_of(p->dir, i->name, sizeof i->name);
     *ret = m;
     return 0;
 }
@@ -278,6 +289,7 @@ void hs_session_free(hs_session *s) {
     hs_vae_run_free(s->vae);
     for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_free(s->prompt[b]);
     hs_free(s->host);
+    hs_free(s->recorded);
     hs_free(s->host_rgb);
     hs_free(s);
 }
@@ -351,17 +363,46 @@ int hs_session_set_text(hs_session *s, int branch, const char *prompt, int *ret_
     return 0;
 }
 
+int hs_session_begin(hs_session *s, hs_err *err) {
+    int r = hs_session_need_dit(s, err);
+    if (!r) hs_attn_begin(hs_dit_run_attn(s->dit));
+    return r ? r : hs_device_check(s->m->dev, err);
+}
+
+int hs_session_attention(hs_session *s, const hs_attn_policy *p, hs_err *err) {
+    int r = hs_attn_policy_check(p, s->m->c.layers, s->m->c.heads, err);
+    if (r || (s->dit && (r = hs_dit_run_attention(s->dit, p, err)))) return r;
+    s->attention = *p;
+    return 0;
+}
+
+float hs_session_timestep(const hs_session *s, int step) {
+    return s->sched.t[step];
+}
+
+int hs_session_layer_stats(hs_session *s, int branch, int layer, float *ret_density, float *ret_drift,
+                           uint8_t *ret_call, hs_err *err) {
+    if (!s->dit) return hs_fail(err, HS_EINVAL, "attention has done nothing yet: call hs_denoise first");
+    return hs_attn_report(hs_dit_run_attn(s->dit), branch, layer, ret_density, ret_drift, ret_call, err);
+}
+
+int hs_session_mask(hs_session *s, int branch, int layer, hs_mask_view *ret, hs_err *err) {
+    if (!s->dit) return hs_fail(err, HS_EINVAL, "attention has done nothing yet: call hs_denoise first");
+    return hs_attn_mask(hs_dit_run_attn(s->dit), branch, layer, ret, err);
+}
+
 int hs_denoise(hs_session *s, const float *latents, float t, const hs_policy *policy, float *ret_velocity,
                hs_err *err) {
     hs_device *dev = s->m->dev;
     int b = policy->branch, r = hs_session_need_dit(s, err);
     if (r) return r;
     if (!s->in_dit[b]) return hs_fail(err, HS_EINVAL, "branch %d has no prompt yet: call hs_session_set_text first", b);
+    if ((r = hs_dit_run_range(s->dit, policy, err))) return r;
     hs_buf in = latents ? s->m0 : s->x; /* m0 is free between solver steps */
-    if (latents) hs_upload(dev, in, latents);
+    if (latents && !policy->first) hs_upload(dev, in, latents);
     hs_dit_forward(s->dit, in, t, policy, s->v[b], &s->tap);
     if ((r = hs_device_check(dev, err))) return r;
-    if (ret_velocity) hs_download(dev, ret_velocity, s->v[b]);
+    if (ret_velocity && !policy->end) hs_download(dev, ret_velocity, s->v[b]);
     return hs_device_check(dev, err);
 }
 

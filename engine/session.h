@@ -38,6 +38,7 @@ struct hs_session {
      * the last predictor started from, velocities */
     hs_buf x, xl, m0, m1, m2, v[HS_BRANCH_COUNT];
     float *host;       /* [ch, f, h, w] */
+    float *recorded;   /* [1 + HS_BRANCH_COUNT, ch, f, h, w] for the step hook; NULL until one asks */
     uint8_t *host_rgb; /* [4, height, width, 3] */
     hs_tap tap;
 };

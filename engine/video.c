@@ -304,6 +304,45 @@ int hs_sink_open(const hs_sink_params *p, hs_sink **ret, hs_err *err) {
     return 0;
 }
 
+typedef struct memory {
+    uint8_t *at;
+    int64_t left; /* frames */
+} memory;
+
+static int memory_write(hs_sink *s, const uint8_t *rgb, hs_err *err) {
+    memory *m = s->impl;
+    size_t frame = 3 * (size_t)s->width * (size_t)s->height;
+    if (m->left-- < 1) return hs_fail(err, HS_EINVAL, "more frames than there is memory for");
+    memcpy(m->at, rgb, frame);
+    m->at += frame;
+    return 0;
+}
+
+static int memory_finish(hs_sink *s, hs_err *err) {
+    (void)err;
+    hs_free(s->impl);
+    return 0;
+}
+
+static const hs_sink_ops memory_ops = {no_check, NULL, memory_write, memory_finish};
+
+int hs_sink_open_memory(uint8_t *frames, int64_t capacity, int width, int height, hs_sink **ret, hs_err *err) {
+    hs_sink *s = hs_calloc(1, sizeof *s);
+    memory *m = hs_alloc(sizeof *m);
+    if (!s || !m) {
+        hs_free(s);
+        hs_free(m);
+        return hs_fail(err, HS_ENOMEM, "no memory for a sink of frames");
+    }
+    *m = (memory){frames, capacity};
+    s->ops = &memory_ops;
+    s->width = width, s->height = height;
+    s->impl = m;
+    md5_init(&s->md5);
+    *ret = s;
+    return 0;
+}
+
 int hs_sink_write(hs_sink *s, const uint8_t *rgb, hs_err *err) {
     if (!s->failure.code && !s->ops->write(s, rgb, &s->failure)) {
         md5_add(&s->md5, rgb, 3 * (size_t)s->width * (size_t)s->height);

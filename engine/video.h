@@ -28,6 +28,9 @@ typedef struct hs_sink_params {
 int hs_sink_check(const hs_sink_params *p, hs_err *err);
 /* Checks that the place is writable and the codec is built in before anything expensive runs. */
 int hs_sink_open(const hs_sink_params *p, hs_sink **ret, hs_err *err);
+/* Frames kept in memory instead: into frames [capacity, height, width, 3], the caller's, which must outlive the sink.
+ */
+int hs_sink_open_memory(uint8_t *frames, int64_t capacity, int width, int height, hs_sink **ret, hs_err *err);
 int hs_sink_write(hs_sink *s, const uint8_t *rgb, hs_err *err);
 /* Flushes and closes; frees s in every case. ret_md5 (33 bytes, may be NULL): md5 of all frame bytes written (RGB). */
 int hs_sink_close(hs_sink *s, char *ret_md5, hs_err *err);

@@ -16,7 +16,7 @@ theirs='^(linux-vdso|ld-linux|libc|libm|libdl|librt|libpthread|libresolv|libstdc
 for p; do
     name=$(basename "$p")
     cp "$build/$p" "$tmp/haste/bin/$name"
-    strip --strip-debug "$tmp/haste/bin/$name"
+    strip "$tmp/haste/bin/$name"
     ldd "$build/$p" | awk '/not found/ {print "bundle: missing " $1 > "/dev/stderr"} $2 == "=>" && $3 ~ /^\// {print $3}' |
         while read -r lib; do
             basename "$lib" | grep -Eq "$theirs" || cp -Lu "$lib" "$tmp/haste/lib/"
@@ -28,6 +28,6 @@ LD_LIBRARY_PATH="\$here/lib\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "\$here
 END
     chmod +x "$tmp/haste/$name"
 done
-tar -C "$tmp" -c haste | xz -T0 >"$out.part"
+tar -C "$tmp" -c haste | xz -9 >"$out.part"
 mv "$out.part" "$out"
 echo "$out: $(du -h "$out" | cut -f1), $(ls "$tmp/haste/lib" | wc -l) libraries; programs: $*"

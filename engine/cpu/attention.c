@@ -6,9 +6,10 @@
  * column.
  *
  * Keys and values are packed once per call and head into panels (attn_kernels.h) and shared by all units, in the order
- * of the mask's columns: clusters are gathered here, once, so that whatever is kept is a run of neighbours. Keys that
- * come along in a group but do not count get logits of minus infinity. Means that stand for dropped blocks are one more
- * run of packed keys, walked with the row's bits inverted.
+ * of the mask's columns: clusters are gathered here, once, so that whatever is kept is a run of neighbours. Runs are
+ * used where they lie as far as they fill units; ends and small clusters are copied together, panel to panel, into full
+ * units of their own. Means that stand for dropped blocks are one more run of packed keys, walked with the row's bits
+ * inverted.
  *
  * The room for packed keys is fixed when the device is opened, so that calls allocate nothing: as many heads as fit are
  * packed together, and where not even one fits its keys are packed segment by segment. Pages that are never used cost
@@ -47,11 +48,11 @@ _Static_assert(HS_ATTN_PACK_WORDS >= 2 * KEYS * MAX_DIM, "one step of keys and v
 static const float LOG2_E = 1.44269504f;
 
 typedef struct scratch {
-    float q[ROWS * WIDE];               /* packed queries, words [rows, depth] */
-    float o[ROWS * WIDE];               /* [rows, dim] numerator */
-    float s[ROWS * KEYS];               /* logits, then probabilities as words */
-    float v[KEYS * MAX_DIM];            /* values of a step that do not lie side by side */
-    float tmp[HS_ATTN_PANEL * MAX_DIM]; /* rows while packing */
+    float q[ROWS * WIDE];                       /* packed queries, words [rows, depth] */
+    float o[ROWS * WIDE];                       /* [rows, dim] numerator */
+    float s[ROWS * KEYS];                       /* logits, then probabilities as words */
+    float k[KEYS * MAX_DIM], v[KEYS * MAX_DIM]; /* keys and values of a step that were copied together */
+    float tmp[HS_ATTN_PANEL * MAX_DIM];         /* rows while packing */
     float max[ROWS], sum[ROWS];
 } scratch;
 
@@ -198,41 +199,44 @@ static void pack_keys(const job *j, const segment *seg, const head *x, int64_t i
 
 /* ---- one unit --------------------------------------------------------------------------------------------------- */
 
-/* Adds what is not a product to the logits of n keys from place `key` on. s is still to be multiplied by a->scale. */
-static void add_extra(const job *j, const head *x, const unit *u, int64_t key, int n, float *s) {
+/* Adds what is not a product to the logits of the n keys of unit k of a step. s is still to be multiplied by a->scale.
+ */
+static void add_extra(const job *j, const head *x, const unit *u, const segment *seg, const step *st, int k, int n,
+                      float *s) {
     const hs_attention *a = j->a;
     const float unscale = 1 / a->scale;
     for (int64_t row = u->begin; row < u->end; row++, s += KEYS) {
         const float *bias = a->rel_bias.p;
         if (bias) bias += x->h * (a->len_q + a->len_k - 1) + a->len_q - 1 - token(&x->q, row);
-        if (bias && x->k.order) {
-            for (int c = 0; c < n; c++) s[c] += bias[x->k.order[key + c]] * unscale;
+        if (bias && (x->k.order || st->at[k] < 0)) {
+            for (int c = 0; c < n; c++) s[c] += bias[token(&x->k, seg->begin + place(st, k, c))] * unscale;
         } else if (bias) {
+            const float *from = bias + seg->begin + st->at[k];
 #pragma omp simd
-            for (int c = 0; c < n; c++) s[c] += bias[key + c] * unscale;
+            for (int c = 0; c < n; c++) s[c] += from[c] * unscale;
         }
         if (a->last_key_bonus != 0)
             for (int c = 0; c < n; c++)
-                if (token(&x->k, key + c) == a->len_k - 1) s[c] += a->last_key_bonus * unscale;
+                if (token(&x->k, seg->begin + place(st, k, c)) == a->len_k - 1) s[c] += a->last_key_bonus * unscale;
     }
 }
 
 /* A mean stands for as many keys as its block has tokens. */
-static void add_sizes(const job *j, const head *x, int rows, int64_t col, int n, float *s) {
-    float size[GROUP];
-    for (int c = 0; c < n; c++)
-        size[c] = logf((float)(edge(&x->k, (int)col + c + 1) - edge(&x->k, (int)col + c))) / j->a->scale;
+static void add_sizes(const job *j, const head *x, const segment *seg, const step *st, int k, int n, int rows,
+                      float *s) {
+    float size[UNIT];
+    for (int c = 0; c < n; c++) {
+        const int col = (int)seg->begin + place(st, k, c);
+        size[c] = logf((float)(edge(&x->k, col + 1) - edge(&x->k, col))) / j->a->scale;
+    }
     for (int r = 0; r < rows; r++, s += KEYS)
         for (int c = 0; c < n; c++) s[c] += size[c];
 }
 
-static void drop_keys(uint32_t keep, int rows, float *s) {
-    int32_t kept[GROUP];
-    for (int c = 0; c < GROUP; c++) kept[c] = -(int32_t)(keep >> c & 1);
-    for (int r = 0; r < rows; r++, s += KEYS) {
-#pragma omp simd
-        for (int c = 0; c < GROUP; c++) s[c] = kept[c] ? s[c] : -INFINITY;
-    }
+/* drop: bits of keys that do not count, few of them */
+static void drop_keys(uint64_t drop, int rows, float *s) {
+    for (; drop; drop &= drop - 1)
+        for (int r = 0; r < rows; r++) s[r * KEYS + __builtin_ctzll(drop)] = -INFINITY;
 }
 
 static void unit_begin(const job *j, const head *x, const unit *u, scratch *sc) {
@@ -254,72 +258,56 @@ static hs_attn_block block_view(const job *j, const unit *u, scratch *sc) {
                            .scale = j->a->scale * LOG2_E};
 }
 
-/* Logits of the unit and the keys of the step. Products take panels in pairs that need not be neighbours; one that is
- * left over is paired with itself, and softmax overwrites what comes of that. */
-static void multiply_keys(const job *j, const segment *seg, const step *st, const hs_attn_block *b, const float *q) {
-    for (int g = 0, n; g < st->groups; g += n) {
-        const float *k = seg->k + st->at[g] * j->depth;
-        int64_t apart = GROUP * j->depth;
-        n = neighbours(st, g) & ~1;
-        if (!n) {
-            n = 2;
-            apart = g + 1 < st->groups ? (st->at[g + 1] - st->at[g]) * j->depth : 0;
-        }
-        j->kn->gemm(b->rows, n, j->depth, q, j->depth, k, apart, b->s + g * GROUP, b->ld_s, 0);
-    }
-}
+/* Packed keys and values of a unit of a step, where they are or copied into the thread's room. */
+typedef struct packed {
+    const float *k, *v;
+    int64_t ld_v;
+} packed;
 
-/* Adds probabilities times values of the step. Values of a product lie side by side and come in pairs of groups: what
- * does not is brought together in `room` first. */
-static void multiply_values(const job *j, const segment *seg, const step *st, const hs_attn_block *b, float *room) {
-    const int panels = j->dim / HS_ATTN_PANEL, words = GROUP / j->per_word;
-    int even = 1;
-    for (int g = 0, n; g < st->groups; g += n) {
-        n = neighbours(st, g);
-        even &= n % 2 == 0;
-    }
-    for (int g = 0, n; g < st->groups && even; g += n) {
-        n = neighbours(st, g);
-        j->kn->gemm(b->rows, panels, n * words, b->s + g * words, b->ld_s,
-                    seg->v + st->at[g] / j->per_word * HS_ATTN_PANEL, seg->ld_v, b->o, b->ld_o, !b->first || g);
-    }
-    if (even) return;
-    const int count = st->groups + st->groups % 2;
-    const int64_t size = (int64_t)words * HS_ATTN_PANEL;
-    for (int p = 0; p < panels; p++)
-        for (int g = 0; g < count; g++) {
-            float *to = room + (p * count + g) * size;
-            if (g < st->groups)
-                memcpy(to, seg->v + p * seg->ld_v + st->at[g] / j->per_word * HS_ATTN_PANEL, (size_t)size * 4);
-            else
-                memset(to, 0, (size_t)size * 4);
-        }
-    j->kn->gemm(b->rows, panels, count * words, b->s, b->ld_s, room, count * size, b->o, b->ld_o, !b->first);
+/* n: its keys, up to a multiple of HS_ATTN_PAD */
+static packed unit_keys(const job *j, const segment *seg, const step *st, int k, int n, scratch *sc) {
+    if (st->at[k] >= 0)
+        return (packed){seg->k + st->at[k] * j->depth, seg->v + st->at[k] / j->per_word * HS_ATTN_PANEL, seg->ld_v};
+    const int64_t ld = KEYS / j->per_word * HS_ATTN_PANEL;
+    float *keys = sc->k + k * UNIT * j->depth, *values = sc->v + k * UNIT / j->per_word * HS_ATTN_PANEL;
+    j->kn->copy_keys(seg->k, j->depth, st->copied[k], n, keys);
+    j->kn->copy_values(seg->v, seg->ld_v, j->dim / HS_ATTN_PANEL, st->copied[k], n, values, ld);
+    return (packed){keys, values, ld};
 }
 
 /* Accumulates the unit's keys that lie in the segment. first: nothing is accumulated yet. Returns whether that is still
  * so. */
 static int unit_attend(const job *j, const head *x, const unit *u, const segment *seg, int first, scratch *sc) {
     const hs_attn_kernels *kn = j->kn;
-    const int extra = !seg->means && (j->a->rel_bias.p || j->a->last_key_bonus != 0);
+    const int extra = !seg->means && (j->a->rel_bias.p || j->a->last_key_bonus != 0), words = UNIT / j->per_word;
     hs_attn_block b = block_view(j, u, sc);
     walk w = walk_begin(x, u, seg->begin, seg->end, seg->means);
     step st;
     b.first = first;
     if (kn->begin) kn->begin();
     while (walk_next(&w, &st)) {
-        multiply_keys(j, seg, &st, &b, sc->q);
-        for (int g = 0; g < st.groups; g++) {
-            float *s = b.s + g * GROUP;
-            const int64_t key = seg->begin + st.at[g];
-            const int n = (int)hs_min64(GROUP, seg->end - key);
-            if (extra) add_extra(j, x, u, key, n, s);
-            if (seg->means) add_sizes(j, x, b.rows, key, n, s);
-            if (st.keep[g] != ALL_KEYS) drop_keys(st.keep[g], b.rows, s);
+        packed p[KEYS / UNIT];
+        int n[KEYS / UNIT];
+        for (int k = 0; k < st.units; k++) {
+            const int keys = (int)hs_min64(UNIT, st.keys - k * UNIT);
+            float *s = b.s + k * UNIT;
+            n[k] = (int)hs_round_up(keys, HS_ATTN_PAD);
+            p[k] = unit_keys(j, seg, &st, k, n[k], sc);
+            kn->gemm(b.rows, n[k] / HS_ATTN_PANEL, j->depth, sc->q, j->depth, p[k].k, HS_ATTN_PANEL * j->depth, s,
+                     b.ld_s, 0);
+            if (extra) add_extra(j, x, u, seg, &st, k, keys, s);
+            if (seg->means) add_sizes(j, x, seg, &st, k, keys, b.rows, s);
+            drop_keys(first_bits(keys) & ~st.keep[k], b.rows, s);
         }
-        b.keys = st.groups * GROUP;
+        b.keys = st.keys;
         kn->softmax(&b);
-        multiply_values(j, seg, &st, &b, sc->v);
+        for (int k = 0, more; k < st.units; k += more) { /* values that lie side by side are one product */
+            int64_t depth = n[k] / j->per_word;
+            for (more = 1; k + more < st.units; depth += n[k + more++] / j->per_word)
+                if (p[k + more].v != p[k].v + more * words * HS_ATTN_PANEL || p[k + more].ld_v != p[k].ld_v) break;
+            kn->gemm(b.rows, j->dim / HS_ATTN_PANEL, depth, b.s + k * words, b.ld_s, p[k].v, p[k].ld_v, b.o, b.ld_o,
+                     !b.first || k);
+        }
         b.first = 0;
     }
     if (kn->end) kn->end();

@@ -138,8 +138,17 @@ static void softmax(const hs_attn_block *b) {
 static void finish(const hs_attn_block *b) {
     hs_attn_avx512_bf16.finish(b);
 }
+static void copy_keys(const float *k, int64_t depth, const int32_t *place, int n, float *to) {
+    hs_attn_avx512_bf16.copy_keys(k, depth, place, n, to);
+}
+static void copy_values(const float *v, int64_t ld_v, int panels, const int32_t *place, int n, float *to, int64_t ld) {
+    hs_attn_avx512_bf16.copy_values(v, ld_v, panels, place, n, to, ld);
+}
+static int rank(const float *s, int n, float *ret_best, float *ret_second) {
+    return hs_attn_avx512.rank(s, n, ret_best, ret_second);
+}
 
-const hs_attn_kernels hs_attn_amx = {"AMX-BF16", 1, gemm, softmax, finish, begin, end};
+const hs_attn_kernels hs_attn_amx = {"AMX-BF16", 1, gemm, softmax, finish, copy_keys, copy_values, rank, begin, end};
 #else
 typedef int hs_attn_amx_none; /* ISO C wants a declaration */
 #endif

@@ -45,6 +45,8 @@ static inline FN float hadd8(__m256 v) {
 #define ADD            _mm256_add_ps
 #define MUL            _mm256_mul_ps
 #define MAX            _mm256_max_ps
+#define MIN            _mm256_min_ps
+#define EQUAL(a, b)    (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0)
 #define FMA            _mm256_fmadd_ps
 #define HMAX           hmax8
 #define HADD           hadd8
@@ -60,7 +62,8 @@ static inline FN float hadd8(__m256 v) {
     } while (0)
 #include "cpu/attn_tile.h"
 
-const hs_attn_kernels hs_attn_avx2 = {"AVX2", 0, gemm_avx2, softmax_avx2, finish_avx2, 0, 0};
+const hs_attn_kernels hs_attn_avx2 = {
+    "AVX2", 0, gemm_avx2, softmax_avx2, finish_avx2, copy_keys_avx2, copy_values_avx2, rank_avx2, 0, 0};
 #else
 typedef int hs_attn_avx2_none; /* ISO C wants a declaration */
 #endif

@@ -48,6 +48,13 @@ typedef struct hs_attn_kernels {
     void (*softmax)(const hs_attn_block *b);
     /* Numerator over denominator, as words in the front of every row of o. */
     void (*finish)(const hs_attn_block *b);
+    /* n packed keys from the places given, a multiple of a panel, as panels one after the other. */
+    void (*copy_keys)(const float *k, int64_t depth, const int32_t *place, int n, float *to);
+    /* The same for values, a multiple of two: panels of 16 columns at v + p * ld_v, and at to + p * ld. */
+    void (*copy_values)(const float *v, int64_t ld_v, int panels, const int32_t *place, int n, float *to, int64_t ld);
+    /* The largest of n numbers, the largest of the others, and where the first one is, lowest index among equals. n is
+     * a multiple of a panel. */
+    int (*rank)(const float *s, int n, float *ret_best, float *ret_second);
     /* Per-thread processor state around a run of gemm calls; NULL = none. */
     void (*begin)(void), (*end)(void);
 } hs_attn_kernels;

@@ -21,12 +21,15 @@ static inline int64_t hs_min64(int64_t a, int64_t b) {
 static inline void hs_attn_words(const hs_attn_kernels *kn, const void *from, hs_dtype type, int n, int padded,
                                  float *words) {
     const size_t size = kn->bf16 ? 2 : 4;
-    if ((type == HS_BF16) == kn->bf16)
+    if ((type == HS_BF16) == kn->bf16) {
         memcpy(words, from, (size_t)n * size);
-    else if (kn->bf16)
+    } else if (kn->bf16) {
         hs_from_f32(words, HS_BF16, (const float *)from, n);
-    else
-        hs_to_f32(words, from, type, n);
+    } else {
+        const uint16_t *x = (const uint16_t *)from;
+#pragma omp simd
+        for (int i = 0; i < n; i++) words[i] = hs_bf16_to_f32(x[i]);
+    }
     memset((char *)words + (size_t)n * size, 0, (size_t)(padded - n) * size);
 }
 

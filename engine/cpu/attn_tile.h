@@ -1,13 +1,15 @@
-/* The two inner loops of attention, written once over the vector operations of an instruction set. Included by the
+/* The inner loops of attention, written once over the vector operations of an instruction set. Included by the
  * attn_*.c files, which define before:
  *
  *   NAME(x), FN      name of this instance; function attributes
  *   VEC, LANES       vector of 4, 8 or 16 floats, with LOAD STORE ZERO SET1 ADD MUL MAX FMA(a, b, c) = a * b + c
  *   HMAX, HADD       over the lanes of a VEC.  MAX(a, b) is b where either is NaN
+ *   MIN(a, b), EQUAL(a, b)  as MAX; is any lane equal
  *   EXP2(x)          2^x for x <= HS_ATTN_STEP, bounded below by 2^HS_ATTN_LEAST; NaN for NaN
  *   WORD             vector of LANES words: LOADW(p) from p on, SPREAD(p) the one at p in all lanes
  *   DOT(acc, a, b)   acc + products of words
  *   STORE2(s, k, a, b)  values k .. k + 2 * LANES of row s, as words
+ *   OWN_COPY         where copy_keys and copy_values are defined elsewhere
  *   ROWS, VECS       register tile: ROWS rows of VECS vectors, 16 to 64 columns
  *
  * With R rows and C vectors a step of the depth costs R + C loads for R * C products: 6 x 4 (29 of the 32 registers of
@@ -128,3 +130,50 @@ static FN void NAME(finish)(const hs_attn_block *b) {
         }
     }
 }
+
+static FN int NAME(rank)(const float *s, int n, float *ret_best, float *ret_second) {
+    VEC top = SET1(-INFINITY), next = top;
+    float lane[LANES];
+    int at = 0;
+    for (int k = 0; k < n; k += LANES) {
+        const VEC v = LOAD(s + k);
+        next = MAX(next, MIN(v, top));
+        top = MAX(top, v);
+    }
+    const float best = HMAX(top);
+    while (at + LANES < n && !EQUAL(LOAD(s + at), SET1(best))) at += LANES;
+    while (at + 1 < n && s[at] != best) at++;
+    STORE(lane, top);
+    lane[at % LANES] = -INFINITY; /* the others of its lane are in next */
+    *ret_best = best;
+    *ret_second = HMAX(MAX(next, LOAD(lane)));
+    return at;
+}
+
+#ifndef OWN_COPY
+/* A row of a panel is put together from runs of neighbours. */
+static FN void NAME(copy_keys)(const float *k, int64_t depth, const int32_t *place, int n, float *to) {
+    for (; n > 0; n -= HS_ATTN_PANEL, place += HS_ATTN_PANEL, to += HS_ATTN_PANEL * depth) {
+        const float *from[HS_ATTN_PANEL];
+        int at[HS_ATTN_PANEL + 1], runs = 0;
+        for (int c = 0; c < HS_ATTN_PANEL; c++) {
+            const int lane = place[c] % HS_ATTN_PANEL;
+            if (c && place[c] == place[c - 1] + 1 && lane) continue;
+            from[runs] = k + (int64_t)(place[c] - lane) * depth + lane;
+            at[runs++] = c;
+        }
+        at[runs] = HS_ATTN_PANEL;
+        for (int64_t d = 0; d < depth * HS_ATTN_PANEL; d += HS_ATTN_PANEL)
+            for (int r = 0; r < runs; r++)
+                for (int c = at[r]; c < at[r + 1]; c++) to[d + c] = from[r][d + c - at[r]];
+    }
+}
+
+static FN void NAME(copy_values)(const float *v, int64_t ld_v, int panels, const int32_t *place, int n, float *to,
+                                 int64_t ld) {
+    for (int p = 0; p < panels; p++, v += ld_v, to += ld)
+        for (int c = 0; c < n; c++)
+            for (int i = 0; i < HS_ATTN_PANEL; i += LANES)
+                STORE(to + c * HS_ATTN_PANEL + i, LOAD(v + (int64_t)place[c] * HS_ATTN_PANEL + i));
+}
+#endif

@@ -1,14 +1,22 @@
 /* The walk of attention over a mask: which queries make a unit of work, and which keys it needs, some at a time. Bits,
  * starts and orders become lists here and nowhere else; included by attention.c only.
  *
- * Both lists are made while walking, so that they need no room. Columns of the mask may begin and end at any place;
- * keys come in groups of GROUP neighbours with a bit for each that counts, from anywhere, so that a step is full
- * whatever the mask looks like and a group that two columns share is computed once.
+ * Both lists are made while walking, so that they need no room. Columns of the mask may begin and end at any place.
+ * Keys come in full units, whatever the mask looks like: those that lie side by side, or nearly so, are used where they
+ * are, what a row does not want of them is masked; the ends of runs and small columns are collected until they fill a
+ * unit. Which way is taken depends on the mask alone, so that sums do not depend on the number of threads.
  */
 #ifndef HS_ATTN_WALK_H
 #define HS_ATTN_WALK_H
 #include "cpu/attn_pack.h"
 #include "mask.h"
+
+enum {
+    KEYS = 128, /* keys per step */
+    UNIT = 64,  /* keys that a product takes at once: four panels, its register tile */
+    COPY = 10,  /* what it costs to copy a key, in query rows that could be multiplied with it instead */
+    MANY = 128, /* query rows beside which that is next to nothing */
+};
 
 /* Tokens of a head in the order they are visited, cut into rows (queries) or columns (keys) of the mask. */
 typedef struct axis {
@@ -30,6 +38,7 @@ typedef struct head {
 typedef struct unit {
     int64_t begin, end;
     const int32_t *bits;
+    int tokens; /* of the whole row, at most MANY */
 } unit;
 
 static inline int64_t edge(const axis *x, int i) {
@@ -71,104 +80,129 @@ static inline int unit_at(const head *x, int64_t t, unit *ret) {
     int64_t begin = edge(&x->q, (int)row), n = edge(&x->q, (int)row + 1) - begin;
     parts = (n + x->rows - 1) / x->rows;
     if (part >= parts) return 0;
-    *ret = (unit){begin + part * n / parts, begin + (part + 1) * n / parts, x->bits ? x->bits + row * x->words : NULL};
+    *ret = (unit){begin + part * n / parts, begin + (part + 1) * n / parts, x->bits ? x->bits + row * x->words : NULL,
+                  (int)hs_min64(n, MANY)};
     return 1;
 }
 
 /* ---- which keys ------------------------------------------------------------------------------------------------- */
 
-enum {
-    KEYS = 128, /* keys per step */
-    GROUP = 16, /* neighbouring keys that are taken or left together: a panel */
-};
-
-/* At most KEYS keys of a segment, in groups: at is the group's first key, counted from the segment's begin, and a
- * multiple of GROUP; keep has a bit for each of its keys that counts. */
+/* At most KEYS keys of a segment, in units of UNIT; only the last unit of a walk may have fewer. Places count from the
+ * segment's begin. */
 typedef struct step {
-    int groups;
-    int64_t at[KEYS / GROUP];
-    uint32_t keep[KEYS / GROUP];
+    int units, keys;
+    int64_t at[KEYS / UNIT];    /* first place of a unit that is used where it lies, a multiple of a panel; else -1 */
+    uint64_t keep[KEYS / UNIT]; /* which of its keys count */
+    int32_t copied[KEYS / UNIT][UNIT]; /* places of one that is not; the last is repeated up to HS_ATTN_PAD */
 } step;
 
-/* Where a unit stands in its list of keys [first, last): columns before `col` are done but for the keys [begin, end).
- */
+/* Where a row of the mask stands in its list of keys [first, last): what counts of the UNIT places from `at` on is in
+ * the window, what comes behind is the run [begin, end) and the columns from `col` on. Places that were taken and lie
+ * too far apart wait among the loose ones until they fill a unit. */
 typedef struct walk {
     const axis *k;
     const int32_t *bits;
     int64_t first, last; /* first is a multiple of KEYS */
     int means;           /* what is walked are means of columns, those that the row drops */
+    int tokens;          /* of the row */
     int col;
-    int64_t begin, end;
+    int64_t begin, end, at;
+    uint64_t window;
+    int count; /* of the loose ones */
+    int32_t loose[UNIT + HS_ATTN_PANEL];
 } walk;
 
-/* The next run of kept columns that has keys in the segment. */
+/* The first column from `col` on whose bit is `value`, or cols. */
+static inline int find_bit(const int32_t *bits, int col, int cols, int value) {
+    while (col < cols) {
+        const uint32_t word = ((uint32_t)bits[col / 32] ^ (value ? 0 : ~0u)) >> col % 32;
+        if (word) return (int)hs_min64(col + __builtin_ctz(word), cols);
+        col = (col / 32 + 1) * 32;
+    }
+    return cols;
+}
+
+/* The next run of walked columns that has keys in the segment. */
 static inline void next_run(walk *w) {
-    const int32_t *bits = w->bits;
     const int cols = w->k->count;
     do {
-        while (w->col < cols && bits && !hs_mask_bit(bits, w->col)) w->col++;
-        int first = w->col;
-        while (w->col < cols && (!bits || hs_mask_bit(bits, w->col))) w->col++;
-        w->begin = edge(w->k, first);
-        w->end = hs_min64(edge(w->k, w->col), w->last);
+        const int first = w->bits ? find_bit(w->bits, w->col, cols, !w->means) : w->col;
+        w->col = w->bits ? find_bit(w->bits, first, cols, w->means) : cols;
+        w->begin = w->means ? first : edge(w->k, first);
+        w->end = hs_min64(w->means ? w->col : edge(w->k, w->col), w->last);
         if (w->begin < w->first) w->begin = w->first;
     } while (w->begin >= w->end && w->col < cols);
 }
 
-static inline uint32_t bits_between(int64_t begin, int64_t end) {
-    return ((1u << end) - 1u) & ~((1u << begin) - 1u);
+static inline uint64_t first_bits(int64_t n) {
+    return n < 64 ? (1ull << n) - 1 : ~0ull;
 }
 
-static inline void next_keys(walk *w, step *st) {
-    st->groups = 0;
-    while (st->groups < KEYS / GROUP && w->begin < w->end) {
-        const int64_t at = w->begin / GROUP * GROUP;
-        uint32_t keep = 0;
-        while (w->begin < w->end && w->begin < at + GROUP) {
-            int64_t end = hs_min64(w->end, at + GROUP);
-            keep |= bits_between(w->begin - at, end - at);
-            w->begin = end;
-            if (w->begin == w->end) next_run(w);
-        }
-        st->at[st->groups] = at - w->first;
-        st->keep[st->groups++] = keep;
-    }
-}
-
-/* Means of what the row drops: a group is half a word of bits. */
-static inline void next_means(walk *w, step *st) {
-    const int cols = (int)w->last;
-    for (st->groups = 0; st->groups < KEYS / GROUP && w->col < cols; w->col += GROUP) {
-        uint32_t keep =
-            ~((uint32_t)w->bits[w->col / 32] >> w->col % 32) & bits_between(0, hs_min64(GROUP, cols - w->col));
-        if (!keep) continue;
-        st->at[st->groups] = w->col - w->first;
-        st->keep[st->groups++] = keep;
+/* The window moves on by n places, or to the panel where the next run begins if it is empty. */
+static inline void move_window(walk *w, int n) {
+    w->window = n < UNIT ? w->window >> n : 0;
+    w->at += n;
+    if (!w->window && w->begin < w->end) w->at = w->begin / HS_ATTN_PANEL * HS_ATTN_PANEL;
+    while (w->begin < w->end && w->begin < w->at + UNIT) {
+        const int64_t end = hs_min64(w->end, w->at + UNIT);
+        w->window |= first_bits(end - w->at) & ~first_bits(w->begin - w->at);
+        w->begin = end;
+        if (w->begin == w->end) next_run(w);
     }
 }
 
 static inline walk walk_begin(const head *x, const unit *u, int64_t first, int64_t last, int means) {
-    walk w = {.k = &x->k, .bits = u->bits, .first = first, .last = last, .means = means, .col = means ? (int)first : 0};
-    if (!means) next_run(&w);
+    walk w = {.k = &x->k, .bits = u->bits, .first = first, .last = last, .means = means, .tokens = u->tokens};
+    next_run(&w);
+    move_window(&w, 0);
     return w;
 }
 
-/* What comes next; 0 = the list is at its end. */
-static inline int walk_next(walk *w, step *ret) {
-    if (w->means)
-        next_means(w, ret);
-    else
-        next_keys(w, ret);
-    return ret->groups;
+static inline void put_unit(step *st, int64_t at, uint64_t keep, int n) {
+    st->at[st->units] = at;
+    st->keep[st->units++] = keep;
+    st->keys += n;
 }
 
-enum { ALL_KEYS = (1 << GROUP) - 1 };
+static inline void put_loose(walk *w, step *st) {
+    const int n = w->count < UNIT ? w->count : UNIT;
+    int32_t *to = st->copied[st->units];
+    memcpy(to, w->loose, (size_t)n * sizeof *to);
+    for (int i = n; i < hs_round_up(n, HS_ATTN_PAD); i++) to[i] = to[n - 1];
+    put_unit(st, -1, first_bits(n), n);
+    w->count -= n;
+    memcpy(w->loose, w->loose + UNIT, (size_t)w->count * sizeof *to);
+}
 
-/* Groups from g on that lie side by side in the segment. */
-static inline int neighbours(const step *st, int g) {
-    int n = 1;
-    while (g + n < st->groups && st->at[g + n] == st->at[g] + n * GROUP) n++;
-    return n;
+/* All of the window where it lies, or its first panel to the loose ones: whatever costs less. The end of the segment,
+ * behind which there are zeros, is a unit only if it is the last one. */
+static inline void take_window(walk *w, step *st) {
+    const int n = (int)hs_min64(UNIT, w->last - w->at), kept = __builtin_popcountll(w->window);
+    const int32_t from = (int32_t)(w->at - w->first);
+    if (kept * (w->tokens + COPY) >= n * w->tokens && (n == UNIT || !w->count)) {
+        put_unit(st, from, w->window, n);
+        move_window(w, UNIT);
+    } else {
+        for (uint32_t left = w->window & 0xffff; left; left &= left - 1)
+            w->loose[w->count++] = from + __builtin_ctz(left);
+        move_window(w, HS_ATTN_PANEL);
+    }
+}
+
+/* What comes next; 0 = the list is at its end. */
+static inline int walk_next(walk *w, step *st) {
+    st->units = st->keys = 0;
+    while (st->units < KEYS / UNIT && (w->window || w->count)) {
+        if (w->count >= UNIT || !w->window)
+            put_loose(w, st);
+        else
+            take_window(w, st);
+    }
+    return st->keys;
+}
+
+static inline int32_t place(const step *st, int k, int i) {
+    return st->at[k] < 0 ? st->copied[k][i] : (int32_t)st->at[k] + i;
 }
 
 #endif

@@ -171,6 +171,8 @@ int hs_cpu_open(const hs_device_params *p, hs_device *dev, hs_err *err) {
     const hs_cpu_isa isa = hs_cpu_detect();
     const int has_bf16 = isa.amx_bf16 || isa.avx512_bf16;
     char version[32];
+    if (!strcmp(p->precision, "fp16"))
+        return hs_fail(err, HS_ENOTSUP, "fp16 needs a GPU; device cpu computes in fp32 or bf16");
     if (!strcmp(p->precision, "bf16") && !has_bf16)
         return hs_fail(err, HS_ENOTSUP,
                        "this processor has no bf16 arithmetic (AMX or AVX512-BF16); use precision fp32 or auto");

@@ -1,16 +1,16 @@
 /* What the files of the CUDA backend share: the state behind hs_device.impl, error handling, element types.
  *
  * cuda.cu opens the device, owns memory and scratch and puts the operation table together; linear.cu owns products
- * (cuBLASLt), rows.cu the memory-bound row operations, attention.cu dense and masked attention, sparse.cu the
- * predictors of masks, vae.cu the VAE's small operations, conv.cu its convolutions. Everything runs on one stream in
- * call order; nothing waits for the device but download, sync and count_nonfinite. Failures are sticky (backend.h).
+ * (cuBLASLt), rows.cu the memory-bound row operations, attention.cu dense and masked attention, block_scores.cu,
+ * cluster.cu and sparse.cu the predictors of masks, vae.cu the VAE's small operations, conv.cu its convolutions.
+ * Everything runs on one stream in call order; nothing waits for the device but download, sync and count_nonfinite.
+ * Failures are sticky (backend.h).
  */
 #ifndef HS_CUDA_H
 #define HS_CUDA_H
 #include "backend.h"
 #include "mask.h"
 
-#include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -19,13 +19,13 @@ typedef struct hs_cuda {
     int ordinal, sms, cc; /* cc: 90 for compute capability 9.0 */
     size_t shared_max;    /* bytes of shared memory a block may opt in to */
     cudaStream_t stream;
-    cublasLtHandle_t lt;
     void *workspace; /* for cuBLASLt */
     size_t workspace_bytes;
     void *scratch; /* of one operation; see hs_cuda_scratch */
     size_t scratch_bytes;
     int *nan; /* pinned host memory (cudaMallocHost), 0: vae.cu sets it from the device where to_u8 meets NaN; sync and
                  download look at it after waiting: HS_ENUMERIC becomes sticky and it is 0 again */
+    struct hs_cuda_laps *laps;   /* owned by cuda.cu: the stopwatch's events */
     struct hs_cuda_plans *plans; /* owned by linear.cu: one tuned product per shape */
 } hs_cuda;
 
@@ -65,13 +65,18 @@ template <> __device__ __forceinline__ __half from_f32<__half>(float x) {
     return __float2half_rn(x);
 }
 
+/* Memory outside of hs_device_alloc (weights, scratch): a cudaMalloc that says what failed. */
+int hs_cuda_malloc(hs_device *dev, size_t bytes, const char *purpose, void **ret, hs_err *err);
+/* n values of any float type in host memory -> device memory of another; for weights. Uses scratch. */
+int hs_cuda_load(hs_device *dev, void *dst, hs_dtype to, const void *host, hs_dtype from, int64_t n, hs_err *err);
+
 /* linear.cu */
 int hs_cuda_plans_open(hs_device *dev, hs_err *err);
 void hs_cuda_plans_close(hs_device *dev);
 int hs_cuda_weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w, hs_err *err);
 void hs_cuda_linear(hs_device *dev, const hs_linear *a);
 /* rows.cu */
-void hs_cuda_copy(hs_device *dev, hs_buf dst, hs_buf src);
+void hs_cuda_copy(hs_device *dev, hs_buf dst, hs_buf src); /* between any two float types */
 void hs_cuda_norm(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64_t d, hs_buf mul, hs_buf add,
                   float eps, hs_buf y);
 void hs_cuda_modulation(hs_device *dev, hs_buf table, hs_buf e, int rows, int e_rows, int64_t d, unsigned one_plus,
@@ -85,7 +90,7 @@ void hs_cuda_unpatchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs
 int64_t hs_cuda_count_nonfinite(hs_device *dev, hs_buf x);
 /* attention.cu */
 void hs_cuda_attention(hs_device *dev, const hs_attention *a);
-/* sparse.cu */
+/* block_scores.cu, cluster.cu, sparse.cu */
 void hs_cuda_block_scores(hs_device *dev, const hs_block_scores *a);
 void hs_cuda_centroid_scores(hs_device *dev, const hs_centroid_scores *a);
 void hs_cuda_select(hs_device *dev, const hs_select *a);

@@ -165,6 +165,8 @@ static const hs_ops ops = {
 };
 
 int hs_ref_open(const hs_device_params *p, hs_device *dev, hs_err *err) {
+    if (!strcmp(p->precision, "fp16"))
+        return hs_fail(err, HS_ENOTSUP, "fp16 needs a GPU; device ref computes in fp32 only");
     if (!strcmp(p->precision, "bf16"))
         return hs_fail(err, HS_ENOTSUP, "device ref computes in fp32 only; use --device cpu for bf16");
     dev->ops = &ops;

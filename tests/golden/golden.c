@@ -6,11 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* fp32 bounds leave room for the order of sums (oneDNN, cuBLAS); bf16 has 8 significant bits per operand. */
+/* fp32 bounds leave room for the order of sums (oneDNN, cuBLAS); bf16 has 8 significant bits per operand,
+ * fp16 11. */
 const gold_device gold_devices[] = {
     [GOLD_REF] = {"ref", "fp32", 1e-5},           [GOLD_CPU_FP32] = {"cpu", "fp32", 1e-4},
     [GOLD_CPU_BF16] = {"cpu", "bf16", 1e-2, 1},   [GOLD_CUDA_FP32] = {"cuda", "fp32", 1e-4},
-    [GOLD_CUDA_BF16] = {"cuda", "bf16", 1e-2, 1},
+    [GOLD_CUDA_BF16] = {"cuda", "bf16", 1e-2, 1}, [GOLD_CUDA_FP16] = {"cuda", "fp16", 2e-3, 1},
 };
 
 hs_device *gold_open(int which) {

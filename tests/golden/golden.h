@@ -18,14 +18,14 @@
 typedef struct gold_device {
     const char *name, *precision;
     double tol; /* ||out - ref|| / ||ref|| per stage */
-    int bf16;   /* activations in bfloat16: text encoder and VAE get the factors below */
+    int half;   /* activations in 16 bits: text encoder and VAE get the factors below */
 } gold_device;
-/* The references' own error in bf16 is 1.4e-2 (text) and 1.7e-2 (VAE): data/manifest.json. */
+/* The references' own error in bf16 is 1.4e-2 (text) and 1.7e-2 (VAE): data/manifest.json. fp16 has three bits more. */
 #define GOLD_BF16_TEXT 1.4
 #define GOLD_BF16_VAE  1.7
-/* "ref", "cpu_fp32", "cpu_bf16", "cuda_fp32", "cuda_bf16" */
+/* "ref", "cpu_fp32", "cpu_bf16", "cuda_fp32", "cuda_bf16", "cuda_fp16" */
 extern const gold_device gold_devices[];
-enum { GOLD_REF, GOLD_CPU_FP32, GOLD_CPU_BF16, GOLD_CUDA_FP32, GOLD_CUDA_BF16, GOLD_DEVICES };
+enum { GOLD_REF, GOLD_CPU_FP32, GOLD_CPU_BF16, GOLD_CUDA_FP32, GOLD_CUDA_BF16, GOLD_CUDA_FP16, GOLD_DEVICES };
 /* Opens it, or skips the running test if this build or machine does not have it. */
 hs_device *gold_open(int which);
 hs_device *

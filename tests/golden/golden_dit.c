@@ -141,6 +141,9 @@ Test(dit, cuda_fp32) {
 Test(dit, cuda_bf16) {
     run_all(GOLD_CUDA_BF16, 0);
 }
+Test(dit, cuda_fp16) {
+    run_all(GOLD_CUDA_FP16, 0);
+}
 /* the width of the 1.3B model: 116 M parameters */
 Test(dit_wide, ref) {
     run_all(GOLD_REF, 1);
@@ -156,6 +159,9 @@ Test(dit_wide, cuda_fp32) {
 }
 Test(dit_wide, cuda_bf16) {
     run_all(GOLD_CUDA_BF16, 1);
+}
+Test(dit_wide, cuda_fp16) {
+    run_all(GOLD_CUDA_FP16, 1);
 }
 
 /* Do the comparisons above see every weight? One tensor at a time is made 10 % larger; the velocity must leave the

@@ -70,10 +70,10 @@ static void run_case(gold *g, int which, const cJSON *c) {
     /* Rounding grows along the trajectory: each step adds guided velocities (golden_dit.c) to the error so far. */
     snprintf(key, sizeof key, "pipeline/%s/latents", name);
     gold_compare(g, key, latents, n, 6);
-    const int bf16 = gold_devices[which].bf16;
+    const int half = gold_devices[which].half;
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(c, "frames"))) {
         snprintf(key, sizeof key, "pipeline/%s/frames", name);
-        gold_frames(g, key, k.rgb, k.n, bf16 ? 1.0 : 0.02, bf16 ? 40 : 1);
+        gold_frames(g, key, k.rgb, k.n, half ? 1.0 : 0.02, half ? 40 : 1);
     } else {
         cr_expect_eq(k.n, k.frame * r.frames, "%s: %lld bytes of frames", name, (long long)k.n);
     }
@@ -105,4 +105,7 @@ Test(pipeline, cuda_fp32) {
 }
 Test(pipeline, cuda_bf16) {
     run_all(GOLD_CUDA_BF16);
+}
+Test(pipeline, cuda_fp16) {
+    run_all(GOLD_CUDA_FP16);
 }

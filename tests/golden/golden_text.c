@@ -46,7 +46,7 @@ static float *encode(hs_device *dev, const char *model, const gm_options *opt, c
 }
 
 static void run_case(gold *g, int which, hs_device *dev, const char *model, const cJSON *c) {
-    const double factor = gold_devices[which].bf16 ? GOLD_BF16_TEXT : 1;
+    const double factor = gold_devices[which].half ? GOLD_BF16_TEXT : 1;
     char key[128];
     gold_taps taps = {0};
     int64_t n;
@@ -82,6 +82,9 @@ Test(text, cuda_fp32) {
 }
 Test(text, cuda_bf16) {
     run_all(GOLD_CUDA_BF16);
+}
+Test(text, cuda_fp16) {
+    run_all(GOLD_CUDA_FP16);
 }
 
 /* As dit_sensitivity: every tensor 10 % larger must show in the rows. */

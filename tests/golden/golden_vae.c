@@ -73,13 +73,13 @@ static void run_case(gold *g, int which, hs_device *dev, const char *model, cons
     char key[128];
     gold_taps taps = {0};
     hs_tap tap = {gold_tap, &taps}, off = {0};
-    const int bf16 = gold_devices[which].bf16;
+    const int half = gold_devices[which].half;
     rig_open(&r, dev, model, NULL, c);
     decoded first = decode(r.run, dev, r.latents, r.f, &tap);
     snprintf(key, sizeof key, "vae/%s/%s/", model, gold_str(c, "name"));
-    gold_compare_taps(g, key, &taps, bf16 ? GOLD_BF16_VAE : 1);
+    gold_compare_taps(g, key, &taps, half ? GOLD_BF16_VAE : 1);
     snprintf(key, sizeof key, "vae/%s/%s/frames", model, gold_str(c, "name"));
-    gold_frames(g, key, first.rgb, first.n, bf16 ? 0.7 : 0.002, bf16 ? 12 : 1);
+    gold_frames(g, key, first.rgb, first.n, half ? 0.7 : 0.002, half ? 12 : 1);
 
     decoded again = decode(r.run, dev, r.latents, r.f, &off); /* begin must forget the first video */
     cr_expect(again.n == first.n && !memcmp(again.rgb, first.rgb, (size_t)first.n), "%s: a second decode differs", key);
@@ -112,6 +112,9 @@ Test(vae, cuda_fp32) {
 }
 Test(vae, cuda_bf16) {
     run_all(GOLD_CUDA_BF16);
+}
+Test(vae, cuda_fp16) {
+    run_all(GOLD_CUDA_FP16);
 }
 
 /* As dit_sensitivity: every tensor of the decoder 10 % larger must show in the output. Two latent frames: the time

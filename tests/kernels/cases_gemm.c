@@ -41,6 +41,7 @@ static void linear_list(void) {
     }
     for (int a = 1; a < 3; a++) /* one product each: nothing but the activation adds error */
         emit("rows=63 in=1 out=33 x=f32 y=f32 act=%s wt=f32 f32=1", acts[a]);
+    emit("rows=33 in=40 out=14 x=act y=act parts=3 bias=1 wt=bf16"); /* 48 together: whole vectors */
     emit("rows=1 in=256 out=384 x=f32 y=f32 act=silu bias=1 wt=bf16 f32=1");
     emit("rows=1100 in=1000 out=9 x=f32 y=f32 bias=1 wt=bf16");
     emit("rows=1100 in=1000 out=9 x=f32 y=f32 residual=1 gate=1 wt=bf16");
@@ -150,6 +151,11 @@ static void conv_list(void) {
     for (int Y = 1; Y <= 5; Y += 2)
         for (int X = 1; X <= 8; X += 3)
             emit("cin=8 cout=16 kt=1 ky=3 kx=3 up2=1 T=%d Y=%d X=%d y=act bias=1 wt=bf16", 1 + Y / 2, Y, X);
+    /* More than one tile of pixels and of channels, the last ones ragged. */
+    emit("cin=40 cout=100 kt=3 ky=3 kx=3 T=2 Y=13 X=33 y=f32 add=inplace bias=1 wt=bf16");
+    emit("cin=24 cout=100 kt=1 ky=3 kx=3 up2=1 T=2 Y=13 X=17 y=act bias=1 wt=f32");
+    emit("cin=12 cout=50 kt=3 ky=3 kx=3 T=1 Y=25 X=17 y=act add=1 bias=1 wt=bf16");
+    emit("cin=72 cout=97 kt=3 ky=1 kx=1 T=3 Y=13 X=18 y=f32 add=1 wt=bf16");
     emit("cin=33 cout=24 kt=1 ky=3 kx=3 up2=1 T=4 Y=6 X=5 y=act wt=f32");
     emit("cin=3 cout=1 kt=1 ky=3 kx=3 up2=1 T=1 Y=5 X=3 y=f32 bias=1 wt=f16");
     emit("cin=16 cout=8 kt=1 ky=3 kx=3 up2=1 T=2 Y=3 X=4 y=act add=1 bias=1 wt=f32");

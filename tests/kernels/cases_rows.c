@@ -23,6 +23,7 @@ static void norm_list(void) {
     emit("kind=layer rows=4 d=256 y=f32 add=1 constant=1"); /* no deviation at all: eps decides */
     emit("kind=rms rows=4 d=256 y=f32 zero=1");
     emit("kind=layer rows=5 d=5120 y=act add=1"); /* wide and large enough for threads */
+    emit("kind=layer rows=2 d=8300 y=act add=1"); /* wider than a GPU's block holds */
 }
 
 static void norm_setup(test *t) {
@@ -118,6 +119,9 @@ static void qk_norm_list(void) {
     emit("rows=4 ld=12 col=4 d=6 D=2 rope=1 mean=1");
     emit("rows=7 ld=1152 col=0 d=384 D=128 rope=1 outlier=1");
     emit("rows=3 ld=1536 col=0 d=1536 D=128 rope=1");
+    emit("rows=6 ld=5128 col=8 d=5120 D=128 rope=1 mean=1");
+    emit("rows=2 ld=8208 col=0 d=8208 D=8 rope=1 mean=1");
+    emit("rows=5003 ld=24 col=8 d=16 D=8 rope=1 mean=1"); /* more than one round of a GPU's blocks */
 }
 
 static void qk_norm_setup(test *t) {
@@ -185,6 +189,7 @@ static void gated_gelu_list(void) {
     for (int i = 0; i < LENGTHS; i++) emit("rows=%d ff=%d", lengths[LENGTHS - 1 - i], lengths[i]);
     emit("rows=3 ff=8200");
     emit("rows=3 ff=1024 wide=1"); /* far into both tails of tanh */
+    emit("rows=65600 ff=8");       /* more rows than a grid has */
 }
 
 static void gated_gelu_setup(test *t) {

@@ -30,9 +30,9 @@ typedef struct operand {
 typedef struct test {
     const char *line;
     uint64_t seed;
-    int bf16;   /* the device under test computes in bf16 */
-    int exact;  /* outputs must equal the plain loop's bit for bit */
-    int expect; /* the sticky error that the operation must leave */
+    hs_dtype act; /* of the device under test: F32, BF16 or F16 */
+    int exact;    /* outputs must equal the plain loop's bit for bit */
+    int expect;   /* the sticky error that the operation must leave */
     operand o[MAX_OPERANDS];
     int count;
     float *w, *bias; /* weight values in the order of the source, all parts together */

@@ -422,8 +422,9 @@ static void opening(void) {
         const char *text;
     } wrong[] = {
         {"gpu", NULL, 0, HS_EINVAL, "unknown device 'gpu'"}, {"cuda:x", NULL, 0, HS_EINVAL, "unknown device"},
-        {"cuda:", NULL, 0, HS_EINVAL, "unknown device"},     {"ref", "fp16", 0, HS_EINVAL, "unknown precision 'fp16'"},
-        {"ref", "bf16", 0, HS_ENOTSUP, "fp32 only"},         {"ref", NULL, -1, HS_EINVAL, "threads -1"}};
+        {"cuda:", NULL, 0, HS_EINVAL, "unknown device"},     {"ref", "fp8", 0, HS_EINVAL, "unknown precision 'fp8'"},
+        {"ref", "bf16", 0, HS_ENOTSUP, "fp32 only"},         {"ref", "fp16", 0, HS_ENOTSUP, "fp16 needs a GPU"},
+        {"ref", NULL, -1, HS_EINVAL, "threads -1"}};
     hs_err err = {0};
     hs_device *d = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -462,6 +463,9 @@ int main(void) {
     if (!hs_device_open(&(hs_device_params){.name = "cpu", .threads = 1}, &cpu, &err)) {
         hs_device_close(cpu);
         allocation_failures("cpu");
+        cpu = NULL;
+        const int rc = hs_device_open(&(hs_device_params){.name = "cpu", .precision = "fp16"}, &cpu, &err);
+        expect(rc == HS_ENOTSUP && !cpu && strstr(err.msg, "fp16 needs a GPU"), "fp16 on the cpu", err.msg);
     }
     expect(hs_alloc_live() == 0, "nothing is left", "leak");
     printf("%d checks, %d failed\n", checks, failures);

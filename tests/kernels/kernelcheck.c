@@ -7,11 +7,12 @@
  *
  *     |device - ref|  <=  2 E mag + u |ref| + 8 * 2^-24 sum_mag
  *
- * where E is the largest |plain - ref| / mag of a plain loop in the device's own precision (fp32 sums; for bf16 devices
- * operands, outputs and attention's P rounded to bf16), u the unit roundoff of the output type (2^-24, bf16 2^-8), and
- * mag the sum of the magnitudes that were added up: a kernel may be twice as wrong as the plain loop, plus one rounding
- * of the output, plus the rounding of a few fp32 additions. Inputs are rounded to the device's type first, so that only
- * the kernel's own error is left. Exit status: 0 all passed, 1 something failed, 2 usage, 77 no such device.
+ * where E is the largest |plain - ref| / mag of a plain loop in the device's own precision (fp32 sums; for bf16 and
+ * fp16 devices operands, outputs and attention's P rounded to that), u the unit roundoff of the output type (2^-24,
+ * bf16 2^-8, fp16 2^-11, where what it can hold ends at 2^-25), and mag the sum of the magnitudes that were added up: a
+ * kernel may be twice as wrong as the plain loop, plus one rounding of the output, plus the rounding of a few fp32
+ * additions. Inputs are rounded to the device's type first, so that only the kernel's own error is left. Exit status: 0
+ * all passed, 1 something failed, 2 usage, 77 no such device.
  */
 #include "check.h"
 #include <getopt.h>
@@ -109,7 +110,8 @@ static hs_dtype device_type(kind k, hs_dtype act) {
 }
 
 float to_type(const test *t, kind k, double v) {
-    return k == ACT && t->bf16 ? hs_bf16_to_f32(hs_f32_to_bf16((float)v)) : (float)v;
+    if (k != ACT || t->act == HS_F32) return (float)v;
+    return t->act == HS_BF16 ? hs_bf16_to_f32(hs_f32_to_bf16((float)v)) : hs_f16_to_f32(hs_f32_to_f16((float)v));
 }
 
 operand *add_operand(test *t, const char *name, role r, kind k, double scale, int ndim, const int64_t *dim) {
@@ -178,11 +180,11 @@ void put(const test *t, operand *o, int64_t i, double value, double mag, double 
     o->sum_mag[i] = sum_mag;
 }
 
-static void test_begin(test *t, const operation *op, const char *line, uint64_t seed, int bf16) {
+static void test_begin(test *t, const operation *op, const char *line, uint64_t seed, hs_dtype act) {
     memset(t, 0, sizeof *t);
     t->line = line;
     t->seed = seed;
-    t->bf16 = bf16;
+    t->act = act;
     op->setup(t);
 }
 
@@ -305,14 +307,20 @@ static void coordinates(const operand *o, int64_t i, char *ret, size_t size) {
     if (used < size) snprintf(ret + used, size - used, "]");
 }
 
-/* The plain loop and ref are written independently and must agree to what fp32 sums, or bf16 operands, may cost: this
- * tests ref itself, and keeps the pass rule from being widened by a wrong loop. */
+/* Half the distance of the numbers around zero: fp16 stops being a floating-point format below 2^-14. */
+static double least(const test *t, const operand *o) {
+    return o->kind == ACT && t->act == HS_F16 ? 0x1p-25 : 0;
+}
+
+/* The plain loop and ref are written independently and must agree to what fp32 sums, or operands of 16 bits, may cost:
+ * this tests ref itself, and keeps the pass rule from being widened by a wrong loop. */
 static int agree(const test *t, const operand *o) {
-    int rounded = t->conv.cout || (t->linear.parts && !t->linear.f32); /* a bf16 device rounds operands here */
+    int rounded = t->conv.cout || (t->linear.parts && !t->linear.f32); /* devices of 16 bits round operands here */
     for (int k = 0; k < t->count; k++) rounded |= t->o[k].kind == ACT;
+    const double share = t->act == HS_F32 || !rounded ? 0 : t->act == HS_BF16 ? 1.0 / 64 : 1.0 / 512;
     for (int64_t i = 0; i < o->n; i++) {
         const double want = to_type(t, o->kind, o->ref[i]),
-                     bound = 24 * 0x1p-24 * o->sum_mag[i] + (t->bf16 && rounded ? o->mag[i] / 64 : 0);
+                     bound = 24 * 0x1p-24 * o->sum_mag[i] + share * o->mag[i] + 2 * least(t, o);
         const int ok = o->mag[i] < 0                 ? same_float(o->ref[i], o->data[i])
                        : t->exact || !isfinite(want) ? same_float(o->plain[i], (float)want)
                                                      : fabs(o->plain[i] - want) <= bound;
@@ -330,7 +338,8 @@ typedef struct worst {
 } worst;
 
 static double unit_roundoff(const test *t, const operand *o) {
-    return o->kind == ACT && t->bf16 ? 0x1p-8 : 0x1p-24;
+    if (o->kind != ACT || t->act == HS_F32) return 0x1p-24;
+    return t->act == HS_BF16 ? 0x1p-8 : 0x1p-11;
 }
 
 /* Elements of o after the call on the device against ref. Adds to *w, returns 1 after complaining about the worst one.
@@ -343,8 +352,8 @@ static int compare(const test *t, const operand *o, const float *got, worst *w) 
         if (o->mag[i] > 0 && isfinite(o->ref[i]))
             plain_error = fmax(plain_error, fabs((double)o->plain[i] - o->ref[i]) / o->mag[i]);
     for (int64_t i = 0; i < o->n; i++) {
-        double want = o->ref[i],
-               bound = 2 * plain_error * o->mag[i] + unit_roundoff(t, o) * fabs(want) + 8 * 0x1p-24 * o->sum_mag[i];
+        double want = o->ref[i], bound = 2 * plain_error * o->mag[i] + unit_roundoff(t, o) * fabs(want) +
+                                         8 * 0x1p-24 * o->sum_mag[i] + least(t, o);
         if (o->mag[i] < 0 || t->exact) {
             want = o->mag[i] < 0 ? o->data[i] : o->plain[i];
             bound = 0;
@@ -414,7 +423,7 @@ static int judge(const test *t, int k, runs *r, worst *w) {
 static int check_case(const operation *op, const char *line, uint64_t seed, runs *r) {
     test t;
     worst w = {-1, 0, 0};
-    test_begin(&t, op, line, seed, r->dev[FIRST]->act == HS_BF16);
+    test_begin(&t, op, line, seed, r->dev[FIRST]->act);
     int failed = run_all(op, &t, r);
     for (int k = 0; k < t.count && !failed; k++) {
         operand *o = &t.o[k];
@@ -457,7 +466,7 @@ static int bench_case(const operation *op, const char *line, uint64_t seed, hs_d
     hs_err err = {0};
     double seconds[MAX_RUNS], bytes = 0, begin = 0;
     int n = 0;
-    test_begin(&t, op, line, seed, dev->act == HS_BF16);
+    test_begin(&t, op, line, seed, dev->act);
     int rc = make_weight(&t, dev, &s.w, &err);
     if (!rc) rc = buffers_new(&t, dev, &s, whole, &err);
     for (int i = -1; !rc && i < MAX_RUNS; i++) {
@@ -496,9 +505,8 @@ typedef struct options {
 } options;
 
 static const char usage[] =
-    "usage: kernelcheck [--device cpu|cuda[:N]|ref] [--precision auto|fp32|bf16] [--filter STR] [--seed N] [--repeat "
-    "N]\n"
-    "                   [--threads N] [--list] [--bench]\n"
+    "usage: kernelcheck [--device cpu|cuda[:N]|ref] [--precision auto|fp32|bf16|fp16] [--filter STR]\n"
+    "                   [--seed N] [--repeat N] [--threads N] [--list] [--bench]\n"
     "  Checks every operation of the device against the reference backend; --bench times model shapes instead.\n"
     "  --filter takes the cases whose line contains STR; --repeat N runs seeds seed .. seed + N - 1.\n";
 

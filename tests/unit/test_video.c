@@ -511,3 +511,29 @@ Test(video, a_file_closed_early_is_whole) {
         cr_assert_eq(atoi(text), 2, "%s holds %s", kinds[k], text);
     }
 }
+
+Test(video, memory_holds_what_was_written_and_no_more) {
+    enum { W = 5, H = 3, N = 2, FRAME = 3 * W * H };
+    uint8_t frames[N * FRAME + 1], rgb[FRAME];
+    char md5[33];
+    hs_err err = {0};
+    hs_sink *s = NULL;
+    memset(frames, 0xee, sizeof frames);
+    cr_assert_eq(hs_sink_open_memory(frames, N, W, H, &s, &err), 0, "%s", err.msg);
+    for (int i = 0; i < N; i++) {
+        memset(rgb, 10 + i, FRAME);
+        cr_assert_eq(hs_sink_write(s, rgb, &err), 0, "%s", err.msg);
+    }
+    cr_assert_eq(hs_sink_frames(s), N);
+    cr_assert(frames[0] == 10 && frames[FRAME - 1] == 10 && frames[FRAME] == 11 && frames[2 * FRAME - 1] == 11);
+    cr_assert_eq(hs_sink_write(s, rgb, &err), HS_EINVAL, "a frame more than there is room for");
+    cr_assert_eq(frames[N * FRAME], 0xee);
+    cr_assert_eq(hs_sink_close(s, md5, &err), HS_EINVAL, "close repeats the failure");
+    int64_t live = hs_alloc_live();
+    for (int n = 1; n < 3; n++) {
+        hs_alloc_fail_at(n);
+        cr_assert_eq(hs_sink_open_memory(frames, N, W, H, &s, &err), HS_ENOMEM);
+        hs_alloc_fail_at(0);
+        cr_assert_eq(hs_alloc_live(), live);
+    }
+}

@@ -1,0 +1,287 @@
+/* Tables of haste-eval. One list of columns serves plain text and Markdown. */
+#include "eval_report.h"
+#include "json.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- numbers ---------------------------------------------------------------------------------------------------- */
+/* "27.41 [26.90, 27.95]"; "-" if nothing was measured, no brackets if one clip was. */
+static const char *interval(const hs_eval_mean *m, const char *number, hs_eval_cell ret) {
+    char a[20], b[20], c[20];
+    snprintf(ret, sizeof(hs_eval_cell), "-");
+    if (!m || m->n < 1 || !isfinite(m->mean)) return ret;
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(a, sizeof a, number, m->mean);
+    snprintf(b, sizeof b, number, m->low);
+    snprintf(c, sizeof c, number, m->high);
+#pragma GCC diagnostic pop
+    if (isfinite(m->low) && isfinite(m->high))
+        snprintf(ret, sizeof(hs_eval_cell), "%s [%s, %s]", a, b, c);
+    else
+        snprintf(ret, sizeof(hs_eval_cell), "%s", a);
+    return ret;
+}
+
+/* ---- columns ---------------------------------------------------------------------------------------------------- */
+enum { OF_METRIC, OF_SPEEDUP, OF_PSNR_GAIN, OF_SSIM_GAIN, OF_ERROR_RATIO, OF_DENSITY_CHANGE, OF_SECONDS_RATIO };
+
+typedef struct column {
+    const char *title, *number;
+    int of;
+    hs_eval_metric metric;
+    int paired;   /* only with a baseline */
+    int optional; /* left out where no row has it */
+} column;
+
+static const column columns[] = {
+    {"PSNR dB", "%.2f", OF_METRIC, HS_EVAL_PSNR, 0, 0},
+    {"SSIM", "%.4f", OF_METRIC, HS_EVAL_SSIM, 0, 0},
+    {"velocity error", "%.3g", OF_METRIC, HS_EVAL_VELOCITY_ERROR, 0, 1},
+    {"density", "%.3f", OF_METRIC, HS_EVAL_DENSITY, 0, 0},
+    {"sparse calls", "%.3f", OF_METRIC, HS_EVAL_DENSITY_SPARSE, 0, 1},
+    {"reuse", "%.3f", OF_METRIC, HS_EVAL_REUSE_RATE, 0, 0},
+    {"seconds", "%.3g", OF_METRIC, HS_EVAL_SECONDS, 0, 0},
+    {"speed-up", "%.2f", OF_SPEEDUP, 0, 0, 1},
+    {"PSNR gain", "%+.2f", OF_PSNR_GAIN, 0, 1, 0},
+    {"SSIM gain", "%+.4f", OF_SSIM_GAIN, 0, 1, 0},
+    {"error ratio", "%.3f", OF_ERROR_RATIO, 0, 1, 1},
+    {"density change", "%+.3f", OF_DENSITY_CHANGE, 0, 1, 0},
+    {"seconds ratio", "%.3f", OF_SECONDS_RATIO, 0, 1, 1},
+    {"rank lag 1", "%+.3f", OF_METRIC, HS_EVAL_RANK_POST_1, 0, 1},
+    {"lag 4", "%+.3f", OF_METRIC, HS_EVAL_RANK_POST_4, 0, 1},
+    {"lag 8", "%+.3f", OF_METRIC, HS_EVAL_RANK_POST_8, 0, 1},
+    {"pre-rope lag 1", "%+.3f", OF_METRIC, HS_EVAL_RANK_PRE_1, 0, 1},
+    {"pre-rope lag 4", "%+.3f", OF_METRIC, HS_EVAL_RANK_PRE_4, 0, 1},
+    {"pre-rope lag 8", "%+.3f", OF_METRIC, HS_EVAL_RANK_PRE_8, 0, 1},
+};
+enum { COLUMNS = sizeof columns / sizeof columns[0] };
+
+static const hs_eval_mean *value(const hs_eval_row *row, const column *c) {
+    switch (c->of) {
+    case OF_METRIC: return &row->m[c->metric];
+    case OF_SPEEDUP: return &row->speedup;
+    case OF_PSNR_GAIN: return &row->psnr_gain;
+    case OF_SSIM_GAIN: return &row->ssim_gain;
+    case OF_ERROR_RATIO: return &row->error_ratio;
+    case OF_DENSITY_CHANGE: return &row->density_change;
+    default: return &row->seconds_ratio;
+    }
+}
+
+static int shown(const hs_eval_report *r, const column *c) {
+    int some = !c->optional;
+    for (int i = 0; i < r->n; i++) some |= value(&r->rows[i], c)->n > 0;
+    return some && (r->baseline || !c->paired);
+}
+
+/* A row compared with itself says nothing. */
+static const char *text_of(const hs_eval_report *r, const hs_eval_row *row, const column *c, hs_eval_cell ret) {
+    int self = c->paired && !strcmp(row->variant, r->baseline);
+    return interval(self ? NULL : value(row, c), c->number, ret);
+}
+
+/* ---- notes ------------------------------------------------------------------------------------------------------ */
+static int devices(const hs_eval_report *r) {
+    int n = 0;
+    for (int i = 0; i < r->results->n; i++) {
+        int k = 0; /* of the variants without a precision of their own: dense */
+        while (k < i &&
+               (strcmp(r->results->r[k].variant, "dense") || strcmp(r->results->r[k].device, r->results->r[i].device)))
+            k++;
+        n += k == i && !strcmp(r->results->r[i].variant, "dense");
+    }
+    return n;
+}
+
+void hs_eval_report_notes(const hs_eval_report *r, void (*note)(void *user, const char *text), void *user) {
+    int cold = 0, n = devices(r);
+    const char *device = NULL;
+    char text[1024] = "";
+    for (int i = 0; i < r->n; i++) cold |= r->rows[i].cold;
+    for (int i = 0; i < r->results->n && !device; i++)
+        if (!strcmp(r->results->r[i].variant, "dense")) device = r->results->r[i].device;
+    note(user, "n clips (prompt and seed); brackets: 95 % interval, bootstrap over clips.");
+    note(user,
+         "PSNR: mean over frames, then over clips; SSIM: 11x11 Gaussian window, mean of R, G, B; both against the "
+         "dense clip of the same noise.");
+    for (int i = 0; i < r->n; i++) {
+        size_t at = strlen(text);
+        if (r->rows[i].identical)
+            snprintf(text + at, sizeof text - at, "%s %s %d of %d",
+                     at ? "," : "Identical to dense, counted as 100 dB:", r->rows[i].variant, r->rows[i].identical,
+                     r->rows[i].n);
+    }
+    if (*text) note(user, text);
+    note(user, "Velocity error: |v - v_d|^2 / |v_d|^2 of the guided velocity along the dense trajectory, mean over the "
+               "steps that are not dense (all steps where nothing is sparse).");
+    note(user,
+         "Density: share of token pairs attended to, over all calls of heads, where dense steps and layers count 1; "
+         "reuse: share of the sparse calls that kept their mask.");
+    snprintf(text, sizeof text,
+             "Seconds: denoising and decoding of a clip, %s; speed-up: only clips whose dense run was made by the same "
+             "process.",
+             cold ? "first runs where there are no others (warming up included)"
+                  : "without a variant's first run in a process");
+    note(user, text);
+    if (n > 1)
+        snprintf(text, sizeof text, "Measured on %d devices: the seconds are not comparable.", n);
+    else
+        snprintf(text, sizeof text, "Device: %s.", device ? device : "unknown, dense was not measured");
+    note(user, text);
+    if (r->baseline) {
+        snprintf(text, sizeof text, "Gain, change, ratio: against %s, clip by clip; a ratio is that of the means.",
+                 r->baseline);
+        note(user, text);
+    }
+    for (int i = 0; i < r->n; i++)
+        if (r->rows[i].m[HS_EVAL_RANK_POST_1].n > 0) {
+            note(user,
+                 "Rank: Spearman of the drift of the token means of Q and K (after or before the rotation) against "
+                 "the overlap (IoU) of the masks so many steps apart, within a clip.");
+            break;
+        }
+}
+
+int hs_eval_report_cells(const hs_eval_report *r, hs_eval_cell **ret, int *ret_columns, hs_err *err) {
+    int n = 2, at = 0;
+    for (int c = 0; c < COLUMNS; c++) n += shown(r, &columns[c]);
+    hs_eval_cell *cells = hs_calloc((size_t)(r->n + 1) * (size_t)n, sizeof *cells);
+    if (!cells) return hs_fail(err, HS_ENOMEM, "no memory for the table");
+    for (int i = -1; i < r->n; i++) {
+        const hs_eval_row *row = i < 0 ? NULL : &r->rows[i];
+        snprintf(cells[at++], sizeof *cells, "%s", row ? row->variant : "variant");
+        if (row)
+            snprintf(cells[at++], sizeof *cells, "%d", row->n);
+        else
+            snprintf(cells[at++], sizeof *cells, "n");
+        for (int c = 0; c < COLUMNS; c++) {
+            if (!shown(r, &columns[c])) continue;
+            if (row)
+                text_of(r, row, &columns[c], cells[at++]);
+            else
+                snprintf(cells[at++], sizeof *cells, "%s", columns[c].title);
+        }
+    }
+    *ret = cells;
+    *ret_columns = n;
+    return 0;
+}
+
+/* ---- plain text, Markdown --------------------------------------------------------------------------------------- */
+static void plain_note(void *user, const char *text) {
+    fprintf(user, "%s\n", text);
+}
+
+static void bullet_note(void *user, const char *text) {
+    fprintf(user, "- %s\n", text);
+}
+
+int hs_eval_report_text(FILE *to, const hs_eval_report *r, hs_err *err) {
+    hs_eval_cell *cells;
+    int n, rc = hs_eval_report_cells(r, &cells, &n, err);
+    if (rc) return rc;
+    for (int i = 0; i <= r->n; i++)
+        for (int c = 0; c < n; c++) {
+            int width = 0;
+            for (int k = 0; k <= r->n; k++) {
+                int w = (int)strlen(cells[k * n + c]);
+                if (w > width) width = w;
+            }
+            /* names to the left, numbers to the right */
+            fprintf(to, c ? "  %*s%s" : "%-*s%s", width, cells[i * n + c], c + 1 < n ? "" : "\n");
+        }
+    fputc('\n', to);
+    hs_eval_report_notes(r, plain_note, to);
+    hs_free(cells);
+    return 0;
+}
+
+static void markdown(FILE *to, const hs_eval_report *r, hs_eval_cell *cells, int n) {
+    for (int i = 0; i <= r->n; i++) {
+        for (int c = 0; c < n; c++) fprintf(to, "| %s ", cells[i * n + c]);
+        fputs("|\n", to);
+        for (int c = 0; c < n && !i; c++) fputs(c ? "---:|" : "|---|", to);
+        if (!i) fputc('\n', to);
+    }
+    fputc('\n', to);
+    hs_eval_report_notes(r, bullet_note, to);
+    fputs("\nVariants:\n\n", to);
+    for (int i = 0; i < r->n; i++) fprintf(to, "- %s: %s\n", r->rows[i].variant, r->rows[i].what);
+}
+
+int hs_eval_write(const char *path, const char *text, hs_err *err) {
+    char part[4200];
+    snprintf(part, sizeof part, "%s.part", path);
+    FILE *f = fopen(part, "w");
+    int failed = !f || fputs(text, f) < 0, code = errno;
+    if (f && fclose(f) && !failed) failed = 1, code = errno;
+    if (!failed && rename(part, path)) failed = 1, code = errno;
+    if (!failed) return 0;
+    if (f) unlink(part);
+    return hs_fail(err, HS_EIO, "%s: cannot write: %s", path, strerror(code));
+}
+
+int hs_eval_report_markdown(const char *path, const hs_eval_report *r, hs_err *err) {
+    char *text = NULL;
+    size_t size;
+    hs_eval_cell *cells;
+    int n, rc = hs_eval_report_cells(r, &cells, &n, err);
+    if (rc) return rc;
+    FILE *to = open_memstream(&text, &size);
+    if (to) markdown(to, r, cells, n);
+    rc = !to || fclose(to) ? hs_fail(err, HS_ENOMEM, "no memory for %s", path) : hs_eval_write(path, text, err);
+    free(text);
+    hs_free(cells);
+    return rc;
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------------- */
+static int add_number(cJSON *to, const char *key, double v) {
+    char s[32];
+    snprintf(s, sizeof s, "%.7g", v);
+    return (isfinite(v) ? cJSON_AddRawToObject(to, key, s) : cJSON_AddNullToObject(to, key)) != NULL;
+}
+
+static int add_mean(cJSON *to, const char *key, const hs_eval_mean *m, int median) {
+    cJSON *o = cJSON_AddObjectToObject(to, key);
+    return o && add_number(o, "mean", m->n ? m->mean : NAN) && add_number(o, "low", m->n ? m->low : NAN) &&
+           add_number(o, "high", m->n ? m->high : NAN) &&
+           (!median || add_number(o, "median", m->n ? m->median : NAN)) && cJSON_AddNumberToObject(o, "n", m->n);
+}
+
+static int add_row(cJSON *list, const hs_eval_report *r, const hs_eval_row *row) {
+    cJSON *o = cJSON_CreateObject();
+    int ok = cJSON_AddItemToArray(list, o) && cJSON_AddStringToObject(o, "variant", row->variant) &&
+             cJSON_AddStringToObject(o, "group", row->group) && cJSON_AddStringToObject(o, "what", row->what) &&
+             cJSON_AddNumberToObject(o, "n", row->n) && cJSON_AddNumberToObject(o, "identical", row->identical) &&
+             cJSON_AddBoolToObject(o, "warm", !row->cold);
+    for (int m = 0; m < HS_EVAL_METRICS && ok; m++)
+        if (m < HS_EVAL_RANK_POST_1 || row->m[m].n)
+            ok = add_mean(o, hs_eval_metric_key((hs_eval_metric)m), &row->m[m],
+                          m >= HS_EVAL_SECONDS && m <= HS_EVAL_ATTEND);
+    ok = ok && add_mean(o, "speedup", &row->speedup, 1);
+    if (!r->baseline || !strcmp(r->baseline, row->variant)) return ok;
+    cJSON *b = cJSON_AddObjectToObject(o, "against");
+    return ok && b && cJSON_AddStringToObject(b, "baseline", r->baseline) &&
+           add_mean(b, "psnr_gain", &row->psnr_gain, 1) && add_mean(b, "ssim_gain", &row->ssim_gain, 0) &&
+           add_mean(b, "density_change", &row->density_change, 0) &&
+           add_mean(b, "velocity_error_ratio", &row->error_ratio, 1) &&
+           add_mean(b, "seconds_ratio", &row->seconds_ratio, 1);
+}
+
+int hs_eval_report_json(const char *path, const hs_eval_report *r, hs_err *err) {
+    cJSON *list = cJSON_CreateArray();
+    int ok = list != NULL;
+    for (int i = 0; i < r->n && ok; i++) ok = add_row(list, r, &r->rows[i]);
+    char *text = ok ? cJSON_Print(list) : NULL;
+    cJSON_Delete(list);
+    if (!text) return hs_fail(err, HS_ENOMEM, "no memory for %s", path);
+    int rc = hs_eval_write(path, text, err);
+    cJSON_free(text);
+    return rc;
+}

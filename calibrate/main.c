@@ -1,0 +1,514 @@
+/* haste-calibrate: measure every head once, choose a threshold for each, check the choice, show it. The work is in
+ * measure.c, solve.c, show.c and report.c; here is what a person sees of it.
+ *
+ * stderr is for people, stdout for what was asked for (the plan of --dry-run, the view of `show`).
+ */
+#include "calibrate_options.h"
+#include "measure.h"
+#include "prompts.h"
+#include "report.h"
+#include "run_print.h"
+#include "show.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096 };
+
+typedef struct app {
+    hs_calibrate_options o;
+    char default_table[PATH_SIZE], default_page[PATH_SIZE];
+    hs_model *model;
+    hs_prompts prompts, held_out;
+    hs_table *table;
+    hs_curves *curves;
+    hs_profile *profile;
+    int tty, open_line;
+    double said; /* when progress was last shown */
+    char what[64];
+} app;
+
+/* ---- messages --------------------------------------------------------------------------------------------------- */
+static app *logging; /* the log hook has no other way to it */
+
+static void close_line(app *a) {
+    if (a->open_line) fputs("\r\033[K", stderr);
+    a->open_line = 0;
+}
+
+static void on_log(void *user, enum hs_log_level level, const char *msg) {
+    static const char *const label[] = {"error: ", "warning: ", "fall-back: ", "", ""};
+    (void)user;
+    if (level > HS_LOG_FALLBACK && !logging->o.run.verbose) return;
+    close_line(logging);
+    fprintf(stderr, "haste-calibrate: %s%s\n", label[level], msg);
+}
+
+static int report(app *a, const hs_err *err) {
+    close_line(a);
+    fprintf(stderr, "haste-calibrate: %s\n", err->msg);
+    return err->code == HS_EINTR ? EXIT_INTERRUPTED : err->code == HS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
+}
+
+static void HS_PRINTF(2, 3) say(app *a, const char *fmt, ...) {
+    va_list ap;
+    if (a->o.run.quiet) return;
+    close_line(a);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+}
+
+/* One line, rewritten on a terminal; elsewhere at most every ten seconds, and at the end of each part. */
+static void on_progress(void *user, const char *what, int64_t done, int64_t total, double seconds, double eta) {
+    app *a = user;
+    double now = hs_seconds();
+    hs_text32 spent, left;
+    int last = done == total, other = strcmp(what, a->what) != 0;
+    if (a->o.run.quiet || (!last && !other && now - a->said < (a->tty ? 0.2 : 10))) return;
+    a->said = now;
+    snprintf(a->what, sizeof a->what, "%s", what);
+    close_line(a);
+    fprintf(stderr, "%s %lld/%lld, %s", what, (long long)done, (long long)total, hs_print_seconds(seconds, spent));
+    if (eta > 0) fprintf(stderr, ", about %s left", hs_print_seconds(eta, left));
+    a->open_line = a->tty && !last;
+    if (!a->open_line) fputc('\n', stderr);
+    fflush(stderr);
+}
+
+/* ---- signals ---------------------------------------------------------------------------------------------------- */
+static volatile sig_atomic_t stop_requested;
+
+static void on_signal(int number) {
+    static const char note[] = "\nhaste-calibrate: stopping after this forward; once more stops at once\n";
+    (void)number;
+    if (stop_requested) _exit(EXIT_INTERRUPTED);
+    stop_requested = 1;
+    ssize_t ignored = write(STDERR_FILENO, note, sizeof note - 1);
+    (void)ignored;
+}
+
+static int on_interrupted(void *user) {
+    (void)user;
+    return stop_requested;
+}
+
+static void catch_signals(void) {
+    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignore = {.sa_handler = SIG_IGN};
+    sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGPIPE, &ignore, NULL); /* a closed pipe and the limit of file sizes become errors of write */
+    sigaction(SIGXFSZ, &ignore, NULL);
+}
+
+/* ---- model, prompts, settings ----------------------------------------------------------------------------------- */
+
+static int open_model(app *a, const char *precision, hs_err *err) {
+    const hs_options *o = &a->o.run;
+    const hs_model_params p = {.dir = o->model,
+                               .device = o->device ? o->device : "auto",
+                               .precision = o->precision ? o->precision : precision,
+                               .threads = o->threads,
+                               .headers_only = o->dry_run};
+    return a->model ? 0 : hs_model_open(&p, &a->model, err);
+}
+
+static void keep_first(hs_prompts *p, int n) {
+    for (; n && p->n > n; p->n--) free(p->text[p->n - 1]);
+}
+
+static int read_prompts(app *a, hs_err *err) {
+    const hs_calibrate_options *o = &a->o;
+    int rc = 0;
+    if (!a->prompts.n) rc = hs_prompts_read(&a->prompts, o->run.prompts, err);
+    if (!rc && o->held_out && !a->held_out.n) rc = hs_prompts_read(&a->held_out, o->held_out, err);
+    keep_first(&a->prompts, o->max_prompts);
+    keep_first(&a->held_out, o->max_held_out);
+    for (int i = 0; i < a->held_out.n && !rc; i++)
+        for (int k = 0; k < a->prompts.n && !rc; k++)
+            if (!strcmp(a->held_out.text[i], a->prompts.text[k]))
+                rc = hs_fail(err, HS_EINVAL,
+                             "%s holds a calibration prompt: \"%.100s\"; held-out prompts must be others", o->held_out,
+                             a->prompts.text[k]);
+    return rc;
+}
+
+/* What the options say, over what the model says. */
+static int make_request(const app *a, hs_request *r, hs_err *err) {
+    hs_options o = a->o.run;
+    int flags;
+    *r = hs_request_default(a->model);
+    if (o.width) r->width = o.width;
+    if (o.height) r->height = o.height;
+    if (o.frames) r->frames = o.frames;
+    if (o.steps) r->steps = o.steps;
+    if (!isnan(o.guidance)) r->guidance = o.guidance;
+    if (!isnan(o.shift)) r->shift = o.shift;
+    if (o.solver >= 0) r->solver = (hs_solver_kind)o.solver;
+    r->sigmas = o.sigmas;
+    r->negative = o.negative;
+    if (o.attention < 0) o.attention = HS_XATTENTION;
+    r->attention = hs_attn_policy_default(HS_DENSE);
+    return hs_options_attention(&o, &r->attention, &flags, err);
+}
+
+/* What the table says: joint errors belong to the settings of its probes. */
+static hs_request request_of_table(const app *a) {
+    const hs_table_info *i = &a->table->info;
+    hs_request r = hs_request_default(a->model);
+    r.width = i->width, r.height = i->height, r.frames = i->frames, r.steps = i->steps;
+    r.guidance = i->guidance, r.shift = i->shift, r.solver = i->solver, r.sigmas = i->sigmas;
+    r.negative = a->o.run.negative;
+    r.attention = i->policy;
+    r.attention.top_p = hs_attn_policy_default(i->policy.method).top_p;
+    return r;
+}
+
+static hs_measure_params make_params(app *a) {
+    const hs_calibrate_options *o = &a->o;
+    hs_measure_params p = {.table = o->tables[0],
+                           .prompts = (const char *const *)a->prompts.text,
+                           .n_prompts = a->prompts.n,
+                           .held_out = (const char *const *)a->held_out.text,
+                           .n_held_out = a->held_out.n,
+                           .n_intervals = o->intervals,
+                           .prompts_per_head = o->prompts_per_head,
+                           .n_candidates = o->candidates.n,
+                           .seed = o->run.seed,
+                           .shard = o->shard,
+                           .shards = o->shards,
+                           .user = a,
+                           .progress = on_progress,
+                           .interrupted = on_interrupted};
+    memcpy(p.candidates, o->candidates.at, sizeof p.candidates);
+    return p;
+}
+
+static hs_measure_params params_of_table(app *a) {
+    const hs_table_info *i = &a->table->info;
+    hs_measure_params p = make_params(a);
+    p.n_intervals = i->n_intervals, p.n_candidates = i->n_candidates, p.seed = i->seed;
+    p.prompts_per_head = 1;
+    p.shard = 0, p.shards = 1;
+    memcpy(p.candidates, i->candidates, sizeof p.candidates);
+    return p;
+}
+
+/* ---- measure ---------------------------------------------------------------------------------------------------- */
+
+/* Seconds of one forward of one branch, from what is known of the machine; 0 = unknown. */
+static double forward_seconds(const hs_plan *plan, const hs_request *r) {
+    double flops = plan->flops_step * r->steps, all = flops + plan->flops_text + plan->flops_vae;
+    int branches = r->guidance > 1 ? 2 : 1;
+    return all > 0 ? plan->seconds * flops / all / (r->steps * branches) : 0;
+}
+
+static void print_cost(FILE *to, app *a, const hs_request *r, const hs_plan *plan, const hs_measure_plan *m) {
+    const hs_model_info *i = hs_model_get_info(a->model);
+    const hs_measure_params p = make_params(a);
+    const hs_attn_policy *s = &r->attention;
+    hs_text32 text;
+    double seconds = forward_seconds(plan, r) * m->forwards;
+    fprintf(to, "model    %s: %d layers, %d heads, on %s\n", a->o.run.model, i->layers, i->heads, i->device);
+    fprintf(to, "video    %dx%d, %d frames, %d %s steps, guidance %g, shift %g, seed %llu\n", r->width, r->height,
+            r->frames, r->steps, hs_solver_name(r->solver), r->guidance, r->shift, (unsigned long long)p.seed);
+    fprintf(to, "sparse   %s", hs_method_name(s->method));
+    if (s->method == HS_SVG2)
+        fprintf(to, ", %d query and %d key clusters", s->q_clusters, s->k_clusters);
+    else
+        fprintf(to, ", block %d", s->block);
+    if (s->method == HS_XATTENTION) fprintf(to, ", stride %d", s->stride);
+    if (s->dense_steps) fprintf(to, ", first %d steps dense", s->dense_steps);
+    if (s->dense_layers) fprintf(to, ", first %d layers dense", s->dense_layers);
+    fputc('\n', to);
+    fprintf(to, "try     ");
+    for (int k = 0; k < p.n_candidates; k++) fprintf(to, " %g", p.candidates[k]);
+    fprintf(to, " in %d step intervals, %d prompt%s per head of %d\n", p.n_intervals, p.prompts_per_head,
+            p.prompts_per_head == 1 ? "" : "s", p.n_prompts);
+    fprintf(to, "work     %lld probes (%lld of them are in %s), %lld dense generations\n", (long long)m->probes,
+            (long long)m->probes_done, p.table, (long long)m->dense_passes);
+    fprintf(to, "cost     %.0f forwards of one branch", m->forwards);
+    if (m->forwards > 0)
+        fprintf(to, ", %.1f times fewer than one by one (%.0f)", m->forwards_naive / m->forwards, m->forwards_naive);
+    fprintf(to, "; records %s\n", hs_print_bytes((int64_t)m->bytes, text));
+    if (seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(seconds, text));
+}
+
+static int measure(app *a, hs_err *err) {
+    hs_request r;
+    hs_plan plan;
+    hs_measure_plan cost;
+    int rc;
+    if ((rc = read_prompts(a, err)) || (rc = open_model(a, "fp32", err)) || (rc = make_request(a, &r, err)) ||
+        (rc = hs_request_check(a->model, &r, &plan, err)))
+        return rc;
+    hs_measure_params p = make_params(a);
+    int made = a->o.run.dry_run && access(p.table, F_OK); /* planning opens the table, and so makes one */
+    rc = hs_measure_plan_make(a->model, &r, &p, &cost, err);
+    if (made) unlink(p.table);
+    if (rc) return rc;
+    if (a->o.run.dry_run || !a->o.run.quiet) print_cost(a->o.run.dry_run ? stdout : stderr, a, &r, &plan, &cost);
+    if (a->o.run.dry_run) return 0;
+    if ((rc = hs_measure_probes(a->model, &r, &p, err))) return rc;
+    p.n_held_out = 0;
+    return hs_measure_joint(a->model, &r, &p, 0, 0, NULL, err); /* the numeric floor */
+}
+
+/* ---- solve ------------------------------------------------------------------------------------------------------ */
+
+static int load_table(app *a, hs_err *err) {
+    hs_table *t;
+    hs_curves *c;
+    int rc = hs_table_load(a->o.n_tables, a->o.tables, &t, err);
+    if (rc) return rc;
+    if ((rc = hs_curves_make(t, a->o.error, &c, err))) {
+        hs_table_free(t);
+        return rc;
+    }
+    hs_table_free(a->table);
+    hs_curves_free(a->curves);
+    a->table = t, a->curves = c;
+    return 0;
+}
+
+static void say_table(app *a) {
+    const hs_curves *c = a->curves;
+    const hs_table_info *i = &a->table->info;
+    say(a, "table: %lld probes of %d heads, %d thresholds, %d step intervals; %s, %s", (long long)c->samples,
+        hs_curves_sparse_heads(c), c->points - 1, c->intervals, i->device, i->precision);
+    if (c->dropped) say(a, "; %lld left out (not at every threshold)", (long long)c->dropped);
+    if (c->has_floor)
+        say(a, "\nnumeric floor %.3g: an error counts as far as it is above (%.0f %% of the points are not)\n",
+            c->floor, 100 * c->below_floor);
+    else
+        say(a, "\nnumeric floor not measured (measure again to add it)\n");
+    if (c->below_floor > 0.5)
+        hs_log(HS_LOG_WARN, "more than half of the errors drown in rounding: measure with --precision fp32 or fp16");
+}
+
+static void add_target(hs_number_list *list, double v) {
+    for (int i = 0; i < list->n; i++)
+        if (list->at[i] == v) return;
+    list->at[list->n++] = v;
+}
+
+/* --sparsity as said; --match-top-p as what the table says, rounded down so that a budget can be named. */
+static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
+    hs_number_list list = a->o.sparsity, match = a->o.match;
+    char known[400] = "";
+    float *top_p = hs_alloc((size_t)a->curves->layers * (size_t)a->curves->heads * sizeof *top_p);
+    int rc = top_p ? 0 : hs_fail(err, HS_ENOMEM, "no memory for the budgets");
+    if (!list.n && !match.n) add_target(&match, 0.9);
+    for (int i = 0; i < match.n && !rc; i++) {
+        double error, sparsity;
+        hs_curves_shared(a->curves, match.at[i], top_p);
+        if (hs_curves_predict(a->curves, top_p, &error, &sparsity, NULL)) {
+            for (int k = 0; k < a->curves->points - 1; k++)
+                snprintf(known + strlen(known), sizeof known - strlen(known), "%s%g", k ? ", " : "",
+                         a->curves->top_p[k]);
+            rc = hs_fail(err, HS_EINVAL, "--match-top-p %g: the table has %s; name one of them, or say --sparsity S",
+                         match.at[i], known);
+            break;
+        }
+        sparsity = floor(sparsity * 1e6) / 1e6;
+        say(a, "all heads at top-p %g: sparsity %.6g, predicted error %.4g\n", match.at[i], sparsity, error);
+        add_target(&list, sparsity);
+    }
+    hs_free(top_p);
+    if (!rc) *ret = list;
+    return rc;
+}
+
+static int make_reuse(const app *a, hs_reuse_policy *ret, hs_err *err) {
+    hs_options o = hs_options_none();
+    hs_attn_policy p = hs_attn_policy_default(HS_DENSE);
+    int flags;
+    o.attention = (int)a->table->info.policy.method;
+    o.reuse = a->o.run.reuse, o.reuse_delta = a->o.run.reuse_delta, o.reuse_interval = a->o.run.reuse_interval;
+    int rc = hs_options_attention(&o, &p, &flags, err);
+    if (!rc) *ret = p.reuse;
+    return rc;
+}
+
+static int choose(app *a, hs_err *err) {
+    hs_number_list targets = {0};
+    hs_solve_params p = {.gap = a->o.gap, .seconds = a->o.seconds, .interrupted = on_interrupted};
+    int rc;
+    if ((rc = make_targets(a, &targets, err)) || (rc = make_reuse(a, &p.reuse, err))) return rc;
+    p.n = targets.n, p.target = targets.at;
+    if ((rc = hs_solve(a->table, a->curves, &p, &a->profile, err)) || (rc = hs_profile_save(a->o.out, a->profile, err)))
+        return rc;
+    if (!a->o.run.quiet) hs_show_budgets(stderr, a->profile);
+    return 0;
+}
+
+/* ---- check ------------------------------------------------------------------------------------------------------ */
+
+static void say_joint(app *a, const char *name, double predicted, const char *config) {
+    hs_joint_mean seen = hs_table_joint(a->table, a->o.error, HS_POOL_CALIBRATION, HS_JOINT_CONFIG, config);
+    hs_joint_mean held = hs_table_joint(a->table, a->o.error, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, config);
+    say(a, "  %-12s  %9.4g  %11.4g", name, predicted + a->curves->floor, seen.error);
+    if (held.n) say(a, "  %8.4g (%.3g to %.3g)", held.error, held.low, held.high);
+    say(a, "\n");
+}
+
+/* The chosen thresholds all at once, on prompts that did not choose them; into the profile. */
+static int check(app *a, hs_err *err) {
+    int budgets = a->profile->n_budgets, n = budgets + a->o.random, rc = 0;
+    size_t heads = (size_t)a->curves->layers * (size_t)a->curves->heads;
+    float *random = hs_alloc((size_t)(a->o.random + 1) * heads * sizeof *random);
+    const float **all = hs_alloc((size_t)n * sizeof *all);
+    char name[32], config[17];
+    if (!random || !all) {
+        rc = hs_fail(err, HS_ENOMEM, "no memory for %d configurations", n);
+        goto out;
+    }
+    for (int i = 0; i < budgets; i++) all[i] = a->profile->budgets[i].top_p;
+    for (int i = 0; i < a->o.random; i++) {
+        hs_curves_random(a->curves, a->table->info.seed, i, random + (size_t)i * heads);
+        all[budgets + i] = random + (size_t)i * heads;
+    }
+    if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) goto out;
+    hs_request r = request_of_table(a);
+    hs_measure_params p = params_of_table(a);
+    if ((rc = hs_measure_joint(a->model, &r, &p, 1, n, all, err)) || (rc = load_table(a, err))) goto out;
+    say(a, "joint error   predicted  calibration%s\n", a->held_out.n ? "  held-out" : "");
+    for (int i = 0; i < budgets; i++) {
+        hs_profile_budget *b = &a->profile->budgets[i];
+        hs_measure_config_name(b->top_p, a->curves->layers, a->curves->heads, config);
+        snprintf(name, sizeof name, "%.4g", b->target);
+        say_joint(a, name, b->error, config);
+        if (a->held_out.n)
+            b->joint_error = hs_table_joint(a->table, a->o.error, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, config).error;
+    }
+    memcpy(a->profile->table_sha256, a->table->sha256, sizeof a->profile->table_sha256);
+    rc = hs_profile_save(a->o.out, a->profile, err);
+    if (!rc && !a->held_out.n)
+        say(a, "the profile has no joint error: give --held-out FILE for one on other prompts\n");
+out:
+    hs_free(random);
+    hs_free(all);
+    return rc;
+}
+
+static int solve(app *a, hs_err *err) {
+    int rc = load_table(a, err);
+    if (rc) return rc;
+    say_table(a);
+    if ((rc = choose(a, err))) return rc;
+    if (a->o.run.model && !a->o.no_check) {
+        if ((rc = check(a, err))) return hs_fail_ctx(err, rc, "%s is written, but not checked", a->o.out);
+    } else if (!a->o.no_check) {
+        say(a, "not checked: with -m DIR --prompts FILE the errors of all heads together are measured\n");
+    }
+    if (a->o.report && (rc = hs_report_write(a->o.report, a->profile, 0, a->table, a->curves, err))) return rc;
+    say(a, "%s: %d budget%s%s%s\n", a->o.out, a->profile->n_budgets, a->profile->n_budgets == 1 ? "" : "s",
+        a->o.report ? "; " : "", a->o.report ? a->o.report : "");
+    return 0;
+}
+
+/* ---- show, report ----------------------------------------------------------------------------------------------- */
+
+static int load_profile(app *a, int *ret_budget, hs_err *err) {
+    int rc = hs_profile_load(a->o.profile, &a->profile, err);
+    return rc ? rc : hs_profile_choose(a->profile, a->o.run.budget, ret_budget, err);
+}
+
+static int show(app *a, hs_err *err) {
+    hs_show_style style = hs_show_detect(stdout);
+    int budget, rc = load_profile(a, &budget, err);
+    if (!rc) hs_show(stdout, a->profile, isnan(a->o.run.budget) ? -1 : budget, &style);
+    return rc;
+}
+
+static int write_report(app *a, hs_err *err) {
+    int budget, rc = load_profile(a, &budget, err);
+    if (rc) return rc;
+    a->o.error = !strcmp(a->profile->error_name, "band") ? HS_ERROR_BAND : HS_ERROR_PLAIN;
+    if ((rc = load_table(a, err)) || (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, err)))
+        return rc;
+    say(a, "%s\n", a->o.out);
+    return 0;
+}
+
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
+
+/* "dir/demo.json" with ".table.jsonl" is "dir/demo.table.jsonl". */
+static int beside(const char *path, const char *extension, char ret[PATH_SIZE], hs_err *err) {
+    size_t len = strlen(path);
+    if (len > 5 && !strcmp(path + len - 5, ".json")) len -= 5;
+    if (snprintf(ret, PATH_SIZE, "%.*s%s", (int)len, path, extension) < PATH_SIZE) return 0;
+    return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+}
+
+/* A folder that cannot be written into is found before hours of work. */
+static int check_place(const char *path, hs_err *err) {
+    char dir[PATH_SIZE] = ".";
+    const char *slash = strrchr(path, '/');
+    if (slash && snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path) >= PATH_SIZE)
+        return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+    if (access(dir, W_OK | X_OK))
+        return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s", path, dir, strerror(errno));
+    return 0;
+}
+
+static int work(app *a, hs_err *err) {
+    hs_calibrate_options *o = &a->o;
+    int rc = 0;
+    if (o->verb == HS_VERB_ALL && !o->n_tables) {
+        if ((rc = beside(o->out, ".table.jsonl", a->default_table, err))) return rc;
+        o->tables[o->n_tables++] = a->default_table;
+    }
+    if (o->verb == HS_VERB_REPORT && !o->out) {
+        if ((rc = beside(o->profile, ".html", a->default_page, err))) return rc;
+        o->out = a->default_page;
+    }
+    if ((o->out && (rc = check_place(o->out, err))) || (o->report && (rc = check_place(o->report, err)))) return rc;
+    switch (o->verb) {
+    case HS_VERB_MEASURE: return measure(a, err);
+    case HS_VERB_SOLVE: return solve(a, err);
+    case HS_VERB_SHOW: return show(a, err);
+    case HS_VERB_REPORT: return write_report(a, err);
+    default: rc = measure(a, err); return rc || o->run.dry_run ? rc : solve(a, err);
+    }
+}
+
+static void print_line(void *user, const char *text) {
+    fprintf(user, "%s\n", text);
+}
+
+int main(int argc, char **argv) {
+    app a = {.tty = isatty(STDERR_FILENO)};
+    hs_err err = {0};
+    int status = EXIT_DONE;
+    if (hs_calibrate_options_parse(argc, argv, &a.o, &err)) {
+        fprintf(stderr, "haste-calibrate: %s\n%s", err.msg,
+                argc < 2 ? "haste-calibrate --help shows the options and examples\n" : "");
+        return EXIT_USAGE;
+    }
+    logging = &a;
+    hs_log_set(on_log, NULL);
+    catch_signals();
+    if (a.o.help)
+        hs_calibrate_options_help(print_line, stdout);
+    else if (a.o.version)
+        printf("haste-calibrate " HS_VERSION "; GPL-3 as a program, through GLPK\n");
+    else if (work(&a, &err))
+        status = report(&a, &err);
+    if (fflush(stdout) && status == EXIT_DONE) {
+        fprintf(stderr, "haste-calibrate: cannot write to stdout: %s\n", strerror(errno));
+        status = EXIT_FAILED;
+    }
+    hs_profile_free(a.profile);
+    hs_curves_free(a.curves);
+    hs_table_free(a.table);
+    hs_prompts_done(&a.prompts);
+    hs_prompts_done(&a.held_out);
+    hs_model_free(a.model);
+    return status;
+}

@@ -1,0 +1,17 @@
+/* The web page of haste-calibrate: what was measured, what was chosen, and how good the prediction was. */
+#ifndef HS_REPORT_H
+#define HS_REPORT_H
+#include "solve.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One self-contained page (plot.h). budget: the one whose heads are drawn. HS_EINVAL if the profile is not of the
+ * table's model. */
+int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_table *t, const hs_curves *c,
+                    hs_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,254 @@
+/* XAttention's block scores: folded products, softmax, sums over blocks. spec haste.md 3.1
+ *
+ * A folded vector is `stride` tokens side by side and is never put together: the depth of the product walks over the
+ * slices. One pass over the products is enough. A tile of 128 folded queries x (up to) 128 folded keys turns its logits
+ * at once into exponentials relative to the tile's own row maxima and adds them up over the parts of blocks it covers;
+ * only these sums, per folded query one float per block, and the maxima go to memory. A second, small kernel brings the
+ * rows of a block of queries onto common maxima, divides and adds up. Where the sums would be large, heads and rows go
+ * through in groups.
+ */
+#include "cuda/tile.cuh"
+
+enum {
+    STAGES = 3,       /* pairs of slabs under way */
+    PITCH = TILE + 4, /* floats from one row of logits to the next */
+    FOLD_MMA_SHARED = STAGES * 2 * SLAB_SIZE * 2,
+    LOGITS_SHARED = TILE * PITCH * 4,
+    MAX_PER = 1024,        /* folded queries in a block: as many tokens as backend_sparse.c lets through */
+    SUMS_LIMIT = 64 << 20, /* bytes of sums and maxima at a time: they stay near the second-level cache */
+};
+static_assert(LOGITS_SHARED <= FOLD_MMA_SHARED, "logits take the place of the slabs");
+
+/* Columns are parts of blocks: a block of `per` folded keys is `parts` parts of `width` <= 128, the last one may be
+ * shorter, and a tile takes `group` whole parts. */
+struct fold {
+    const void *q, *k;
+    const uint8_t *want;
+    float *sums;   /* [heads of this launch, rows, cols * parts] */
+    float2 *stats; /* [heads of this launch, rows, tiles]: row maximum in powers of two, sum below it */
+    float *scores; /* [heads, score_rows, cols] */
+    int64_t ld_q, ld_k, len, keys;
+    int64_t first, rows; /* folded queries of this launch, of every head */
+    int64_t score_rows;
+    int head, stride, dim; /* head: the first of this launch */
+    int per, width, parts, group, cols, tiles;
+    float scale; /* of logits, to powers of two */
+};
+
+/* The folded key in column x of a tile, or -1. */
+static __device__ __forceinline__ int64_t key_of(const fold &f, int tile, int x) {
+    const int64_t part = (int64_t)tile * f.group + x / f.width;
+    const int within = (int)(part % f.parts) * f.width + x % f.width;
+    const int64_t key = part / f.parts * f.per + within;
+    return x / f.width < f.group && within < f.per && part < (int64_t)f.cols * f.parts && key < f.keys ? key : -1;
+}
+
+/* From products to sums and statistics. logits: LOGITS_SHARED bytes that nobody uses any more. */
+template <typename Tile>
+static __device__ __forceinline__ void finish_tile(const fold &f, const Tile &c, float *logits) {
+    const int lane = threadIdx.x % 32, tile = blockIdx.x, lanes = f.width / 4;
+    const int64_t all = (int64_t)f.cols * f.parts, first_part = (int64_t)tile * f.group;
+    /* Lanes hold four columns each: a part of 4, 8, ... 128 columns is that many lanes side by side. */
+    const int aligned = f.width % 4 == 0 && (lanes & (lanes - 1)) == 0;
+    int there[4];
+    for (int e = 0; e < 4; e++) there[e] = key_of(f, tile, lane * 4 + e) >= 0;
+#pragma unroll
+    for (int i = 0; i < Tile::ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < Tile::COLS; j++) logits[Tile::row(i) * PITCH + Tile::col(j)] = c.at(i, j) * f.scale;
+    __syncthreads();
+    for (int r = threadIdx.x / 32; r < TILE; r += Tile::THREADS / 32) {
+        const int64_t i = (int64_t)blockIdx.y * TILE + r;
+        if (i >= f.rows) break;
+        float *row = logits + r * PITCH, x[4], max = -INFINITY, sum = 0;
+        for (int e = 0; e < 4; e++) {
+            x[e] = row[lane * 4 + e];
+            if (there[e]) max = fmaxf(max, x[e]);
+        }
+        max = warp_max(max);
+        for (int e = 0; e < 4; e++) sum += x[e] = there[e] ? exp2f(x[e] - max) : 0;
+        const int64_t at = blockIdx.z * f.rows + i;
+        float *sums = f.sums + at * all + first_part;
+        if (aligned) {
+            float part = sum;
+            for (int d = 1; d < lanes; d *= 2) part += __shfl_xor_sync(~0u, part, d);
+            if (lane % lanes == 0 && lane / lanes < f.group && first_part + lane / lanes < all)
+                sums[lane / lanes] = part;
+        } else {
+            for (int e = 0; e < 4; e++) row[lane * 4 + e] = x[e];
+            __syncwarp();
+            for (int p = lane; p < f.group && first_part + p < all; p += 32) {
+                float part = 0;
+                for (int o = 0; o < f.width; o++) part += row[p * f.width + o];
+                sums[p] = part;
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) f.stats[at * f.tiles + tile] = make_float2(max, sum);
+    }
+}
+
+template <typename T> __global__ void __launch_bounds__(mma_tile::THREADS, 2) fold_mma(fold f) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const int head = f.head + blockIdx.z;
+    if (!f.want[head]) return;
+    const T *q = (const T *)f.q + (int64_t)head * f.dim, *k = (const T *)f.k + (int64_t)head * f.dim;
+    const int chunk = threadIdx.x % CHUNK, slabs = (f.dim + SLAB - 1) / SLAB, steps = f.stride * slabs;
+    enum { EACH = TILE / (mma_tile::THREADS / CHUNK) }; /* rows that a thread copies of every slab */
+    int64_t row[EACH], col[EACH];                       /* their first tokens; len = beyond the end */
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int r = threadIdx.x / CHUNK + i * (mma_tile::THREADS / CHUNK);
+        const int64_t x = (int64_t)blockIdx.y * TILE + r, key = key_of(f, blockIdx.x, r);
+        row[i] = x < f.rows ? (f.first + x) * f.stride : f.len;
+        col[i] = key >= 0 ? key * f.stride : f.len;
+    }
+    auto load = [&](int step) {
+        T *a = (T *)shared + step % STAGES * (2 * SLAB_SIZE), *b = a + SLAB_SIZE;
+        const int s = step / slabs, d = step % slabs * SLAB + chunk * CHUNK;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int r = threadIdx.x / CHUNK + i * (mma_tile::THREADS / CHUNK);
+            const int64_t qt = row[i] + f.stride - 1 - s, kt = col[i] + s;
+            const bool q_there = qt < f.len && d < f.dim, k_there = kt < f.len && d < f.dim;
+            copy_chunk(a, r, chunk, q_there ? q + qt * f.ld_q + d : q, q_there);
+            copy_chunk(b, r, chunk, k_there ? k + kt * f.ld_k + d : k, k_there);
+        }
+    };
+    mma_tile c;
+    c.clear();
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) load(step);
+        copy_commit();
+    }
+    for (int step = 0; step < steps; step++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads(); /* the slabs of this step are there for all, those of the last one free */
+        if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+        copy_commit();
+        T *a = (T *)shared + step % STAGES * (2 * SLAB_SIZE);
+        c.multiply(a, a + SLAB_SIZE);
+    }
+    copy_wait<0>();
+    __syncthreads();
+    finish_tile(f, c, (float *)shared);
+}
+
+template <typename T> __global__ void __launch_bounds__(fma_tile::THREADS) fold_fma(fold f) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const int head = f.head + blockIdx.z;
+    if (!f.want[head]) return;
+    const T *q = (const T *)f.q + (int64_t)head * f.dim, *k = (const T *)f.k + (int64_t)head * f.dim;
+    fma_tile c;
+    c.clear();
+    c.multiply(
+        f.stride * f.dim,
+        [&](int r, int depth) {
+            const int64_t x = (int64_t)blockIdx.y * TILE + r;
+            const int64_t token = (f.first + x) * f.stride + f.stride - 1 - depth / f.dim;
+            return x < f.rows && token < f.len ? to_f32(q[token * f.ld_q + depth % f.dim]) : 0;
+        },
+        [&](int r, int depth) {
+            const int64_t key = key_of(f, blockIdx.x, r), token = key * f.stride + depth / f.dim;
+            return key >= 0 && token < f.len ? to_f32(k[token * f.ld_k + depth % f.dim]) : 0;
+        },
+        (float *)shared);
+    finish_tile(f, c, (float *)shared);
+}
+
+/* One block of queries: its folded queries onto their maxima over all tiles, then column by column. */
+static __global__ void __launch_bounds__(256) fold_rows(fold f) {
+    __shared__ float max[MAX_PER], part[MAX_PER]; /* part: one over the row's sum */
+    const int head = f.head + blockIdx.z, lane = threadIdx.x % 32;
+    if (!f.want[head]) return;
+    const int64_t begin = (int64_t)blockIdx.x * f.per; /* within this launch */
+    const int count = (int)(f.rows - begin < f.per ? f.rows - begin : f.per);
+    const int64_t all = (int64_t)f.cols * f.parts, at = blockIdx.z * f.rows + begin;
+    for (int i = threadIdx.x / 32; i < count; i += blockDim.x / 32) {
+        const float2 *stats = f.stats + (at + i) * f.tiles;
+        float most = -INFINITY, sum = 0;
+        for (int t = lane; t < f.tiles; t += 32) most = fmaxf(most, stats[t].x);
+        most = warp_max(most);
+        for (int t = lane; t < f.tiles; t += 32) sum += stats[t].y * exp2f(stats[t].x - most);
+        sum = warp_sum(sum);
+        if (lane == 0) {
+            max[i] = most;
+            part[i] = 1 / sum;
+        }
+    }
+    __syncthreads();
+    const int64_t score_row = (f.first + begin) / f.per;
+    for (int c = threadIdx.x; c < f.cols; c += blockDim.x) {
+        float sum = 0;
+        for (int64_t p = (int64_t)c * f.parts; p < (int64_t)(c + 1) * f.parts; p++) {
+            const int64_t tile = p / f.group;
+#pragma unroll 4
+            for (int i = 0; i < count; i++)
+                sum += f.sums[(at + i) * all + p] * exp2f(f.stats[(at + i) * f.tiles + tile].x - max[i]) * part[i];
+        }
+        f.scores[((int64_t)head * f.score_rows + score_row) * f.cols + c] = sum;
+    }
+}
+
+/* A group of heads and rows. */
+static void launch(hs_device *dev, const hs_block_scores *a, const fold *f, int heads) {
+    const cudaStream_t stream = hs_cuda_of(dev)->stream;
+    const dim3 grid((unsigned)f->tiles, (unsigned)((f->rows + TILE - 1) / TILE), (unsigned)heads);
+    const dim3 blocks((unsigned)((f->rows + f->per - 1) / f->per), 1, (unsigned)heads);
+    const int reach = copies_reach(a->q.p, a->ld_q, a->head_dim) && copies_reach(a->k.p, a->ld_k, a->head_dim) &&
+                      hs_cuda_of(dev)->shared_max >= FOLD_MMA_SHARED;
+    void (*kernel)(fold) = nullptr;
+    hs_cuda_typed(dev->act, [&](auto *t) { kernel = fold_fma<std::decay_t<decltype(*t)>>; });
+    if (reach && dev->act == HS_BF16) kernel = fold_mma<__nv_bfloat16>;
+    if (reach && dev->act == HS_F16) kernel = fold_mma<__half>;
+    const int tensor = reach && dev->act != HS_F32, shared = tensor ? FOLD_MMA_SHARED : LOGITS_SHARED;
+    if (!hs_cuda_ok(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                    "block scores"))
+        return;
+    kernel<<<grid, tensor ? (int)mma_tile::THREADS : (int)fma_tile::THREADS, (size_t)shared, stream>>>(*f);
+    if (!HS_CUDA_LAUNCHED(dev, "block scores")) return;
+    fold_rows<<<blocks, 256, 0, stream>>>(*f);
+    HS_CUDA_LAUNCHED(dev, "block scores, rows");
+}
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+void hs_cuda_block_scores(hs_device *dev, const hs_block_scores *a) {
+    fold f = {};
+    f.q = a->q.p;
+    f.k = a->k.p;
+    f.want = (const uint8_t *)a->want.p;
+    f.scores = (float *)a->scores.p;
+    f.ld_q = a->ld_q;
+    f.ld_k = a->ld_k;
+    f.len = a->len;
+    f.stride = a->stride;
+    f.dim = a->head_dim;
+    f.keys = ((a->padded ? a->padded : a->len) + a->stride - 1) / a->stride;
+    f.score_rows = (a->len + a->block - 1) / a->block;
+    f.cols = (int)(a->padded ? a->padded / a->block : f.score_rows);
+    f.per = a->block / a->stride;
+    f.parts = (f.per + TILE - 1) / TILE;
+    f.width = (f.per + f.parts - 1) / f.parts;
+    f.group = TILE / f.width;
+    f.tiles = (int)(((int64_t)f.cols * f.parts + f.group - 1) / f.group);
+    f.scale = (float)(1.4426950408889634 / (sqrt((double)a->head_dim) * a->stride));
+
+    const int64_t folded = (a->len + a->stride - 1) / a->stride;
+    const int64_t row_bytes = (int64_t)f.cols * f.parts * 4 + (int64_t)f.tiles * 8;
+    const int64_t blocks = smaller(f.score_rows, SUMS_LIMIT / (f.per * row_bytes) + 1);
+    const int64_t rows = smaller(blocks * f.per, folded);
+    const int64_t heads = smaller(smaller(a->heads, 65535), SUMS_LIMIT / (rows * row_bytes) + 1);
+    char *room = (char *)hs_cuda_scratch(dev, (size_t)(heads * rows * row_bytes));
+    if (!room) return;
+    f.stats = (float2 *)room; /* first: it needs the alignment */
+    f.sums = (float *)(room + heads * rows * f.tiles * 8);
+    for (int64_t h = 0; h < a->heads && !dev->sticky; h += heads)
+        for (f.first = 0; f.first < folded && !dev->sticky; f.first += rows) {
+            f.head = (int)h;
+            f.rows = smaller(rows, folded - f.first);
+            launch(dev, a, &f, (int)smaller(heads, a->heads - h));
+        }
+}

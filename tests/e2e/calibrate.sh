@@ -1,0 +1,191 @@
+# haste-calibrate as a user meets it: usage, a made-up table solved and shown, a tiny model measured for real, interrupted,
+# continued, split and merged, and the profile used by haste-run.
+. "$(dirname "$0")/lib.sh"
+need python3
+
+# cal ARGS...: like run, with haste-calibrate
+cal() {
+    "$HASTE_CALIBRATE" "$@" >out 2>err
+    status=$?
+    test "$status" -lt 128 || test "$status" = 130 || fail "haste-calibrate $* died with status $status"
+}
+cal_good() {
+    cal "$@"
+    test "$status" = 0 || fail "haste-calibrate $* gave $status"
+}
+cal_bad() {
+    want=$1 text=$2
+    shift 2
+    cal "$@"
+    test "$status" = "$want" || fail "haste-calibrate $* gave $status, not $want"
+    says "$text"
+    test ! -s out || fail "haste-calibrate $*: a failure has output: $(head -3 out)"
+}
+shows() {
+    grep -qF -e "$1" out || fail "stdout lacks: $1 in $(head -40 out)"
+}
+
+# ---- usage
+cal_good --help
+shows "haste-calibrate measure -m DIR --prompts FILE --table FILE"
+shows "--candidates P,P,.."
+cal_good --version
+shows "GPL-3"
+cal_bad 2 "-m DIR is missing"
+says "--help shows the options"
+cal_bad 2 'unknown verb "mesure"' mesure
+cal_bad 2 "did you mean --sparsity?" solve t -o p.json --sparsty 0.5
+cal_bad 1 "none.jsonl" solve none.jsonl -o p.json
+cal_bad 1 "cannot write into folder nowhere/" solve none.jsonl -o nowhere/p.json
+cal_bad 1 "none.json" show none.json
+
+# ---- a made-up table: 12 heads
+"$GENTABLE" t.jsonl layers=4 heads=3 joints=5 floor=1000 || fail gentable
+cal_good solve t.jsonl --sparsity 0.2,0.35,0.1 --match-top-p 0.9 -o p.json --report r.html
+says "table: 288 probes of 12 heads, 8 thresholds, 3 step intervals; no device, fp32"
+says "numeric floor 1e-06: an error counts as far as it is above"
+says "all heads at top-p 0.9: sparsity"
+says "not checked: with -m DIR"
+says "p.json: 4 budgets; r.html"
+test ! -s out || fail "solve wrote to stdout"
+grep -q "Calibration of made-up" r.html || fail "no report"
+python3 - <<'END' || fail "the profile"
+import json
+p = json.load(open("p.json"))
+b = p["budgets"]
+assert [x["target"] for x in b[:3]] == [0.2, 0.35, 0.1], [x["target"] for x in b]
+for x in b:
+    assert x["sparsity"] >= x["target"] - 1e-9 and x["bound"] <= x["error"] and x["gap"] <= 1e-4 and x["joint_error"] is None
+    assert len(x["top_p"]) == 4 and all(len(r) == 3 for r in x["top_p"])
+    assert all(v in [.5, .6, .7, .8, .85, .9, .95, .99, 1] for r in x["top_p"] for v in r)
+s = sorted(b, key=lambda x: x["target"])
+assert all(s[i]["error"] <= s[i + 1]["error"] for i in range(3)), "errors fall with sparsity"
+c = p["calibration"]
+assert c["candidates"] == [.5, .6, .7, .8, .85, .9, .95, .99] and c["intervals"] == [[0, 3], [4, 7], [8, 11]]
+assert c["error"] == "plain" and p["made"]["by"].startswith("haste-calibrate ") and p["reuse"]["kind"] == "drift"
+END
+cal_good solve t.jsonl --sparsity 0.2 --error band --reuse none -q -o band.json
+test ! -s err || fail "-q says: $(cat err)"
+grep -q '"band"' band.json || fail "no band"
+python3 -c 'import json; assert json.load(open("band.json"))["reuse"] == {"kind": "none"}' || fail "reuse"
+cal_bad 2 "a mean sparsity of 0.95 cannot be reached: these measurements allow 0 to 0." solve t.jsonl --sparsity 0.95 -o x.json
+cal_bad 2 "--match-top-p 0.91: the table has 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99" solve t.jsonl --match-top-p 0.91 -o x.json
+test ! -e x.json || fail "a refused budget left a profile"
+
+cal_good show p.json
+shows "made-up, 4 layers x 3 heads, xattention"
+shows "budget 0.35"
+shows " layer   0  1  2   mean"
+test "$(grep -c 'budget' out)" = 4 || fail "four budgets, $(grep -c budget out) shown"
+! grep -q "$(printf '\033')" out || fail "colours in a file"
+cal_good show p.json --budget 0.35
+test "$(grep -c '^budget' out)" = 1 || fail "one budget was asked for"
+cal_bad 2 "no budget of sparsity 0.5" show p.json --budget 0.5
+if command -v script >/dev/null; then
+    TERM=xterm-256color COLORTERM= COLUMNS=80 script -qec "$HASTE_CALIBRATE show p.json" /dev/null >out 2>&1
+    grep -q "$(printf '\033')\[48;5;" out || fail "no colours on a terminal"
+    TERM=xterm-256color COLORTERM=truecolor script -qec "$HASTE_CALIBRATE show p.json" /dev/null >out 2>&1
+    grep -q "$(printf '\033')\[48;2;" out || fail "no true colours"
+    NO_COLOR=1 TERM=xterm-256color script -qec "$HASTE_CALIBRATE show p.json" /dev/null >out 2>&1
+    ! grep -q "$(printf '\033')" out || fail "NO_COLOR"
+fi
+"$GENTABLE" wide.jsonl layers=2 heads=40 || fail gentable
+cal_good solve wide.jsonl --sparsity 0.3 -o wide.json
+says "numeric floor not measured"
+COLUMNS=80 cal_good show wide.json
+test "$(awk '{ if (length > m) m = length } END { print m }' out)" -le 125 || fail "budget lines too long"
+test "$(grep -A3 '^budget' out | awk '{ if (length > m) m = length } END { print m }')" -le 80 || fail "the map is wider than 80"
+
+# ---- tables that are not what they should be
+"$GENTABLE" cut.jsonl layers=4 heads=3 miss=1 || fail gentable
+cal_bad 2 "the table is not complete: 1 of 36 pairs of head and step interval lack probes" solve cut.jsonl --sparsity 0.2 -o x.json
+"$GENTABLE" other.jsonl layers=4 heads=3 sha=8 || fail gentable
+cal solve t.jsonl other.jsonl --sparsity 0.2 -o x.json
+test "$status" != 0 || fail "tables of two models were merged"
+says "sha256"
+cal_bad 2 "was not made with this table" report p.json --table other.jsonl -o x.html
+echo "not a table" >bad.jsonl
+cal solve bad.jsonl --sparsity 0.2 -o x.json
+test "$status" != 0 || fail "text was taken for a table"
+cal_bad 1 "/dev/full" report p.json --table t.jsonl -o /dev/full
+test -c /dev/full || fail "/dev/full is gone"
+test ! -e x.json && test ! -e x.html || fail "a failure left files"
+
+# ---- a tiny model for real
+model A
+printf 'a red circle\na blue square\n' >cal.txt
+printf 'a green ring\n# none\na star\n' >held.txt
+tiny="-m A --device ref --size 32x32 --frames 5 --steps 4 --prompts cal.txt --intervals 2 --candidates 0.2,0.5,0.9
+      --method svg2 --q-clusters 4 --k-clusters 4 --seed 3"
+cal_good $tiny --table one.jsonl -o one.json --match-top-p 0.5 --dry-run
+shows "work     24 probes (0 of them are in one.jsonl), 2 dense generations"
+shows "fewer than one by one"
+shows "sparse   svg2, 4 query and 4 key clusters"
+test ! -e one.jsonl && test ! -e one.json || fail "--dry-run wrote"
+cal_good $tiny --held-out held.txt --table one.jsonl -o one.json --match-top-p 0.5 --sparsity 0.3 --random 2 --report one.html
+says "probing 24/24"
+says "measuring jointly"
+says "joint error   predicted  calibration  held-out"
+says "one.json: 2 budgets; one.html"
+python3 - <<'END' || fail "joint errors"
+import json
+for b in json.load(open("one.json"))["budgets"]: assert b["joint_error"] > 0, b
+END
+grep -q "random thresholds" one.html || fail "random configurations are not in the report"
+cp one.json first.json
+cal_good $tiny --held-out held.txt --table one.jsonl -o one.json --match-top-p 0.5 --sparsity 0.3 --random 2
+says "work     24 probes (24 of them are in one.jsonl), 0 dense generations"
+python3 - <<'END' || fail "a rerun chose something else"
+import json
+a, b = json.load(open("first.json")), json.load(open("one.json"))
+assert a["budgets"] == b["budgets"] and a["calibration"] == b["calibration"]
+END
+cal measure $tiny --table one.jsonl --dense-steps 1
+test "$status" != 0 || fail "a table of other settings was continued"
+cal_bad 2 "holds a calibration prompt" $tiny --held-out cal.txt --table new.jsonl -o x.json
+
+# two shards, as two machines would, are the same table
+cal_good measure $tiny --table s0.jsonl --shard 0/2
+cal_good measure $tiny --table s1.jsonl --shard 1/2
+cal_good measure $tiny --table s.jsonl
+cal_good solve s.jsonl --match-top-p 0.5 -o whole.json
+cal_bad 2 "the table is not complete" solve s0.jsonl --match-top-p 0.5 -o x.json
+cal_good solve s0.jsonl s1.jsonl --match-top-p 0.5 -o merged.json
+python3 - <<'END' || fail "merged shards differ from one table"
+import json
+a, b = json.load(open("whole.json")), json.load(open("merged.json"))
+assert a["budgets"] == b["budgets"] and a["calibration"] == b["calibration"], (a["calibration"], b["calibration"])
+END
+
+# Ctrl-C: 130, and the same command ends as if nothing had been
+"$HASTE_CALIBRATE" measure $tiny --table int.jsonl >out 2>err &
+pid=$!
+wait_for "probing" err
+kill -INT "$pid"
+wait "$pid"
+status=$?
+pid=
+if [ "$status" = 0 ]; then # it was faster than the signal
+    echo "note: Ctrl-C came too late"
+else
+    test "$status" = 130 || fail "Ctrl-C gave $status"
+    says "interrupted"
+fi
+cal_good measure $tiny --table int.jsonl
+cal_good solve int.jsonl --match-top-p 0.5 -o int.json
+python3 - <<'END' || fail "after Ctrl-C and a rerun the table differs"
+import json
+a, b = json.load(open("whole.json")), json.load(open("int.json"))
+assert a["calibration"]["table_sha256"] == b["calibration"]["table_sha256"]
+END
+
+# haste-run uses it
+good -m A --device ref --size 32x32 --frames 5 --steps 4 --seed 7 -p a -o null: --profile one.json --budget 0.3 --reuse none --stats s.json
+python3 - <<'END' || fail "haste-run did not use the thresholds"
+import json
+s, p = json.load(open("s.json")), json.load(open("one.json"))
+b = [x for x in p["budgets"] if x["target"] == 0.3][0]
+assert s["profile"]["budget"] == 0.3
+got = 1 - s["density"]
+assert abs(got - b["sparsity"]) < 0.2, (got, b["sparsity"])
+END

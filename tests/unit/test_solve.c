@@ -1,0 +1,458 @@
+/* From probes to thresholds: means, incomplete tables, the floor, dense layers, budgets, joint errors; the options of
+ * haste-calibrate. */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "calibrate_options.h"
+#include "measure.h"
+#include "show.h"
+
+enum { LAYERS = 3, HEADS = 2, CANDIDATES = 3, INTERVALS = 2, PROMPTS = 2 };
+
+static const double thresholds[CANDIDATES] = {0.9, 0.5, 0.7}; /* in no order: curves sort them */
+
+/* What head (l, h) costs at threshold p, and drops. */
+static double error_at(int l, int h, double p) {
+    return (1 + l) * (1 + 2 * h) * 1e-3 * (1 - p) * (1 - p);
+}
+static double sparsity_at(int l, int h, double p) {
+    return (1 - p) * (0.6 + 0.1 * l + 0.15 * h);
+}
+
+/* Every head on one prompt; intervals differ by a factor, so that a mean over them must be taken. In the order of a
+ * loaded table. */
+static hs_table *make_table(int dense_layers) {
+    hs_table *t = calloc(1, sizeof *t);
+    hs_table_info *i = &t->info;
+    *i = (hs_table_info){.model = "made-up",
+                         .layers = LAYERS,
+                         .heads = HEADS,
+                         .width = 64,
+                         .height = 64,
+                         .frames = 9,
+                         .steps = 10,
+                         .shift = 3,
+                         .guidance = 4,
+                         .solver = HS_EULER,
+                         .prompts = PROMPTS,
+                         .seed = 3,
+                         .n_intervals = INTERVALS,
+                         .intervals = {{0, 4}, {5, 9}},
+                         .n_candidates = CANDIDATES};
+    memset(i->sha256, '5', 64);
+    memset(i->prompts_sha256, '6', 64);
+    memset(t->sha256, '7', 64);
+    memcpy(i->candidates, thresholds, sizeof thresholds);
+    i->policy = hs_attn_policy_default(HS_SVG2);
+    i->policy.reuse.kind = HS_REUSE_NONE;
+    i->policy.dense_layers = dense_layers;
+    t->probes = calloc(LAYERS * HEADS * CANDIDATES * INTERVALS, sizeof *t->probes);
+    t->joints = calloc(64, sizeof *t->joints);
+    for (int l = dense_layers; l < LAYERS; l++)
+        for (int h = 0; h < HEADS; h++)
+            for (int k = 0; k < CANDIDATES; k++)
+                for (int j = 0; j < INTERVALS; j++) {
+                    double e = error_at(l, h, thresholds[k]) * (j ? 0.5 : 1.5);
+                    double s = sparsity_at(l, h, thresholds[k]) + (j ? 0.01 : -0.01);
+                    t->probes[t->n_probes++] =
+                        (hs_probe){(l + h) % PROMPTS, 2 + 5 * j, j, l, h, k, {e, 3 * e, e, e, s, 0}};
+                }
+    return t;
+}
+
+static void free_table(hs_table *t) {
+    free(t->probes);
+    free(t->joints);
+    free(t);
+}
+
+static void add_joint(hs_table *t, int candidate, const char *config, int prompt, double error) {
+    hs_joint *j = &t->joints[t->n_joints++];
+    *j = (hs_joint){.prompt = prompt, .candidate = candidate, .m = {error, 10 * error, 0, 0, 0.4, 2}};
+    snprintf(j->config, sizeof j->config, "%s", config);
+    snprintf(j->text, sizeof j->text, "%016x", prompt);
+}
+
+static hs_curves *curves_of(const hs_table *t, hs_error_kind kind) {
+    hs_curves *c = NULL;
+    hs_err err = {0};
+    cr_assert_eq(hs_curves_make(t, kind, &c, &err), 0, "%s", err.msg);
+    return c;
+}
+
+Test(solve, curves_are_means_with_dense_at_the_end) {
+    hs_table *t = make_table(0);
+    static const double sorted[] = {0.5, 0.7, 0.9, 1};
+    for (int kind = 0; kind < 2; kind++) {
+        hs_curves *c = curves_of(t, (hs_error_kind)kind);
+        cr_assert(c->points == 4 && c->samples == t->n_probes && c->dropped == 0 && !c->has_floor);
+        for (int i = 0; i < LAYERS * HEADS; i++)
+            for (int k = 0; k < 4; k++) {
+                double e = error_at(i / HEADS, i % HEADS, sorted[k]) * (kind ? 3 : 1);
+                cr_assert_eq(c->top_p[k], sorted[k]);
+                cr_assert_float_eq(c->error[4 * i + k], k == 3 ? 0 : e, 1e-12);
+                cr_assert_float_eq(c->sparsity[4 * i + k], k == 3 ? 0 : sparsity_at(i / HEADS, i % HEADS, sorted[k]),
+                                   1e-12);
+                cr_assert_float_eq(c->interval_error[4 * i + k], k == 3 ? 0 : 1.5 * e, 1e-12);
+            }
+        hs_curves_free(c);
+    }
+    free_table(t);
+}
+
+/* Intervals weigh the same, however many prompts each was measured with. */
+Test(solve, means_are_over_prompts_then_intervals) {
+    hs_table *t = make_table(0);
+    hs_probe *more = calloc((size_t)t->n_probes + 3, sizeof *more);
+    int64_t n = 0;
+    for (int64_t i = 0; i < t->n_probes; i++) {
+        more[n++] = t->probes[i];
+        if (t->probes[i].layer || t->probes[i].head || t->probes[i].interval) continue;
+        more[n] = t->probes[i]; /* a second prompt in interval 0 of head 0, three times the error */
+        more[n].prompt++, more[n].m.error *= 3;
+        n++;
+    }
+    free(t->probes);
+    t->probes = more, t->n_probes = n;
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    cr_assert_float_eq(c->error[0], error_at(0, 0, 0.5) * (0.5 * (1.5 + 4.5) + 0.5) / 2, 1e-12);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+Test(solve, incomplete_sets_are_left_out_and_missing_ones_refused) {
+    hs_table *t = make_table(0);
+    hs_curves *c;
+    hs_err err;
+    /* a prompt that only one threshold saw must not shift that threshold's mean */
+    hs_probe *more = calloc((size_t)t->n_probes + 1, sizeof *more);
+    memcpy(more, t->probes, sizeof *more);
+    more[1] = more[0], more[1].prompt = 1, more[1].m.error = 99;
+    memcpy(more + 2, t->probes + 1, (size_t)(t->n_probes - 1) * sizeof *more);
+    free(t->probes);
+    t->probes = more, t->n_probes++;
+    c = curves_of(t, HS_ERROR_PLAIN);
+    cr_assert_eq(c->dropped, 1);
+    cr_assert_float_eq(c->error[2], error_at(0, 0, 0.9), 1e-12);
+    hs_curves_free(c);
+    t->n_probes--; /* the last head lacks its last candidate's last interval */
+    cr_assert_eq(hs_curves_make(t, HS_ERROR_PLAIN, &c, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "1 of 12 pairs of head and step interval lack probes"), "%s", err.msg);
+    t->n_probes = 0;
+    cr_assert_eq(hs_curves_make(t, HS_ERROR_PLAIN, &c, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "12 of 12"), "%s", err.msg);
+    free_table(t);
+}
+
+/* All 4^6 choices, by the same arithmetic as the prediction. */
+static double best_by_trying(const hs_curves *c, double target) {
+    int n = LAYERS * HEADS;
+    double best = INFINITY;
+    for (int code = 0; code < 4096; code++) {
+        double error = 0, sparsity = 0;
+        for (int i = c->dense_layers * HEADS, rest = code; i < n; i++, rest /= 4) {
+            error += hs_curves_excess(c, c->error[4 * i + rest % 4]);
+            sparsity += c->sparsity[4 * i + rest % 4] / hs_curves_sparse_heads(c);
+        }
+        if (sparsity >= target - 1e-9 && error < best) best = error;
+    }
+    return best;
+}
+
+Test(solve, budgets_are_the_best_there_are) {
+    static const double targets[] = {0.2, 0.3, 0.1, 0.05};
+    for (int dense = 0; dense < 2; dense++) {
+        hs_table *t = make_table(dense);
+        hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+        hs_solve_params p = {.n = 4, .target = targets, .reuse = {.kind = HS_REUSE_INTERVAL, .interval = 5}};
+        hs_profile *profile;
+        hs_err err = {0};
+        cr_assert_eq(hs_solve(t, c, &p, &profile, &err), 0, "%s", err.msg);
+        for (int i = 0; i < 4; i++) {
+            const hs_profile_budget *b = &profile->budgets[i];
+            double error, sparsity, best = best_by_trying(c, targets[i]);
+            cr_assert_eq(b->target, targets[i]);
+            cr_assert_eq(hs_curves_predict(c, b->top_p, &error, &sparsity, NULL), 0);
+            cr_assert(fabs(error - b->error) < 1e-15 && fabs(sparsity - b->sparsity) < 1e-12);
+            cr_assert(sparsity >= targets[i] - 1e-9);
+            cr_assert(fabs(error - best) <= 1e-7 * best, "target %g: %g, best %g", targets[i], error, best);
+            cr_assert(isnan(b->joint_error) && b->gap < 1e-6);
+            for (int h = 0; h < dense * HEADS; h++) cr_assert_eq(b->top_p[h], 1);
+        }
+        cr_assert(profile->policy.reuse.kind == HS_REUSE_INTERVAL && profile->policy.reuse.interval == 5);
+        cr_assert(profile->policy.method == HS_SVG2 && profile->policy.dense_layers == dense);
+        cr_assert(profile->n_candidates == 3 && profile->n_intervals == 2 && profile->seed == 3);
+        cr_assert_str_eq(profile->table_sha256, t->sha256);
+        cr_assert_str_eq(profile->error_name, "plain");
+        hs_profile_free(profile);
+        hs_curves_free(c);
+        free_table(t);
+    }
+}
+
+/* Nothing below the floor counts: those thresholds tie with dense, and the sparsest of them is taken. */
+Test(solve, does_not_optimise_below_the_floor) {
+    hs_table *t = make_table(0);
+    double floor = error_at(0, 0, 0.7) * 1.0001;
+    add_joint(t, HS_JOINT_FLOOR, "", 0, floor * 1.5);
+    add_joint(t, HS_JOINT_FLOOR, "", 1, floor * 0.5);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    cr_assert(c->has_floor && fabs(c->floor - floor) < 1e-15 && c->below_floor > 0.3 && c->below_floor < 0.7);
+    double zero = 0;
+    hs_solve_params p = {.n = 1, .target = &zero};
+    hs_profile *profile;
+    cr_assert_eq(hs_solve(t, c, &p, &profile, NULL), 0);
+    const hs_profile_budget *b = profile->budgets;
+    cr_assert(b->error == 0 && b->gap == 0);
+    cr_assert_eq(b->top_p[0], 0.7f); /* below the floor, as 0.9 and dense are; 0.5 is above */
+    cr_assert_eq(b->top_p[5], 0.9f);
+    hs_profile_free(profile);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+Test(solve, errors_never_fall_with_sparsity) {
+    hs_table *t = make_table(0);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    double targets[30], last = 0;
+    for (int i = 0; i < 30; i++) targets[i] = 0.38 * i / 29;
+    hs_solve_params p = {.n = 30, .target = targets, .gap = 0.3};
+    hs_profile *profile;
+    cr_assert_eq(hs_solve(t, c, &p, &profile, NULL), 0);
+    for (int i = 0; i < 30; i++) {
+        cr_assert(profile->budgets[i].error >= last, "budget %d", i);
+        last = profile->budgets[i].error;
+    }
+    hs_profile_free(profile);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+Test(solve, explains_what_cannot_be_reached) {
+    hs_table *t = make_table(0);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    double target = 0.9;
+    hs_solve_params p = {.n = 1, .target = &target};
+    hs_profile *profile;
+    hs_err err = {0};
+    cr_assert_eq(hs_solve(t, c, &p, &profile, &err), HS_EINVAL);
+    /* all heads at 0.5: half of the mean reach 0.775 */
+    cr_assert(strstr(err.msg, "a mean sparsity of 0.9 cannot be reached: these measurements allow 0 to 0.3875"), "%s",
+              err.msg);
+    target = 1;
+    cr_assert_eq(hs_solve(t, c, &p, &profile, &err), HS_EINVAL);
+    p.n = 0;
+    cr_assert_eq(hs_solve(t, c, &p, &profile, &err), HS_EINVAL);
+    float odd[LAYERS * HEADS] = {0.5f, 0.5f, 0.5f, 0.8f, 1, 1};
+    double error, sparsity;
+    cr_assert_eq(hs_curves_predict(c, odd, &error, &sparsity, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "layer 1 head 1 has threshold 0.8"), "%s", err.msg);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+/* More freedom never costs more, and here it must help: errors fall with time and sparsity does not. */
+Test(solve, thresholds_per_interval_predict_less) {
+    hs_table *t = make_table(0);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    const double targets[] = {0.1, 0.25};
+    hs_choose_result r[2];
+    hs_solve_params p = {.n = 2, .target = targets};
+    hs_profile *profile;
+    cr_assert_eq(hs_solve(t, c, &p, &profile, NULL), 0);
+    cr_assert_eq(hs_solve_intervals(c, &p, r, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        cr_assert_lt(r[i].cost, profile->budgets[i].error);
+        cr_assert_geq(r[i].gain, targets[i] - 1e-9);
+    }
+    hs_profile_free(profile);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+Test(solve, joint_errors_are_per_pool_and_per_prompt) {
+    hs_table *t = make_table(0);
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 0, 1);
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 2, 4); /* the pool has 2: this is held out */
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 3, 6);
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 0, 3); /* another step of prompt 0 */
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 2, 2);
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 3, 4);
+    add_joint(t, HS_JOINT_CONFIG, "ffff456789abcdef", 0, 77);
+    add_joint(t, 1, "", 0, 9);
+    hs_joint_mean in = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_CALIBRATION, HS_JOINT_CONFIG, "0123456789abcdef");
+    cr_assert(in.error == 2 && in.n == 2 && in.prompts == 1 && isnan(in.low) && in.sparsity == 0.4 && in.seconds == 2);
+    hs_joint_mean out = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, "0123456789abcdef");
+    /* prompts 3 and 5: mean 4, standard error 1 */
+    cr_assert(out.error == 4 && out.n == 4 && out.prompts == 2);
+    cr_assert(fabs(out.low - 2.04) < 1e-9 && fabs(out.high - 5.96) < 1e-9, "%g %g", out.low, out.high);
+    hs_joint_mean any = hs_table_joint(t, HS_ERROR_BAND, HS_POOL_ANY, HS_JOINT_CONFIG, "0123456789abcdef");
+    cr_assert(any.n == 6 && fabs(any.error - 200.0 / 6) < 1e-9);
+    cr_assert_eq(hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_ANY, 1, "").error, 9);
+    hs_joint_mean none = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_HELD_OUT, 1, "");
+    cr_assert(none.n == 0 && isnan(none.error));
+    free_table(t);
+}
+
+Test(solve, random_configurations_repeat_and_differ) {
+    hs_table *t = make_table(1);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    float a[LAYERS * HEADS], b[LAYERS * HEADS];
+    double low = 1, high = 0, error, sparsity;
+    int different = 0;
+    for (int i = 0; i < 40; i++) {
+        hs_curves_random(c, 5, i, a);
+        hs_curves_random(c, 5, i, b);
+        cr_assert_eq(memcmp(a, b, sizeof a), 0);
+        cr_assert(a[0] == 1 && a[1] == 1, "dense layers stay dense");
+        cr_assert_eq(hs_curves_predict(c, a, &error, &sparsity, NULL), 0);
+        low = fmin(low, sparsity), high = fmax(high, sparsity);
+        hs_curves_random(c, 6, i, b);
+        different += memcmp(a, b, sizeof a) != 0;
+    }
+    cr_assert(low < 0.1 && high > 0.3 && different > 30, "%g %g %d", low, high, different);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+Test(solve, survives_lack_of_memory) {
+    hs_table *t = make_table(0);
+    const double target = 0.2;
+    hs_solve_params p = {.n = 1, .target = &target};
+    int rc = HS_ENOMEM, n = 0;
+    int64_t live = hs_alloc_live();
+    for (; rc == HS_ENOMEM && n < 200; n++) {
+        hs_curves *c = NULL;
+        hs_profile *profile = NULL;
+        hs_err err;
+        hs_alloc_fail_at(n + 1);
+        rc = hs_curves_make(t, HS_ERROR_PLAIN, &c, &err);
+        if (!rc) rc = hs_solve(t, c, &p, &profile, &err);
+        hs_alloc_fail_at(0);
+        hs_profile_free(profile);
+        hs_curves_free(c);
+        cr_assert_eq(hs_alloc_live(), live);
+    }
+    cr_assert(rc == 0 && n > 10 && n < 200, "%d after %d", rc, n);
+    free_table(t);
+}
+
+/* ---- options ---------------------------------------------------------------------------------------------------- */
+
+static int parse(const char *line, hs_calibrate_options *o, hs_err *err) {
+    static char text[4096];
+    static char *argv[64];
+    int argc = 0;
+    snprintf(text, sizeof text, "haste-calibrate %s", line);
+    for (char *w = strtok(text, " "); w; w = strtok(NULL, " ")) argv[argc++] = w;
+    argv[argc] = NULL;
+    *err = (hs_err){0};
+    return hs_calibrate_options_parse(argc, argv, o, err);
+}
+
+static hs_calibrate_options good(const char *line) {
+    hs_calibrate_options o;
+    hs_err err;
+    int rc = parse(line, &o, &err);
+    cr_assert_eq(rc, 0, "\"%s\" refused: %s", line, err.msg);
+    return o;
+}
+
+static void refused(const char *line, const char *part) {
+    hs_calibrate_options o;
+    hs_err err;
+    int rc = parse(line, &o, &err);
+    cr_assert_eq(rc, HS_EINVAL, "\"%s\" gave %d", line, rc);
+    cr_assert(strstr(err.msg, part), "\"%s\": message \"%s\" lacks \"%s\"", line, err.msg, part);
+}
+
+Test(calibrate_options, every_option_is_read) {
+    hs_calibrate_options o =
+        good("-m dir --prompts f --held-out g --max-prompts 3 --max-held-out 0 -o p.json --table t "
+             "--method svg2 --q-clusters 9 --dense-steps 2 --dense-layers 1 --size 64*32 --steps 7 "
+             "--sample_guide_scale 3 --seed 5 --candidates 0.9,.5 --intervals 2 --prompts-per-head 2 "
+             "--sparsity 0,0.4 --match-top-p 0.9 --error band --gap 0.01 --time-limit 3 --random 20 "
+             "--report r.html --reuse interval --reuse-interval 3 --device cpu --precision bf16 "
+             "--threads 1 --dry-run -v");
+    cr_assert(o.verb == HS_VERB_ALL && o.run.attention == HS_SVG2 && o.run.q_clusters == 9 && o.run.dense_steps == 2);
+    cr_assert(o.run.dense_layers == 1 && o.run.width == 64 && o.run.height == 32 && o.run.steps == 7);
+    cr_assert(o.run.guidance == 3 && o.run.seed == 5 && o.run.reuse == HS_REUSE_INTERVAL && o.run.reuse_interval == 3);
+    cr_assert(o.candidates.n == 2 && o.candidates.at[0] == 0.9 && o.candidates.at[1] == 0.5);
+    cr_assert(o.sparsity.n == 2 && o.sparsity.at[0] == 0 && o.sparsity.at[1] == 0.4 && o.match.n == 1);
+    cr_assert(o.intervals == 2 && o.prompts_per_head == 2 && o.max_prompts == 3 && o.max_held_out == 0);
+    cr_assert(o.error == HS_ERROR_BAND && o.gap == 0.01 && o.seconds == 3 && o.random == 20);
+    cr_assert(o.run.dry_run && o.run.verbose && o.run.threads == 1 && !o.no_check);
+    cr_assert_str_eq(o.held_out, "g");
+    cr_assert_str_eq(o.out, "p.json");
+    cr_assert_str_eq(o.report, "r.html");
+    cr_assert_str_eq(o.tables[0], "t");
+    cr_assert_str_eq(o.run.precision, "bf16");
+}
+
+Test(calibrate_options, verbs) {
+    hs_calibrate_options o = good("measure -m d --prompts f --table t --shard 2/3");
+    cr_assert(o.verb == HS_VERB_MEASURE && o.shard == 2 && o.shards == 3 && o.candidates.n == 8 && o.intervals == 4);
+    o = good("solve a b --table c -o p --no-check");
+    cr_assert(o.verb == HS_VERB_SOLVE && o.n_tables == 3 && o.no_check && o.gap == 1e-4);
+    cr_assert_str_eq(o.tables[1], "b");
+    cr_assert_str_eq(o.tables[2], "c");
+    o = good("show p.json --budget 0.4");
+    cr_assert(o.verb == HS_VERB_SHOW && o.run.budget == 0.4);
+    cr_assert_str_eq(o.profile, "p.json");
+    o = good("report p.json --table t");
+    cr_assert(o.verb == HS_VERB_REPORT && !o.out);
+    cr_assert(good("--help").help && good("measure -h").help && good("--version").version);
+}
+
+Test(calibrate_options, refusals_name_the_option) {
+    refused("", "-m DIR is missing");
+    refused("dance", "unknown verb \"dance\": measure, solve, show or report");
+    refused("-m d -o p", "--prompts FILE is missing");
+    refused("-m d --prompts f", "-o FILE is missing");
+    refused("measure -m d --prompts f", "--table FILE is missing");
+    refused("solve -o p", "--table FILE is missing");
+    refused("solve t", "-o FILE is missing");
+    refused("show", "show needs a profile behind it");
+    refused("report --table t", "report needs a profile behind it");
+    refused("show p q", "unexpected \"q\" behind show");
+    refused("solve t -o p --steps 3", "--steps has no meaning with solve: the table says");
+    refused("solve t -o p --method svg2", "--method has no meaning with solve");
+    refused("show p --table t", "--table has no meaning with show");
+    refused("show p -m d", "--model has no meaning with show: it needs no model");
+    refused("measure -m d --prompts f --table t --sparsity 0.3", "--sparsity has no meaning with measure");
+    refused("-m d --prompts f -o p --budget 0.3", "--budget has no meaning without a verb");
+    refused("-m d --prompts f -o p --shard 0/2", "--shard is for haste-calibrate measure");
+    refused("-m d --prompts f -o p --method dense", "xattention, svg2 or pooled");
+    refused("-m d --prompts f -o p --candidates 0.5,1", "1 to 32 different numbers above 0 and below 1");
+    refused("-m d --prompts f -o p --candidates 0.5,0.5", "different");
+    refused("-m d --prompts f -o p --candidates 0.5,,0.6", "different");
+    refused("-m d --prompts f -o p --candidates 0.99999999999", "below 1"); /* would be 1 as a float */
+    refused("-m d --prompts f -o p --sparsity 50%", "such as 0.4,0.5,0.6");
+    refused("-m d --prompts f -o p --sparsity nan", "--sparsity \"nan\"");
+    refused("-m d --prompts f -o p --error fft", "plain or band");
+    refused("-m d --prompts f -o p --shard 3/3", "I/N with 0 <= I < N");
+    refused("-m d --prompts f -o p --gap -1", "a number from 0 to 1");
+    refused("-m d --prompts f -o p --intervals 0", "a whole number from 1 to 32");
+    refused("-m d --prompts f -o p --seed 9007199254740993", "at most 2^53");
+    refused("-m d --prompts f -o p --candidats 0.5", "did you mean --candidates?");
+    refused("-m d --prompts f -o p --seed -1", "--seed \"-1\": should be a whole number");
+    refused("-m d --prompts f -o p -q -v", "--quiet and --verbose");
+    refused("-m d --prompts f -o p --table a --table b", "one table is measured at a time");
+    refused("solve t -o p --random 3", "--random is for the check of the choice: add -m DIR");
+    refused("-m d --prompts f -o p --no-check --held-out g", "--held-out is for the check");
+}
+
+/* Every option of the table is in the help, and every line fits a terminal. */
+static void count_line(void *user, const char *text) {
+    ++*(int *)user;
+    cr_assert(strlen(text) <= 120, "%zu columns: %s", strlen(text), text);
+}
+
+Test(calibrate_options, help_fits) {
+    int lines = 0;
+    hs_calibrate_options_help(count_line, &lines);
+    cr_assert_gt(lines, 60);
+}
