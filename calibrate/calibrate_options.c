@@ -11,7 +11,7 @@
 enum id {
     ID_SHARED, /* haste-run's, by the same name */
     ID_SEED, ID_METHOD, ID_HELD_OUT, ID_MAX_PROMPTS, ID_MAX_HELD_OUT, ID_CANDIDATES, ID_INTERVALS, ID_PROMPTS_PER_HEAD, ID_SHARD,
-    ID_TABLE, ID_SPARSITY, ID_MATCH, ID_ERROR, ID_GAP, ID_TIME, ID_NO_CHECK, ID_RANDOM, ID_OUT, ID_REPORT, ID_VERSION,
+    ID_TABLE, ID_SPARSITY, ID_MATCH, ID_SECONDS, ID_ERROR, ID_GAP, ID_TIME, ID_NO_CHECK, ID_RANDOM, ID_REFINE, ID_OUT, ID_REPORT, ID_VERSION,
     ID_HELP
 };
 /* clang-format on */
@@ -70,13 +70,14 @@ static const hs_option_row rows[] = {
     {ID_SHARD, 0, "shard", "I/N", "measure: the I-th of N parts of the work (0 <= I < N), each to a table of its own"},
     {0, 0, NULL, NULL, "Table"},
     {ID_TABLE, 0, "table", "FILE",
-     "measurements, kept as they are made; a rerun goes on where it stopped\n[profile.table.jsonl]; solve, report: "
-     "give it "
-     "again for more shards"},
+     "measurements, kept as they are made; a rerun goes on where it stopped\n"
+     "[profile.table.jsonl]; solve, report: give it again for more shards"},
     {0, 0, NULL, NULL, "Choosing"},
     {ID_SPARSITY, 0, "sparsity", "S,S,..", "budgets: mean share of token pairs that sparse layers drop"},
     {ID_MATCH, 0, "match-top-p", "P,P,..",
      "budgets: as sparse as all heads at threshold P, one of the candidates [0.9]"},
+    {ID_SECONDS, 0, "seconds", "T,T,..",
+     "budgets: seconds a step may take, by the seconds that shared thresholds took"},
     {ID_ERROR, 0, "error", "NAME", "plain or band (weighted by frequency, as the paper) [plain]"},
     {ID_GAP, 0, "gap", "X", "proof of the choice: at most this share above the best one [1e-4]"},
     {ID_TIME, 0, "time-limit", "SEC", "for each budget; the gap that was reached is in the profile [60]"},
@@ -85,6 +86,7 @@ static const hs_option_row rows[] = {
     {ID_SHARED, 0, "reuse-interval", "N", "[4]"},
     {ID_NO_CHECK, 0, "no-check", NULL, "do not measure the error of the chosen thresholds together"},
     {ID_RANDOM, 0, "random", "N", "measure N random configurations too: how good is the prediction? [0]"},
+    {ID_REFINE, 0, "refine", "N", "at most N rounds of correcting errors by what heads cost together [0]"},
     {0, 0, NULL, NULL, "Output"},
     {ID_OUT, 'o', "output", "FILE", "the profile (needed to solve); report: the page [profile.html]"},
     {ID_REPORT, 0, "report", "FILE", "write the page of `report` as well"},
@@ -127,21 +129,20 @@ void hs_calibrate_options_help(void (*line)(void *user, const char *text), void 
     static const char *const head[] = {
         "haste-calibrate finds out, once per model, how sparse every attention head may be.",
         "",
-        "  haste-calibrate -m DIR --prompts FILE -o profile.json [options]      measure, then solve",
-        "  haste-calibrate measure -m DIR --prompts FILE --table FILE           the costly part: forwards of the model",
-        "  haste-calibrate solve --table FILE [-m DIR --prompts FILE] -o FILE   the cheap part: seconds, no model "
-        "needed",
-        "  haste-calibrate show profile.json                                    thresholds as a map in the terminal",
-        "  haste-calibrate report profile.json --table FILE [-o page.html]      everything as a web page",
+        "  haste-calibrate -m DIR --prompts FILE -o profile.json [options]   measure, then solve",
+        "  haste-calibrate measure -m DIR --prompts FILE --table FILE        the costly part: runs the model",
+        "  haste-calibrate solve --table FILE -o profile.json                the cheap part: seconds, without model",
+        "  haste-calibrate solve ... -m DIR --prompts FILE --held-out FILE   and with it: is it as good as promised?",
+        "  haste-calibrate show profile.json                                 thresholds as a map in the terminal",
+        "  haste-calibrate report profile.json --table FILE [-o page.html]   everything as a web page",
         "",
         "Defaults are in brackets; --dry-run says what it will cost.",
     };
     static const char *const tail[] = {
         "",
-        "Every probe is kept at once: kill -9 loses at most the one in flight. Ctrl-C stops after it; the same command",
-        "goes on from there. With -m, solve measures what the chosen thresholds cost together, and writes it beside "
-        "the",
-        "prediction into the profile. haste-run --profile profile.json uses the result.",
+        "Every probe is kept at once: kill -9 loses at most the one in flight. Ctrl-C stops after it; the same",
+        "command goes on from there. With -m, solve measures what the chosen thresholds cost together, and writes",
+        "it beside the prediction into the profile. haste-run --profile profile.json uses the result.",
         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
         "",
         "Examples",
@@ -202,16 +203,16 @@ static int number(const char **s, double *ret) {
 }
 
 /* Numbers with low < v < high (v = low too if asked), each once. */
-static int set_list(const hs_option_row *r, const char *arg, double low, int low_too, hs_number_list *ret,
+static int set_list(const hs_option_row *r, const char *arg, double low, int low_too, float high, hs_number_list *ret,
                     hs_err *err) {
     char should[120];
     hs_number_list list = {0};
-    snprintf(should, sizeof should, "1 to %d different numbers %s and below 1, such as %s", HS_PROFILE_MAX_CANDIDATES,
-             low_too ? "from 0" : "above 0", r->id == ID_SPARSITY ? "0.4,0.5,0.6" : "0.8,0.9,0.95");
+    snprintf(should, sizeof should, "1 to %d different numbers %s and below %g, such as %s", HS_PROFILE_MAX_CANDIDATES,
+             low_too ? "from 0" : "above 0", (double)high, r->id == ID_SPARSITY ? "0.4,0.5,0.6" : "0.8,0.9,0.95");
     for (const char *s = arg;;) {
         double v;
         if (list.n == HS_PROFILE_MAX_CANDIDATES || number(&s, &v) || !(v > low || (low_too && v == low)) ||
-            (float)v >= 1 || (*s && *s != ','))
+            (float)v >= high || (*s && *s != ','))
             return bad(r->name, arg, should, err);
         for (int i = 0; i < list.n; i++)
             if (list.at[i] == v) return bad(r->name, arg, should, err);
@@ -268,21 +269,23 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
     case ID_HELD_OUT: o->held_out = arg; break;
     case ID_MAX_PROMPTS: return set_count(r, arg, 1, 1000000, &o->max_prompts, err);
     case ID_MAX_HELD_OUT: return set_count(r, arg, 0, 1000000, &o->max_held_out, err);
-    case ID_CANDIDATES: return set_list(r, arg, 0, 0, &o->candidates, err);
+    case ID_CANDIDATES: return set_list(r, arg, 0, 0, 1, &o->candidates, err);
     case ID_INTERVALS: return set_count(r, arg, 1, HS_PROFILE_MAX_INTERVALS, &o->intervals, err);
     case ID_PROMPTS_PER_HEAD: return set_count(r, arg, 1, 1000000, &o->prompts_per_head, err);
     case ID_SHARD: return set_shard(r, arg, o, err);
     case ID_TABLE: return add_table(o, arg, err);
-    case ID_SPARSITY: return set_list(r, arg, 0, 1, &o->sparsity, err);
-    case ID_MATCH: return set_list(r, arg, 0, 0, &o->match, err);
+    case ID_SPARSITY: return set_list(r, arg, 0, 1, 1, &o->sparsity, err);
+    case ID_MATCH: return set_list(r, arg, 0, 0, 1, &o->match, err);
+    case ID_SECONDS: return set_list(r, arg, 0, 0, 1e6f, &o->step_seconds, err);
     case ID_ERROR:
         if (strcmp(arg, "plain") && strcmp(arg, "band")) return bad(r->name, arg, "plain or band", err);
         o->error = arg[0] == 'b' ? HS_ERROR_BAND : HS_ERROR_PLAIN;
         break;
     case ID_GAP: return set_number(r, arg, 0, 1, &o->gap, err);
-    case ID_TIME: return set_number(r, arg, 0.001, 1e6, &o->seconds, err);
+    case ID_TIME: return set_number(r, arg, 0.001, 1e6, &o->time_limit, err);
     case ID_NO_CHECK: o->no_check = 1; break;
     case ID_RANDOM: return set_count(r, arg, 0, HS_CALIBRATE_MAX_RANDOM, &o->random, err);
+    case ID_REFINE: return set_count(r, arg, 0, HS_CALIBRATE_MAX_ROUNDS, &o->refine, err);
     case ID_OUT: o->out = arg; break;
     case ID_REPORT: o->report = arg; break;
     case ID_VERSION: o->version = 1; return 1;
@@ -321,9 +324,9 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
                        verb_names[o->verb], verb_names[o->verb]);
     if (o->verb == HS_VERB_REPORT && o->report)
         return hs_fail(err, HS_EINVAL, "--report: name the page by -o, such as -o page.html");
-    if (o->sparsity.n + o->match.n > HS_PROFILE_MAX_BUDGETS)
-        return hs_fail(err, HS_EINVAL, "%d budgets: a profile holds at most %d", o->sparsity.n + o->match.n,
-                       HS_PROFILE_MAX_BUDGETS);
+    int budgets = o->sparsity.n + o->match.n + o->step_seconds.n;
+    if (budgets > HS_PROFILE_MAX_BUDGETS)
+        return hs_fail(err, HS_EINVAL, "%d budgets: a profile holds at most %d", budgets, HS_PROFILE_MAX_BUDGETS);
     if (o->run.seed > (uint64_t)1 << 53)
         return hs_fail(err, HS_EINVAL, "--seed: should be at most 2^53 = 9007199254740992, or JSON could not hold it");
     if (o->run.quiet && o->run.verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
@@ -335,6 +338,10 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
     if (o->no_check && (o->random || o->held_out))
         return hs_fail(err, HS_EINVAL, "--%s is for the check that --no-check leaves out",
                        o->random ? "random" : "held-out");
+    if (o->run.dry_run && !measures)
+        return hs_fail(err, HS_EINVAL, "--dry-run says what measuring costs: %s has none of it", verb_names[o->verb]);
+    if (o->refine && !o->held_out)
+        return hs_fail(err, HS_EINVAL, "--refine is judged on other prompts: add --held-out FILE");
     return 0;
 }
 
@@ -369,7 +376,7 @@ int hs_calibrate_options_parse(int argc, char **argv, hs_calibrate_options *ret,
                               .prompts_per_head = 1,
                               .shards = 1,
                               .gap = 1e-4,
-                              .seconds = 60};
+                              .time_limit = 60};
     int rc = read_verb(&argc, &argv, &o, err);
     if (!rc) rc = hs_options_read(rows, ROWS, argc, argv, set, &o, err);
     if (!rc) rc = check_together(&o, err);

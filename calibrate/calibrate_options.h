@@ -13,7 +13,7 @@ typedef enum hs_verb {
     HS_VERB_COUNT
 } hs_verb;
 
-enum { HS_CALIBRATE_MAX_TABLES = 256, HS_CALIBRATE_MAX_RANDOM = 1000 };
+enum { HS_CALIBRATE_MAX_TABLES = 256, HS_CALIBRATE_MAX_RANDOM = 1000, HS_CALIBRATE_MAX_ROUNDS = 20 };
 
 typedef struct hs_number_list {
     int n;
@@ -28,12 +28,12 @@ typedef struct hs_calibrate_options {
     const char *held_out, *out, *report;
     const char *tables[HS_CALIBRATE_MAX_TABLES];
     int n_tables;
-    int max_prompts, max_held_out;              /* 0 = all */
-    hs_number_list candidates, sparsity, match; /* match: thresholds whose sparsity is the budget */
+    int max_prompts, max_held_out;                            /* 0 = all */
+    hs_number_list candidates, sparsity, match, step_seconds; /* match: thresholds whose sparsity is the budget */
     int intervals, prompts_per_head, shard, shards;
     hs_error_kind error;
-    double gap, seconds;
-    int no_check, random, help, version;
+    double gap, time_limit;
+    int no_check, random, refine, help, version;
 } hs_calibrate_options;
 
 /* HS_EINVAL with a message that names the option, the text and what it should be. --help and --version end the parsing.

@@ -21,10 +21,12 @@ typedef struct axis {
 struct hs_bands {
     int channels;
     axis t, h, w;
-    float *diff;    /* [channels, frames, height, width] */
-    float *by_t;    /* [low t, height, width]: one channel, low in time */
+    float *diff; /* [channels, frames, height, width] */
+    /* scratch of every channel: they are independent */
+    float *by_t;    /* [low t, height, width]: low in time */
     float *by_h;    /* [low h, width]: one frame, low over rows */
-    float *spatial; /* [frames, low h, low w]: one channel, low in space */
+    float *spatial; /* [frames, low h, low w]: low in space */
+    double *energy; /* [HS_BAND_COUNT] */
 };
 
 static int make_axis(axis *a, int n, int transposed) {
@@ -45,13 +47,14 @@ static int make_axis(axis *a, int n, int transposed) {
 int hs_bands_new(int channels, int frames, int height, int width, hs_bands **ret, hs_err *err) {
     hs_bands *b = hs_calloc(1, sizeof *b);
     if (b) {
-        const size_t size = sizeof(float), plane = (size_t)height * (size_t)width;
+        const size_t all = (size_t)channels * sizeof(float), plane = (size_t)height * (size_t)width;
         b->channels = channels;
         if (make_axis(&b->t, frames, 0) && make_axis(&b->h, height, 0) && make_axis(&b->w, width, 1) &&
-            (b->diff = hs_alloc((size_t)channels * (size_t)frames * plane * size)) &&
-            (b->by_t = hs_alloc((size_t)b->t.low * plane * size)) &&
-            (b->by_h = hs_alloc((size_t)b->h.low * (size_t)width * size)) &&
-            (b->spatial = hs_alloc((size_t)frames * (size_t)b->h.low * (size_t)b->w.low * size))) {
+            (b->diff = hs_alloc(all * (size_t)frames * plane)) &&
+            (b->by_t = hs_alloc(all * (size_t)b->t.low * plane)) &&
+            (b->by_h = hs_alloc(all * (size_t)b->h.low * (size_t)width)) &&
+            (b->spatial = hs_alloc(all * (size_t)frames * (size_t)b->h.low * (size_t)b->w.low)) &&
+            (b->energy = hs_alloc((size_t)channels * HS_BAND_COUNT * sizeof *b->energy))) {
             *ret = b;
             return 0;
         }
@@ -70,51 +73,69 @@ void hs_bands_free(hs_bands *b) {
     hs_free(b->by_t);
     hs_free(b->by_h);
     hs_free(b->spatial);
+    hs_free(b->energy);
     hs_free(b);
 }
 
 static double squares(const float *x, int64_t n) {
     double s = 0;
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)x[i];
     return s;
 }
 
-/* y[m, cols] = a[m, n] x[n, cols] */
+/* y[m, cols] = a[m, n] x[n, cols], four rows of x at a time so that y is seldom written */
 static void multiply(int64_t m, int64_t n, int64_t cols, const float *restrict a, const float *restrict x,
                      float *restrict y) {
     memset(y, 0, (size_t)(m * cols) * sizeof *y);
-    for (int64_t r = 0; r < m; r++)
-        for (int64_t k = 0; k < n; k++) {
-            const float v = a[r * n + k];
-            for (int64_t c = 0; c < cols; c++) y[r * cols + c] += v * x[k * cols + c];
+    for (int64_t r = 0; r < m; r++) {
+        const float *v = a + r * n, *in = x;
+        float *restrict out = y + r * cols;
+        int64_t k = 0;
+        for (; k + 4 <= n; k += 4, in += 4 * cols) {
+            const float *x1 = in + cols, *x2 = x1 + cols, *x3 = x2 + cols;
+#pragma omp simd
+            for (int64_t c = 0; c < cols; c++)
+                out[c] += v[k] * in[c] + v[k + 1] * x1[c] + v[k + 2] * x2[c] + v[k + 3] * x3[c];
         }
+        for (; k < n; k++, in += cols) {
+#pragma omp simd
+            for (int64_t c = 0; c < cols; c++) out[c] += v[k] * in[c];
+        }
+    }
 }
 
-/* One channel, added to ret. */
-static void add_channel(hs_bands *b, const float *x, double ret[HS_BAND_COUNT]) {
+/* x: all channels */
+static void measure_channel(const hs_bands *b, int channel, const float *x) {
     const axis *t = &b->t, *h = &b->h, *w = &b->w;
     const int64_t plane = (int64_t)h->n * w->n, low_plane = (int64_t)h->low * w->low;
+    const float *in = x + channel * t->n * plane;
+    float *by_t = b->by_t + channel * t->low * plane, *by_h = b->by_h + (int64_t)channel * h->low * w->n,
+          *spatial = b->spatial + channel * t->n * low_plane;
     for (int f = 0; f < t->n; f++) {
-        multiply(h->low, h->n, w->n, h->basis, x + f * plane, b->by_h);
-        multiply(h->low, w->n, w->low, b->by_h, w->basis, b->spatial + f * low_plane);
+        multiply(h->low, h->n, w->n, h->basis, in + f * plane, by_h);
+        multiply(h->low, w->n, w->low, by_h, w->basis, spatial + f * low_plane);
     }
-    multiply(t->low, t->n, plane, t->basis, x, b->by_t);
-    const double all = squares(x, t->n * plane), low_space = squares(b->spatial, t->n * low_plane),
-                 low_time = squares(b->by_t, t->low * plane);
-    multiply(t->low, t->n, low_plane, t->basis, b->spatial, b->by_t);
-    const double low = squares(b->by_t, t->low * low_plane);
-    ret[HS_BAND_LL] += low;
-    ret[HS_BAND_LH] += low_time - low;
-    ret[HS_BAND_HL] += low_space - low;
-    ret[HS_BAND_HH] += all - low_time - low_space + low;
+    multiply(t->low, t->n, plane, t->basis, in, by_t);
+    const double all = squares(in, t->n * plane), low_space = squares(spatial, t->n * low_plane),
+                 low_time = squares(by_t, t->low * plane);
+    multiply(t->low, t->n, low_plane, t->basis, spatial, by_t);
+    const double low = squares(by_t, t->low * low_plane);
+    double *ret = b->energy + channel * HS_BAND_COUNT;
+    ret[HS_BAND_LL] = low;
+    ret[HS_BAND_LH] = low_time - low;
+    ret[HS_BAND_HL] = low_space - low;
+    ret[HS_BAND_HH] = all - low_time - low_space + low;
 }
 
 void hs_bands_energy(hs_bands *b, const float *x, double ret[HS_BAND_COUNT]) {
-    const int64_t channel = (int64_t)b->t.n * b->h.n * b->w.n;
-    for (int k = 0; k < HS_BAND_COUNT; k++) ret[k] = 0;
-    for (int c = 0; c < b->channels; c++) add_channel(b, x + c * channel, ret);
-    for (int k = 0; k < HS_BAND_COUNT; k++)
+#pragma omp parallel for schedule(static)
+    for (int c = 0; c < b->channels; c++) measure_channel(b, c, x);
+    for (int k = 0; k < HS_BAND_COUNT; k++) {
+        ret[k] = 0;
+        for (int c = 0; c < b->channels; c++) ret[k] += b->energy[c * HS_BAND_COUNT + k];
         if (ret[k] < 0) ret[k] = 0; /* an empty band, rounded */
+    }
 }
 
 double hs_error_plain(const float *v, const float *dense, int64_t n) {

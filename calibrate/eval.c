@@ -144,7 +144,7 @@ static int make_identity(app *a, hs_err *err) {
         cJSON_AddNumberToObject(o, "guidance", r->guidance) &&
         cJSON_AddStringToObject(o, "solver", hs_solver_name(r->solver)) &&
         cJSON_AddStringToObject(o, "sigmas", sigmas) && cJSON_AddStringToObject(o, "negative", negative) &&
-        cJSON_AddStringToObject(o, "precision", a->o.run.precision ? a->o.run.precision : "auto"))
+        cJSON_AddStringToObject(o, "precision", i->precision))
         text = cJSON_PrintUnformatted(o);
     if (text) a->identity = hs_strdup(text);
     cJSON_free(text);
@@ -174,7 +174,7 @@ static int make_policies(app *a, hs_err *err) {
     a->policies = hs_calloc((size_t)a->variants.n, sizeof *a->policies);
     if (!a->policies) return hs_fail(err, HS_ENOMEM, "no memory for the variants");
     for (int i = 0; i < a->variants.n; i++) {
-        int rc = hs_eval_policy_make(a->bench, &a->variants.v[i], a->o.run.precision, &a->policies[i], err);
+        int rc = hs_eval_policy_make(a->bench, &a->variants.v[i], &a->policies[i], err);
         if (rc) return rc;
     }
     return 0;
@@ -219,6 +219,10 @@ static int needs_work(const app *a, int clip) {
     return is_ours(a, clip) && (missing(a, clip) || is_missing(a, clip, "dense"));
 }
 
+static const char *plural(int n) {
+    return n == 1 ? "" : "s";
+}
+
 static void announce(app *a, const hs_plan *plan) {
     hs_text32 time;
     int clips = 0, runs = 0, passes = 0;
@@ -232,10 +236,12 @@ static void announce(app *a, const hs_plan *plan) {
     }
     a->steps = (int64_t)passes * a->req.steps;
     if (a->o.run.quiet) return;
-    fprintf(stderr, "haste-eval: %d clips (%d prompts, seeds %" PRIu64 " to %" PRIu64 "), %d variants and dense",
-            a->n_clips, a->n_prompts, a->req.seed, seed_of(a, a->n_clips - 1), a->variants.n);
+    fprintf(stderr, "haste-eval: %d clip%s (%d prompt%s, seeds %" PRIu64 " to %" PRIu64 "), %d variant%s and dense",
+            a->n_clips, plural(a->n_clips), a->n_prompts, plural(a->n_prompts), a->req.seed, seed_of(a, a->n_clips - 1),
+            a->variants.n, plural(a->variants.n));
     if (a->o.shards > 1) fprintf(stderr, ", shard %d of %d", a->o.shard, a->o.shards);
-    fprintf(stderr, "\nhaste-eval: to do: %d clips, %d videos, %" PRId64 " steps", clips, runs, a->steps);
+    fprintf(stderr, "\nhaste-eval: to do: %d clip%s, %d videos, %" PRId64 " steps", clips, plural(clips), runs,
+            a->steps);
     if (plan->seconds > 0 && passes) fprintf(stderr, ", roughly %s", hs_print_seconds(plan->seconds * passes, time));
     fputc('\n', stderr);
 }
@@ -248,7 +254,7 @@ static int measure_drift(app *a, int clip, int v, hs_eval_result *r, hs_err *err
     FILE *rows = open_memstream(&text, &size);
     if (!rows) return hs_fail(err, HS_ENOMEM, "no memory to follow masks");
     snprintf(label, sizeof label, "%d,%s", clip, a->variants.v[v].name);
-    int rc = hs_drift_new(hs_model_get_info(hs_eval_bench_model(a->bench)), rows, label, &d, err);
+    int rc = hs_drift_new(hs_eval_bench_info(a->bench), rows, label, &d, err);
     if (!rc) rc = hs_eval_clip_walk(a->bench, &a->policies[v], hs_drift_visit, d, err);
     if (!rc) hs_drift_ranks(d, &r->value[HS_EVAL_RANK_POST_1], &r->value[HS_EVAL_RANK_PRE_1]);
     hs_drift_free(d);
@@ -347,6 +353,22 @@ static int open_folder(app *a, hs_err *err) {
     return rc;
 }
 
+/* Better now than after hours. */
+static int check_baseline(const app *a, hs_err *err) {
+    const char *name = a->o.baseline;
+    char group[HS_EVAL_NAME];
+    if (!name || !strcmp(name, "dense") || hs_eval_has_variant(&a->results, name)) return 0;
+    for (int v = 0; v < a->variants.n; v++) {
+        hs_eval_group(a->variants.v[v].name, group);
+        if (!strcmp(a->variants.v[v].name, name) || !strcmp(group, name)) return 0;
+    }
+    for (int i = 0; i < a->results.n; i++) {
+        hs_eval_group(a->results.r[i].variant, group);
+        if (!strcmp(group, name)) return 0;
+    }
+    return hs_fail(err, HS_EINVAL, "--baseline %s: no variant and no group of that name", name);
+}
+
 static int prepare(app *a, hs_plan *ret_plan, hs_err *err) {
     const hs_options *o = &a->o.run;
     hs_model_params params = {.dir = o->model,
@@ -366,13 +388,14 @@ static int prepare(app *a, hs_plan *ret_plan, hs_err *err) {
     a->n_clips = a->n_prompts * a->o.seeds;
     if ((rc = hs_eval_bench_new(&params, &hooks, &a->bench, err))) return rc;
     make_request(a);
-    if ((rc = hs_eval_bench_settings(a->bench, &a->req, ret_plan, err)) || (rc = make_policies(a, err)) ||
-        (rc = make_identity(a, err)))
+    if ((rc = hs_eval_bench_settings(a->bench, &a->req, ret_plan, err)) || (rc = make_identity(a, err)) ||
+        (rc = make_policies(a, err)))
         return rc;
     if (getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id)
         return hs_fail(err, HS_EIO, "no random name for this run from the system: %s", strerror(errno));
     snprintf(a->run, sizeof a->run, "%016" PRIx64, id);
-    return open_folder(a, err);
+    if ((rc = open_folder(a, err))) return rc;
+    return check_baseline(a, err);
 }
 
 static int measure(app *a, hs_err *err) {

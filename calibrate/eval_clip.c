@@ -18,7 +18,8 @@ typedef struct engine {
 struct hs_eval_bench {
     hs_model_params params;
     hs_eval_hooks hooks;
-    hs_request req;        /* of the clip in work */
+    hs_request req; /* of the clip in work */
+    hs_model_info info;
     engine e[MAX_ENGINES]; /* [0]: of the reference */
     int dense_runs, has_settings;
     int64_t n; /* elements of one latent tensor */
@@ -49,15 +50,16 @@ static int engine_open(hs_eval_bench *b, engine *e, const char *precision, hs_er
     if (rc)
         engine_close(e);
     else
-        snprintf(e->precision, sizeof e->precision, "%s", precision);
+        snprintf(e->precision, sizeof e->precision, "%s", hs_model_get_info(e->model)->precision);
     return rc;
 }
 
-/* The engine of a precision. Where memory does not suffice for two, the others go first. */
+/* The engine of a precision; NULL = of the reference. Where memory does not suffice for two, the others go first. */
 static int engine_get(hs_eval_bench *b, const char *precision, engine **ret, hs_err *err) {
     engine *e = NULL;
+    if (!precision) precision = b->info.precision;
     for (int i = MAX_ENGINES - 1; i >= 0; i--)
-        if (!b->e[i].model || !strcmp(b->e[i].precision, precision)) e = &b->e[i];
+        if (!b->e[i].model) e = &b->e[i];
     for (int i = 0; i < MAX_ENGINES; i++)
         if (b->e[i].model && !strcmp(b->e[i].precision, precision)) e = &b->e[i];
     if (!e) return hs_fail(err, HS_EINVAL, "more than %d precisions in one table", MAX_ENGINES);
@@ -70,22 +72,21 @@ static int engine_get(hs_eval_bench *b, const char *precision, engine **ret, hs_
     return rc;
 }
 
-static const char *reference_precision(const hs_eval_bench *b) {
-    return b->params.precision ? b->params.precision : "auto";
-}
-
 int hs_eval_bench_new(const hs_model_params *params, const hs_eval_hooks *hooks, hs_eval_bench **ret, hs_err *err) {
     hs_eval_bench *b = hs_calloc(1, sizeof *b);
     if (!b) return hs_fail(err, HS_ENOMEM, "no memory for the measurements");
     b->params = *params;
     b->hooks = *hooks;
     engine *e;
-    int rc = engine_get(b, reference_precision(b), &e, err);
-    if (rc)
+    int rc = engine_get(b, params->precision, &e, err);
+    if (rc) {
         hs_eval_bench_free(b);
-    else
-        *ret = b;
-    return rc;
+        return rc;
+    }
+    b->info = *hs_model_get_info(e->model);
+    b->info.negative_prompt = NULL; /* the model's, which may go and come again */
+    *ret = b;
+    return 0;
 }
 
 void hs_eval_bench_free(hs_eval_bench *b) {
@@ -103,12 +104,15 @@ hs_model *hs_eval_bench_model(hs_eval_bench *b) {
     return b->e[0].model;
 }
 
+const hs_model_info *hs_eval_bench_info(const hs_eval_bench *b) {
+    return &b->info;
+}
+
 const uint8_t *hs_eval_clip_frames(const hs_eval_bench *b, int which) {
     return b->frames[which];
 }
 
 int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret_plan, hs_err *err) {
-    const hs_model_info *i = hs_model_get_info(b->e[0].model);
     hs_plan plan;
     engine *e;
     b->req = *req;
@@ -116,7 +120,7 @@ int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret
     b->has_settings = 1;
     int rc = hs_request_check(b->e[0].model, &b->req, &plan, err);
     if (rc) return rc;
-    b->n = i->latent_channels * plan.latent_frames * plan.latent_h * plan.latent_w;
+    b->n = b->info.latent_channels * plan.latent_frames * plan.latent_h * plan.latent_w;
     size_t video = 3 * (size_t)req->frames * (size_t)req->height * (size_t)req->width;
     b->frames[0] = hs_alloc(video);
     b->frames[1] = hs_alloc(video);
@@ -124,7 +128,7 @@ int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret
     if (!b->frames[0] || !b->frames[1] || !b->scratch)
         return hs_fail(err, HS_ENOMEM, "no memory to keep two videos of %zu MB", video / 1000000);
     *ret_plan = plan;
-    return engine_get(b, reference_precision(b), &e, err);
+    return engine_get(b, NULL, &e, err);
 }
 
 /* ---- variants --------------------------------------------------------------------------------------------------- */
@@ -139,27 +143,26 @@ static uint64_t thresholds_hash(const float *p, int n) {
     return h;
 }
 
-int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, const char *default_precision, hs_eval_policy *ret,
-                        hs_err *err) {
-    const hs_model_info *info = hs_model_get_info(b->e[0].model);
-    hs_eval_policy p = {.name = v->name, .precision = v->o.precision ? v->o.precision : default_precision};
+int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, hs_eval_policy *ret, hs_err *err) {
+    hs_eval_policy p = {.name = v->name, .precision = v->o.precision};
     hs_request req = b->req;
-    int rc = hs_attn_choose(&v->o, info, req.steps, &p.source, &p.policy, err);
+    engine *e;
+    int rc = hs_attn_choose(&v->o, &b->info, req.steps, &p.source, &p.policy, err);
     req.attention = p.policy;
-    if (!p.precision) p.precision = "auto";
-    if (!rc && strcmp(p.precision, "auto") && strcmp(p.precision, "fp32") && strcmp(p.precision, "bf16"))
-        rc = hs_fail(err, HS_EINVAL, "--precision \"%s\": should be auto, fp32 or bf16", p.precision);
-    if (!rc) rc = hs_request_check(b->e[0].model, &req, NULL, err);
+    if (p.precision && !strcmp(p.precision, "auto")) p.precision = NULL;
+    if (!rc) rc = engine_get(b, p.precision, &e, err);
+    if (!rc) rc = hs_request_check(e->model, &req, NULL, err);
     if (rc) {
         hs_eval_policy_done(&p);
         return hs_fail_ctx(err, rc, "%s", v->name);
     }
-    hs_attn_describe(&req, info, p.what, sizeof p.what);
+    hs_attn_describe(&req, &b->info, p.what, sizeof p.what);
     size_t at = strlen(p.what);
     if (p.policy.top_p_heads)
-        at += (size_t)snprintf(p.what + at, sizeof p.what - at, ", thresholds %016llx",
-                               (unsigned long long)thresholds_hash(p.policy.top_p_heads, info->layers * info->heads));
-    if (v->o.precision) snprintf(p.what + at, sizeof p.what - at, ", %s", v->o.precision);
+        at +=
+            (size_t)snprintf(p.what + at, sizeof p.what - at, ", thresholds %016llx",
+                             (unsigned long long)thresholds_hash(p.policy.top_p_heads, b->info.layers * b->info.heads));
+    if (p.precision) snprintf(p.what + at, sizeof p.what - at, ", %s", p.precision);
     *ret = p;
     return 0;
 }
@@ -237,7 +240,7 @@ int hs_eval_clip_dense(hs_eval_bench *b, const char *prompt, uint64_t seed, int 
                        hs_err *err) {
     hs_attn_policy dense = hs_attn_policy_default(HS_DENSE);
     engine *e;
-    int rc = engine_get(b, reference_precision(b), &e, err);
+    int rc = engine_get(b, NULL, &e, err);
     if (rc) return rc;
     if (record && !b->latents) {
         size_t bytes = (size_t)b->req.steps * (size_t)b->n * sizeof *b->latents;
@@ -321,8 +324,7 @@ int hs_eval_clip_walk(hs_eval_bench *b, const hs_eval_policy *p, hs_eval_visit v
     engine *e;
     int rc = engine_get(b, p->precision, &e, err), branches = b->req.guidance > 1 ? 2 : 1;
     if (rc) return rc;
-    const hs_model_info *i = hs_model_get_info(e->model);
-    float *means = hs_alloc((size_t)i->layers * 4 * (size_t)i->dim * sizeof *means);
+    float *means = hs_alloc((size_t)b->info.layers * 4 * (size_t)b->info.dim * sizeof *means);
     if (!means) return hs_fail(err, HS_ENOMEM, "no memory for the token means");
     fresh.reuse.kind = HS_REUSE_NONE;
     if (!(rc = hs_session_attention(e->session, &fresh, err))) rc = hs_session_begin(e->session, err);

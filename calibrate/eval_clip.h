@@ -12,7 +12,7 @@
 
 /* A variant that is ready to run. */
 typedef struct hs_eval_policy {
-    const char *name, *precision; /* borrowed; precision as in hs_model_params */
+    const char *name, *precision; /* borrowed; precision NULL = that of the reference */
     hs_attn_source source;        /* owns the profile */
     hs_attn_policy policy;
     char what[640]; /* in words */
@@ -37,8 +37,7 @@ const hs_model_info *hs_eval_bench_info(const hs_eval_bench *b);
 /* The settings that all clips share; prompt and seed are filled in later. Checks that memory suffices. */
 int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret_plan, hs_err *err);
 /* A policy from what was said; refuses what the model or the device cannot do. */
-int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, const char *default_precision, hs_eval_policy *ret,
-                        hs_err *err);
+int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, hs_eval_policy *ret, hs_err *err);
 void hs_eval_policy_done(hs_eval_policy *p);
 
 /* The dense run. record: keep the trajectory, for velocity errors and drift. Fills values, warm, identical, device. */

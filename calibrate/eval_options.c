@@ -59,10 +59,12 @@ static const hs_option_row rows[] = {
      "measurements, table.json, table.md, report.html (needed); a rerun goes on\nwhere the "
      "last one stopped"},
     {ID_REPORT, 0, "report", NULL, "measure nothing: merge what is in DIR and write the tables again"},
-    {ID_BASELINE, 0, "baseline", "NAME", "the variant that the others are compared with, clip by clip"},
+    {ID_BASELINE, 0, "baseline", "NAME",
+     "compare with this variant, clip by clip; or with the curve of a group of\nvariants at the same density"},
     {0, 0, NULL, NULL, "Machine"},
     {ID_SHARED, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref [auto]"},
-    {ID_SHARED, 0, "precision", "NAME", "auto, fp32 or bf16: of the dense reference, and of variants that name none"},
+    {ID_SHARED, 0, "precision", "NAME",
+     "auto, fp32, bf16 or fp16 (GPU): of the dense reference, and of variants\nthat name none [auto]"},
     {ID_SHARED, 0, "threads", "N", "CPU threads [all cores]"},
     {0, 0, NULL, NULL, "Other"},
     {ID_SHARED, 'q', "quiet", NULL, "no progress"},
@@ -99,6 +101,7 @@ void hs_eval_options_help(void (*line)(void *user, const char *text), void *user
         "  haste-eval -m data/demo --prompts prompts/evaluate.txt --variants variants.txt -o eval",
         "  haste-eval -m data/demo --prompts prompts/demo_hard.txt --profile p.json --max-prompts 8 --seeds 4 -o eval",
         "  haste-eval --report -o eval --baseline x90",
+        "  haste-eval --report -o eval --baseline xattn      (xattn/p80, xattn/p90, ...: at equal density)",
     };
     for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) line(user, head[i]);
     hs_options_list(rows, ROWS, line, user);

@@ -138,19 +138,20 @@ static void gains(page *p) {
     const hs_eval_results *t = p->r->results;
     size_t room = (size_t)t->n;
     double *x = hs_alloc(2 * room * sizeof *x), *y = x + room;
+    const char **label = hs_alloc(room * sizeof *label);
     hs_series series[MAX_SERIES] = {{0}};
     int n = 0, count = 0;
-    for (int i = 0; x && i < p->r->n && count < MAX_SERIES; i++) {
+    for (int i = 0; x && label && i < p->r->n && count < MAX_SERIES; i++) {
         const hs_eval_row *row = &p->r->rows[i];
         int first = n;
-        if (!strcmp(row->variant, "dense") || !strcmp(row->variant, p->r->baseline)) continue;
+        if (!strcmp(row->variant, "dense") || !row->compared) continue;
         for (int k = 0; k < t->n; k++) {
-            const hs_eval_result *c = &t->r[k], *b;
-            if (strcmp(c->variant, row->variant) ||
-                !(b = hs_eval_results_find(t, c->prompt, c->seed, p->r->baseline)) ||
-                !isfinite(c->value[HS_EVAL_PSNR]) || !isfinite(b->value[HS_EVAL_PSNR]))
-                continue;
-            y[n++] = c->value[HS_EVAL_PSNR] - b->value[HS_EVAL_PSNR];
+            const hs_eval_result *c = &t->r[k];
+            if (strcmp(c->variant, row->variant)) continue;
+            double gain = c->value[HS_EVAL_PSNR] - hs_eval_baseline(t, p->r->baseline, c, HS_EVAL_PSNR, 0, 0);
+            if (!isfinite(gain)) continue;
+            label[n] = row->variant;
+            y[n++] = gain;
         }
         qsort(y + first, (size_t)(n - first), sizeof *y, by_number);
         for (int k = first; k < n; k++) x[k] = (k - first + 0.5) / (n - first);
@@ -159,7 +160,8 @@ static void gains(page *p) {
                                       .color = i % HS_PLOT_COLORS,
                                       .n = n - first,
                                       .x = x + first,
-                                      .y = y + first};
+                                      .y = y + first,
+                                      .label = label + first};
     }
     static const double zero = 0;
     if (n && count < MAX_SERIES)
@@ -174,6 +176,7 @@ static void gains(page *p) {
                                          .n = count,
                                          .series = series});
     hs_free(x);
+    hs_free(label);
 }
 
 static void page_note(void *user, const char *text) {
@@ -244,9 +247,8 @@ static void settings(const char *identity, char *ret, size_t size) {
     }
     const char *solver = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "solver"));
     const char *sigmas = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "sigmas"));
-    snprintf(ret, size,
-             "Sparse attention against dense attention: %gx%g, %g frames, %g steps, guidance %g, shift %g, %s %s", v[0],
-             v[1], v[2], v[3], v[4], v[5], solver ? solver : "", sigmas ? sigmas : "");
+    snprintf(ret, size, "Sparse against dense attention: %gx%g, %g frames, %g steps, guidance %g, shift %g, %s %s",
+             v[0], v[1], v[2], v[3], v[4], v[5], solver ? solver : "", sigmas ? sigmas : "");
     cJSON_Delete(o);
 }
 

@@ -9,29 +9,40 @@
 #include <unistd.h>
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
-/* "27.41 [26.90, 27.95]"; "-" if nothing was measured, no brackets if one clip was. */
-static const char *interval(const hs_eval_mean *m, const char *number, hs_eval_cell ret) {
-    char a[20], b[20], c[20];
-    snprintf(ret, sizeof(hs_eval_cell), "-");
-    if (!m || m->n < 1 || !isfinite(m->mean)) return ret;
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    snprintf(a, sizeof a, number, m->mean);
-    snprintf(b, sizeof b, number, m->low);
-    snprintf(c, sizeof c, number, m->high);
-#pragma GCC diagnostic pop
-    if (isfinite(m->low) && isfinite(m->high))
-        snprintf(ret, sizeof(hs_eval_cell), "%s [%s, %s]", a, b, c);
+enum style { FIXED, SIGNED, SIGNIFICANT, COUNT };
+
+static void print_number(double v, enum style style, int digits, char *ret, size_t size) {
+    if (style == SIGNIFICANT)
+        snprintf(ret, size, "%.*g", digits, v);
     else
-        snprintf(ret, sizeof(hs_eval_cell), "%s", a);
-    return ret;
+        snprintf(ret, size, style == SIGNED ? "%+.*f" : "%.*f", digits, v);
+}
+
+/* "27.41 [26.90, 27.95]"; "-" if nothing was measured, no brackets if one clip was. */
+static void interval(const hs_eval_mean *m, enum style style, int digits, hs_eval_cell ret) {
+    char mean[24], low[24], high[24];
+    snprintf(ret, sizeof(hs_eval_cell), "-");
+    if (!m || m->n < 1 || !isfinite(m->mean)) return;
+    if (style == COUNT) {
+        snprintf(ret, sizeof(hs_eval_cell), "%d", m->n);
+        return;
+    }
+    print_number(m->mean, style, digits, mean, sizeof mean);
+    print_number(m->low, style, digits, low, sizeof low);
+    print_number(m->high, style, digits, high, sizeof high);
+    if (isfinite(m->low) && isfinite(m->high))
+        snprintf(ret, sizeof(hs_eval_cell), "%s [%s, %s]", mean, low, high);
+    else
+        snprintf(ret, sizeof(hs_eval_cell), "%s", mean);
 }
 
 /* ---- columns ---------------------------------------------------------------------------------------------------- */
 enum { OF_METRIC, OF_SPEEDUP, OF_PSNR_GAIN, OF_SSIM_GAIN, OF_ERROR_RATIO, OF_DENSITY_CHANGE, OF_SECONDS_RATIO };
 
 typedef struct column {
-    const char *title, *number;
+    const char *title;
+    enum style style;
+    int digits;
     int of;
     hs_eval_metric metric;
     int paired;   /* only with a baseline */
@@ -39,25 +50,26 @@ typedef struct column {
 } column;
 
 static const column columns[] = {
-    {"PSNR dB", "%.2f", OF_METRIC, HS_EVAL_PSNR, 0, 0},
-    {"SSIM", "%.4f", OF_METRIC, HS_EVAL_SSIM, 0, 0},
-    {"velocity error", "%.3g", OF_METRIC, HS_EVAL_VELOCITY_ERROR, 0, 1},
-    {"density", "%.3f", OF_METRIC, HS_EVAL_DENSITY, 0, 0},
-    {"sparse calls", "%.3f", OF_METRIC, HS_EVAL_DENSITY_SPARSE, 0, 1},
-    {"reuse", "%.3f", OF_METRIC, HS_EVAL_REUSE_RATE, 0, 0},
-    {"seconds", "%.3g", OF_METRIC, HS_EVAL_SECONDS, 0, 0},
-    {"speed-up", "%.2f", OF_SPEEDUP, 0, 0, 1},
-    {"PSNR gain", "%+.2f", OF_PSNR_GAIN, 0, 1, 0},
-    {"SSIM gain", "%+.4f", OF_SSIM_GAIN, 0, 1, 0},
-    {"error ratio", "%.3f", OF_ERROR_RATIO, 0, 1, 1},
-    {"density change", "%+.3f", OF_DENSITY_CHANGE, 0, 1, 0},
-    {"seconds ratio", "%.3f", OF_SECONDS_RATIO, 0, 1, 1},
-    {"rank lag 1", "%+.3f", OF_METRIC, HS_EVAL_RANK_POST_1, 0, 1},
-    {"lag 4", "%+.3f", OF_METRIC, HS_EVAL_RANK_POST_4, 0, 1},
-    {"lag 8", "%+.3f", OF_METRIC, HS_EVAL_RANK_POST_8, 0, 1},
-    {"pre-rope lag 1", "%+.3f", OF_METRIC, HS_EVAL_RANK_PRE_1, 0, 1},
-    {"pre-rope lag 4", "%+.3f", OF_METRIC, HS_EVAL_RANK_PRE_4, 0, 1},
-    {"pre-rope lag 8", "%+.3f", OF_METRIC, HS_EVAL_RANK_PRE_8, 0, 1},
+    {"PSNR dB", FIXED, 2, OF_METRIC, HS_EVAL_PSNR, 0, 0},
+    {"SSIM", FIXED, 4, OF_METRIC, HS_EVAL_SSIM, 0, 0},
+    {"velocity error", SIGNIFICANT, 3, OF_METRIC, HS_EVAL_VELOCITY_ERROR, 0, 1},
+    {"density", FIXED, 3, OF_METRIC, HS_EVAL_DENSITY, 0, 0},
+    {"sparse calls", FIXED, 3, OF_METRIC, HS_EVAL_DENSITY_SPARSE, 0, 1},
+    {"reuse", FIXED, 3, OF_METRIC, HS_EVAL_REUSE_RATE, 0, 0},
+    {"seconds", SIGNIFICANT, 3, OF_METRIC, HS_EVAL_SECONDS, 0, 0},
+    {"speed-up", FIXED, 2, OF_SPEEDUP, 0, 0, 1},
+    {"pairs", COUNT, 0, OF_PSNR_GAIN, 0, 1, 0},
+    {"PSNR gain", SIGNED, 2, OF_PSNR_GAIN, 0, 1, 0},
+    {"SSIM gain", SIGNED, 4, OF_SSIM_GAIN, 0, 1, 0},
+    {"error ratio", FIXED, 3, OF_ERROR_RATIO, 0, 1, 1},
+    {"density change", SIGNED, 3, OF_DENSITY_CHANGE, 0, 1, 0},
+    {"seconds ratio", FIXED, 3, OF_SECONDS_RATIO, 0, 1, 1},
+    {"rank lag 1", SIGNED, 3, OF_METRIC, HS_EVAL_RANK_POST_1, 0, 1},
+    {"lag 4", SIGNED, 3, OF_METRIC, HS_EVAL_RANK_POST_4, 0, 1},
+    {"lag 8", SIGNED, 3, OF_METRIC, HS_EVAL_RANK_POST_8, 0, 1},
+    {"pre-rope lag 1", SIGNED, 3, OF_METRIC, HS_EVAL_RANK_PRE_1, 0, 1},
+    {"pre-rope lag 4", SIGNED, 3, OF_METRIC, HS_EVAL_RANK_PRE_4, 0, 1},
+    {"pre-rope lag 8", SIGNED, 3, OF_METRIC, HS_EVAL_RANK_PRE_8, 0, 1},
 };
 enum { COLUMNS = sizeof columns / sizeof columns[0] };
 
@@ -79,33 +91,30 @@ static int shown(const hs_eval_report *r, const column *c) {
     return some && (r->baseline || !c->paired);
 }
 
-/* A row compared with itself says nothing. */
-static const char *text_of(const hs_eval_report *r, const hs_eval_row *row, const column *c, hs_eval_cell ret) {
-    int self = c->paired && !strcmp(row->variant, r->baseline);
-    return interval(self ? NULL : value(row, c), c->number, ret);
+static void text_of(const hs_eval_row *row, const column *c, hs_eval_cell ret) {
+    interval(c->paired && !row->compared ? NULL : value(row, c), c->style, c->digits, ret);
 }
 
 /* ---- notes ------------------------------------------------------------------------------------------------------ */
-static int devices(const hs_eval_report *r) {
+/* How many devices made dense clips; variants may name a precision of their own, which changes the device's name. */
+static int devices(const hs_eval_results *t, const char **ret_first) {
     int n = 0;
-    for (int i = 0; i < r->results->n; i++) {
-        int k = 0; /* of the variants without a precision of their own: dense */
-        while (k < i &&
-               (strcmp(r->results->r[k].variant, "dense") || strcmp(r->results->r[k].device, r->results->r[i].device)))
-            k++;
-        n += k == i && !strcmp(r->results->r[i].variant, "dense");
+    *ret_first = "unknown (no dense clip)";
+    for (int i = 0; i < t->n; i++) {
+        int known = strcmp(t->r[i].variant, "dense") != 0;
+        for (int k = 0; k < i && !known; k++)
+            known = !strcmp(t->r[k].variant, "dense") && !strcmp(t->r[k].device, t->r[i].device);
+        if (!known && !n++) *ret_first = t->r[i].device;
     }
     return n;
 }
 
 void hs_eval_report_notes(const hs_eval_report *r, void (*note)(void *user, const char *text), void *user) {
-    int cold = 0, n = devices(r);
-    const char *device = NULL;
+    const char *device;
+    int cold = 0, n = devices(r->results, &device);
     char text[1024] = "";
     for (int i = 0; i < r->n; i++) cold |= r->rows[i].cold;
-    for (int i = 0; i < r->results->n && !device; i++)
-        if (!strcmp(r->results->r[i].variant, "dense")) device = r->results->r[i].device;
-    note(user, "n clips (prompt and seed); brackets: 95 % interval, bootstrap over clips.");
+    note(user, "n: clips (prompt and seed); brackets: 95 % interval, bootstrap over clips.");
     note(user,
          "PSNR: mean over frames, then over clips; SSIM: 11x11 Gaussian window, mean of R, G, B; both against the "
          "dense clip of the same noise.");
@@ -131,11 +140,14 @@ void hs_eval_report_notes(const hs_eval_report *r, void (*note)(void *user, cons
     if (n > 1)
         snprintf(text, sizeof text, "Measured on %d devices: the seconds are not comparable.", n);
     else
-        snprintf(text, sizeof text, "Device: %s.", device ? device : "unknown, dense was not measured");
+        snprintf(text, sizeof text, "Device: %s.", device);
     note(user, text);
     if (r->baseline) {
-        snprintf(text, sizeof text, "Gain, change, ratio: against %s, clip by clip; a ratio is that of the means.",
-                 r->baseline);
+        snprintf(text, sizeof text,
+                 "Pairs, gain, change, ratio: against %s%s, clip by clip; a ratio is that of the means.", r->baseline,
+                 hs_eval_has_variant(r->results, r->baseline)
+                     ? ""
+                     : " at the same density (interpolated between its variants; clips outside of them do not count)");
         note(user, text);
     }
     for (int i = 0; i < r->n; i++)
@@ -162,7 +174,7 @@ int hs_eval_report_cells(const hs_eval_report *r, hs_eval_cell **ret, int *ret_c
         for (int c = 0; c < COLUMNS; c++) {
             if (!shown(r, &columns[c])) continue;
             if (row)
-                text_of(r, row, &columns[c], cells[at++]);
+                text_of(row, &columns[c], cells[at++]);
             else
                 snprintf(cells[at++], sizeof *cells, "%s", columns[c].title);
         }
@@ -265,9 +277,10 @@ static int add_row(cJSON *list, const hs_eval_report *r, const hs_eval_row *row)
             ok = add_mean(o, hs_eval_metric_key((hs_eval_metric)m), &row->m[m],
                           m >= HS_EVAL_SECONDS && m <= HS_EVAL_ATTEND);
     ok = ok && add_mean(o, "speedup", &row->speedup, 1);
-    if (!r->baseline || !strcmp(r->baseline, row->variant)) return ok;
+    if (!row->compared) return ok;
     cJSON *b = cJSON_AddObjectToObject(o, "against");
     return ok && b && cJSON_AddStringToObject(b, "baseline", r->baseline) &&
+           cJSON_AddBoolToObject(b, "at_same_density", !hs_eval_has_variant(r->results, r->baseline)) &&
            add_mean(b, "psnr_gain", &row->psnr_gain, 1) && add_mean(b, "ssim_gain", &row->ssim_gain, 0) &&
            add_mean(b, "density_change", &row->density_change, 0) &&
            add_mean(b, "velocity_error_ratio", &row->error_ratio, 1) &&

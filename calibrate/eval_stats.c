@@ -62,25 +62,62 @@ void hs_eval_group(const char *name, char *ret) {
 }
 
 /* ---- pairs ------------------------------------------------------------------------------------------------------ */
-/* Which clips of one variant count, and what they are compared with. */
+int hs_eval_has_variant(const hs_eval_results *t, const char *name) {
+    for (int i = 0; i < t->n; i++)
+        if (!strcmp(t->r[i].variant, name)) return 1;
+    return 0;
+}
+
+/* Between two points of a curve; errors span decades, so their logarithms are what is straight. */
+static double between(const hs_eval_result *low, const hs_eval_result *high, double density, hs_eval_metric m) {
+    double x = low->value[HS_EVAL_DENSITY], width = high->value[HS_EVAL_DENSITY] - x;
+    double u = low->value[m], v = high->value[m], f = width > 0 ? (density - x) / width : 0;
+    if (m == HS_EVAL_VELOCITY_ERROR && u > 0 && v > 0) return u * pow(v / u, f);
+    return u + f * (v - u);
+}
+
+static double on_curve(const hs_eval_results *t, const char *group, const hs_eval_result *of, hs_eval_metric m,
+                       int timed, int warm) {
+    const hs_eval_result *low = NULL, *high = NULL;
+    double density = of->value[HS_EVAL_DENSITY];
+    char name[HS_EVAL_NAME];
+    for (int i = 0; i < t->n; i++) {
+        const hs_eval_result *r = &t->r[i];
+        double x = r->value[HS_EVAL_DENSITY];
+        if (r->seed != of->seed || strcmp(r->prompt, of->prompt) || !isfinite(r->value[m]) || (warm && !r->warm) ||
+            (timed && strcmp(r->run, of->run)))
+            continue;
+        hs_eval_group(r->variant, name);
+        if (strcmp(name, group)) continue;
+        if (x <= density && (!low || x > low->value[HS_EVAL_DENSITY])) low = r;
+        if (x >= density && (!high || x < high->value[HS_EVAL_DENSITY])) high = r;
+    }
+    return low && high ? between(low, high, density, m) : NAN;
+}
+
+double hs_eval_baseline(const hs_eval_results *t, const char *name, const hs_eval_result *of, hs_eval_metric m,
+                        int timed, int warm) {
+    if (!hs_eval_has_variant(t, name)) return on_curve(t, name, of, m, timed, warm);
+    const hs_eval_result *r = hs_eval_results_find(t, of->prompt, of->seed, name);
+    return r && (!timed || !strcmp(r->run, of->run)) && (!warm || r->warm) ? r->value[m] : NAN;
+}
+
+/* Which clips of one variant count, and what they are compared with. timed: of the same process. */
 typedef struct selection {
     const hs_eval_results *t;
     const char *variant, *other; /* other NULL: no partner */
-    int need_same_run, need_warm;
+    int timed, warm;
 } selection;
 
 /* Values of a metric where they are finite (of both). a, b: room for all results. */
 static int gather(const selection *s, hs_eval_metric metric, double *a, double *b) {
     int n = 0;
     for (int i = 0; i < s->t->n; i++) {
-        const hs_eval_result *r = &s->t->r[i], *o = r;
-        if (strcmp(r->variant, s->variant) || (s->need_warm && !r->warm) || !isfinite(r->value[metric])) continue;
-        if (s->other &&
-            (!(o = hs_eval_results_find(s->t, r->prompt, r->seed, s->other)) || (s->need_warm && !o->warm) ||
-             (s->need_same_run && strcmp(o->run, r->run)) || !isfinite(o->value[metric])))
-            continue;
+        const hs_eval_result *r = &s->t->r[i];
+        if (strcmp(r->variant, s->variant) || (s->warm && !r->warm) || !isfinite(r->value[metric])) continue;
         a[n] = r->value[metric];
-        b[n++] = o->value[metric];
+        b[n] = s->other ? hs_eval_baseline(s->t, s->other, r, metric, s->timed, s->warm) : 0;
+        n += isfinite(b[n]) != 0;
     }
     return n;
 }
@@ -95,9 +132,9 @@ static hs_eval_mean compare(const selection *s, hs_eval_metric metric, int kind,
 
 static void fill(const hs_eval_results *t, const char *baseline, hs_eval_row *row, double *a, double *b) {
     selection own = {.t = t, .variant = row->variant};
-    selection warm = {.t = t, .variant = row->variant, .need_warm = 1};
+    selection warm = {.t = t, .variant = row->variant, .warm = 1};
     row->cold = !gather(&warm, HS_EVAL_SECONDS, a, b);
-    warm.need_warm = !row->cold;
+    warm.warm = !row->cold;
     for (int m = 0; m < HS_EVAL_METRICS; m++)
         row->m[m] =
             hs_eval_bootstrap(gather(is_time(m) ? &warm : &own, (hs_eval_metric)m, a, b), a, NULL, HS_EVAL_OF_A);
@@ -105,7 +142,9 @@ static void fill(const hs_eval_results *t, const char *baseline, hs_eval_row *ro
     selection dense = {t, row->variant, "dense", 1, !row->cold};
     int n = gather(&dense, HS_EVAL_SECONDS, a, b);
     row->speedup = hs_eval_bootstrap(n, b, a, HS_EVAL_RATIO);
-    if (!baseline) return;
+    row->compared = baseline && strcmp(row->variant, baseline) &&
+                    (hs_eval_has_variant(t, baseline) || strcmp(row->group, baseline));
+    if (!row->compared) return;
     selection pair = {t, row->variant, baseline, 0, 0}, timed = {t, row->variant, baseline, 1, !row->cold};
     row->psnr_gain = compare(&pair, HS_EVAL_PSNR, HS_EVAL_DIFFERENCE, a, b);
     row->ssim_gain = compare(&pair, HS_EVAL_SSIM, HS_EVAL_DIFFERENCE, a, b);
@@ -143,8 +182,11 @@ int hs_eval_rows(const hs_eval_results *t, const char *baseline, hs_eval_row **r
             row->n++;
             row->identical += r->identical;
         }
-    if (baseline && !row_of(rows, n, baseline)) {
-        rc = hs_fail(err, HS_EINVAL, "--baseline %s: no variant of that name was measured", baseline);
+    int known = !baseline;
+    for (int i = 0; i < n && !known; i++)
+        known = !strcmp(rows[i].variant, baseline) || !strcmp(rows[i].group, baseline);
+    if (!known) {
+        rc = hs_fail(err, HS_EINVAL, "--baseline %s: no variant and no group of that name was measured", baseline);
         goto out;
     }
     for (int i = 0; i < n; i++) fill(t, baseline, &rows[i], a, a + room);

@@ -84,11 +84,20 @@ typedef struct hs_eval_row {
     hs_eval_mean m[HS_EVAL_METRICS];
     hs_eval_mean speedup; /* seconds of dense / own, clips whose dense run was of the same process, warm */
     /* against the baseline, over the clips that both have: differences, and for error and seconds ratios */
+    int compared; /* 0: it is the baseline, or there is none */
     hs_eval_mean psnr_gain, ssim_gain, density_change, error_ratio, seconds_ratio;
     int cold; /* seconds are of first runs: no others were there */
 } hs_eval_row;
 
-/* Rows in the order of the results, dense first. baseline NULL = none. ret to be freed by hs_free. */
+int hs_eval_has_variant(const hs_eval_results *t, const char *name);
+/* What the baseline has in the clip of `of`. A variant's name: that variant's value. Else a group's: the value of the
+ * group's curve in this clip at the density of `of`, between the nearest variants below and above it. timed: only of
+ * the same process; warm: no first runs. NAN if there is none. */
+double hs_eval_baseline(const hs_eval_results *t, const char *name, const hs_eval_result *of, hs_eval_metric m,
+                        int timed, int warm);
+
+/* Rows in the order of the results, dense first. baseline: a variant or a group, NULL = none. ret to be freed by
+ * hs_free. */
 int hs_eval_rows(const hs_eval_results *t, const char *baseline, hs_eval_row **ret, int *ret_n, hs_err *err);
 
 /* The statistics by themselves, for tests: mean of a [n], or of a - b, or mean of a / mean of b (b NULL: of a). */

@@ -4,7 +4,8 @@
  * stderr is for people, stdout for what was asked for (the plan of --dry-run, the view of `show`).
  */
 #include "calibrate_options.h"
-#include "measure.h"
+#include "check.h"
+#include "cost.h"
 #include "prompts.h"
 #include "report.h"
 #include "run_print.h"
@@ -213,7 +214,7 @@ static void print_cost(FILE *to, app *a, const hs_request *r, const hs_plan *pla
     const hs_measure_params p = make_params(a);
     const hs_attn_policy *s = &r->attention;
     hs_text32 text;
-    double seconds = forward_seconds(plan, r) * m->forwards;
+    double seconds = forward_seconds(plan, r) * (m->forwards + m->forwards_dense);
     fprintf(to, "model    %s: %d layers, %d heads, on %s\n", a->o.run.model, i->layers, i->heads, i->device);
     fprintf(to, "video    %dx%d, %d frames, %d %s steps, guidance %g, shift %g, seed %llu\n", r->width, r->height,
             r->frames, r->steps, hs_solver_name(r->solver), r->guidance, r->shift, (unsigned long long)p.seed);
@@ -234,7 +235,9 @@ static void print_cost(FILE *to, app *a, const hs_request *r, const hs_plan *pla
             (long long)m->probes_done, p.table, (long long)m->dense_passes);
     fprintf(to, "cost     %.0f forwards of one branch", m->forwards);
     if (m->forwards > 0)
-        fprintf(to, ", %.1f times fewer than one by one (%.0f)", m->forwards_naive / m->forwards, m->forwards_naive);
+        fprintf(to, ", %.1f times fewer than a dense and a sparse one for each probe (%.0f)",
+                m->forwards_naive / m->forwards, m->forwards_naive);
+    if (m->forwards_dense > 0) fprintf(to, ", and %.0f for the dense generations", m->forwards_dense);
     fprintf(to, "; records %s\n", hs_print_bytes((int64_t)m->bytes, text));
     if (seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(seconds, text));
 }
@@ -248,10 +251,7 @@ static int measure(app *a, hs_err *err) {
         (rc = hs_request_check(a->model, &r, &plan, err)))
         return rc;
     hs_measure_params p = make_params(a);
-    int made = a->o.run.dry_run && access(p.table, F_OK); /* planning opens the table, and so makes one */
-    rc = hs_measure_plan_make(a->model, &r, &p, &cost, err);
-    if (made) unlink(p.table);
-    if (rc) return rc;
+    if ((rc = hs_measure_plan_make(a->model, &r, &p, &cost, err))) return rc;
     if (a->o.run.dry_run || !a->o.run.quiet) print_cost(a->o.run.dry_run ? stdout : stderr, a, &r, &plan, &cost);
     if (a->o.run.dry_run) return 0;
     if ((rc = hs_measure_probes(a->model, &r, &p, err))) return rc;
@@ -262,18 +262,7 @@ static int measure(app *a, hs_err *err) {
 /* ---- solve ------------------------------------------------------------------------------------------------------ */
 
 static int load_table(app *a, hs_err *err) {
-    hs_table *t;
-    hs_curves *c;
-    int rc = hs_table_load(a->o.n_tables, a->o.tables, &t, err);
-    if (rc) return rc;
-    if ((rc = hs_curves_make(t, a->o.error, &c, err))) {
-        hs_table_free(t);
-        return rc;
-    }
-    hs_table_free(a->table);
-    hs_curves_free(a->curves);
-    a->table = t, a->curves = c;
-    return 0;
+    return hs_check_load(a->o.n_tables, a->o.tables, a->o.error, &a->table, &a->curves, err);
 }
 
 static void say_table(app *a) {
@@ -287,7 +276,7 @@ static void say_table(app *a) {
             c->floor, 100 * c->below_floor);
     else
         say(a, "\nnumeric floor not measured (measure again to add it)\n");
-    if (c->below_floor > 0.5)
+    if (c->floor > 0 && c->below_floor > 0.5)
         hs_log(HS_LOG_WARN, "more than half of the errors drown in rounding: measure with --precision fp32 or fp16");
 }
 
@@ -297,13 +286,30 @@ static void add_target(hs_number_list *list, double v) {
     list->at[list->n++] = v;
 }
 
+/* --seconds as the sparsity that the cost model gives. */
+static int add_seconds(app *a, hs_number_list *list, hs_err *err) {
+    hs_cost_model m;
+    double sparsity = 0;
+    int rc = hs_cost_fit(a->table, &m, err);
+    if (rc) return hs_fail_ctx(err, rc, "--seconds");
+    say(a, "a step takes %.4g s + density x %.4g s (R squared %.3f over %d points)\n", m.fixed, m.dense, m.fit,
+        m.points);
+    for (int i = 0; i < a->o.step_seconds.n; i++) {
+        if ((rc = hs_cost_sparsity(&m, a->o.step_seconds.at[i], &sparsity, err))) return rc;
+        sparsity = ceil(sparsity * 1e6) / 1e6;
+        say(a, "%g s a step: sparsity %.6g\n", a->o.step_seconds.at[i], sparsity);
+        add_target(list, sparsity);
+    }
+    return 0;
+}
+
 /* --sparsity as said; --match-top-p as what the table says, rounded down so that a budget can be named. */
 static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
     hs_number_list list = a->o.sparsity, match = a->o.match;
     char known[400] = "";
     float *top_p = hs_alloc((size_t)a->curves->layers * (size_t)a->curves->heads * sizeof *top_p);
     int rc = top_p ? 0 : hs_fail(err, HS_ENOMEM, "no memory for the budgets");
-    if (!list.n && !match.n) add_target(&match, 0.9);
+    if (!list.n && !match.n && !a->o.step_seconds.n) add_target(&match, 0.9);
     for (int i = 0; i < match.n && !rc; i++) {
         double error, sparsity;
         hs_curves_shared(a->curves, match.at[i], top_p);
@@ -320,6 +326,7 @@ static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
         add_target(&list, sparsity);
     }
     hs_free(top_p);
+    if (!rc && a->o.step_seconds.n) rc = add_seconds(a, &list, err);
     if (!rc) *ret = list;
     return rc;
 }
@@ -335,74 +342,57 @@ static int make_reuse(const app *a, hs_reuse_policy *ret, hs_err *err) {
     return rc;
 }
 
-static int choose(app *a, hs_err *err) {
-    hs_number_list targets = {0};
-    hs_solve_params p = {.gap = a->o.gap, .seconds = a->o.seconds, .interrupted = on_interrupted};
+/* targets: memory for p->target */
+static int make_budgets(app *a, hs_number_list *targets, hs_solve_params *ret, hs_err *err) {
+    hs_solve_params p = {.gap = a->o.gap, .seconds = a->o.time_limit, .interrupted = on_interrupted};
     int rc;
-    if ((rc = make_targets(a, &targets, err)) || (rc = make_reuse(a, &p.reuse, err))) return rc;
-    p.n = targets.n, p.target = targets.at;
-    if ((rc = hs_solve(a->table, a->curves, &p, &a->profile, err)) || (rc = hs_profile_save(a->o.out, a->profile, err)))
-        return rc;
-    if (!a->o.run.quiet) hs_show_budgets(stderr, a->profile);
+    if ((rc = make_targets(a, targets, err)) || (rc = make_reuse(a, &p.reuse, err))) return rc;
+    p.n = targets->n, p.target = targets->at;
+    *ret = p;
     return 0;
 }
 
-/* ---- check ------------------------------------------------------------------------------------------------------ */
-
-static void say_joint(app *a, const char *name, double predicted, const char *config) {
-    hs_joint_mean seen = hs_table_joint(a->table, a->o.error, HS_POOL_CALIBRATION, HS_JOINT_CONFIG, config);
-    hs_joint_mean held = hs_table_joint(a->table, a->o.error, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, config);
-    say(a, "  %-12s  %9.4g  %11.4g", name, predicted + a->curves->floor, seen.error);
-    if (held.n) say(a, "  %8.4g (%.3g to %.3g)", held.error, held.low, held.high);
-    say(a, "\n");
+static int check(app *a, const hs_solve_params *solve, hs_err *err) {
+    int rc;
+    if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) return rc;
+    const hs_request r = request_of_table(a);
+    const hs_measure_params m = params_of_table(a);
+    const hs_check_params p = {.model = a->model,
+                               .req = &r,
+                               .measure = &m,
+                               .n_tables = a->o.n_tables,
+                               .tables = a->o.tables,
+                               .profile = a->o.out,
+                               .random = a->o.random,
+                               .rounds = a->o.refine,
+                               .solve = *solve,
+                               .say = a->o.run.quiet ? NULL : stderr};
+    return hs_check_run(&p, a->profile, &a->table, &a->curves, err);
 }
 
-/* The chosen thresholds all at once, on prompts that did not choose them; into the profile. */
-static int check(app *a, hs_err *err) {
-    int budgets = a->profile->n_budgets, n = budgets + a->o.random, rc = 0;
-    size_t heads = (size_t)a->curves->layers * (size_t)a->curves->heads;
-    float *random = hs_alloc((size_t)(a->o.random + 1) * heads * sizeof *random);
-    const float **all = hs_alloc((size_t)n * sizeof *all);
-    char name[32], config[17];
-    if (!random || !all) {
-        rc = hs_fail(err, HS_ENOMEM, "no memory for %d configurations", n);
-        goto out;
-    }
-    for (int i = 0; i < budgets; i++) all[i] = a->profile->budgets[i].top_p;
-    for (int i = 0; i < a->o.random; i++) {
-        hs_curves_random(a->curves, a->table->info.seed, i, random + (size_t)i * heads);
-        all[budgets + i] = random + (size_t)i * heads;
-    }
-    if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) goto out;
-    hs_request r = request_of_table(a);
-    hs_measure_params p = params_of_table(a);
-    if ((rc = hs_measure_joint(a->model, &r, &p, 1, n, all, err)) || (rc = load_table(a, err))) goto out;
-    say(a, "joint error   predicted  calibration%s\n", a->held_out.n ? "  held-out" : "");
-    for (int i = 0; i < budgets; i++) {
-        hs_profile_budget *b = &a->profile->budgets[i];
-        hs_measure_config_name(b->top_p, a->curves->layers, a->curves->heads, config);
-        snprintf(name, sizeof name, "%.4g", b->target);
-        say_joint(a, name, b->error, config);
-        if (a->held_out.n)
-            b->joint_error = hs_table_joint(a->table, a->o.error, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, config).error;
-    }
-    memcpy(a->profile->table_sha256, a->table->sha256, sizeof a->profile->table_sha256);
-    rc = hs_profile_save(a->o.out, a->profile, err);
-    if (!rc && !a->held_out.n)
-        say(a, "the profile has no joint error: give --held-out FILE for one on other prompts\n");
-out:
-    hs_free(random);
-    hs_free(all);
-    return rc;
+/* The cost model needs the seconds of the shared thresholds before anything is chosen. */
+static int measure_shared(app *a, hs_err *err) {
+    int rc;
+    if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) return rc;
+    const hs_request r = request_of_table(a);
+    const hs_measure_params m = params_of_table(a);
+    rc = hs_measure_joint(a->model, &r, &m, 1, 0, NULL, err);
+    return rc ? rc : load_table(a, err);
 }
 
 static int solve(app *a, hs_err *err) {
+    hs_number_list targets = {0};
+    hs_solve_params p;
     int rc = load_table(a, err);
     if (rc) return rc;
     say_table(a);
-    if ((rc = choose(a, err))) return rc;
+    if (a->o.step_seconds.n && a->o.run.model && (rc = measure_shared(a, err))) return rc;
+    if ((rc = make_budgets(a, &targets, &p, err)) || (rc = hs_solve(a->table, a->curves, &p, &a->profile, err)) ||
+        (rc = hs_profile_save(a->o.out, a->profile, err)))
+        return rc;
+    if (!a->o.run.quiet) hs_show_budgets(stderr, a->profile);
     if (a->o.run.model && !a->o.no_check) {
-        if ((rc = check(a, err))) return hs_fail_ctx(err, rc, "%s is written, but not checked", a->o.out);
+        if ((rc = check(a, &p, err))) return hs_fail_ctx(err, rc, "%s is written, but not checked", a->o.out);
     } else if (!a->o.no_check) {
         say(a, "not checked: with -m DIR --prompts FILE the errors of all heads together are measured\n");
     }

@@ -21,8 +21,13 @@ static void progress(const hs_work *g, const char *what) {
                        g->work > 0 ? seconds / g->work * (g->work_total - g->work) : 0);
 }
 
-static int interrupted(const hs_work *g, hs_err *err) {
-    if (!g->p->interrupted || !g->p->interrupted(g->p->user)) return 0;
+static int is_interrupted(void *work) {
+    const hs_work *g = work;
+    return g->p->interrupted && g->p->interrupted(g->p->user);
+}
+
+static int interrupted(hs_work *g, hs_err *err) {
+    if (!is_interrupted(g)) return 0;
     return hs_fail(err, HS_EINTR, "interrupted while measuring; everything measured is in %s", g->p->table);
 }
 
@@ -86,6 +91,12 @@ static int sparsity(const hs_work *g, int from, int to, int first, int n, double
 
 /* ---- dense passes ---- */
 
+static void on_recorded_step(void *work) {
+    hs_work *g = work;
+    g->work += g->branches;
+    progress(g, "recording");
+}
+
 /* Records the dense generations of the prompts that `wanted` names, as far as they are not there already. */
 static int record(hs_work *g, hs_model *m, int prompts, const uint8_t *wanted, hs_err *err) {
     hs_request dense = *g->req;
@@ -94,10 +105,8 @@ static int record(hs_work *g, hs_model *m, int prompts, const uint8_t *wanted, h
     for (int k = 0; k < prompts && !r; k++) {
         const hs_request q = hs_work_dense_request(g, k);
         if (!wanted[k] || hs_record_has(g->record, g->mi, &q)) continue;
-        progress(g, "recording");
-        r = hs_record_make(g->record, g->session, g->mi, &q, g->p->user, g->p->interrupted, err);
+        r = hs_record_make(g->record, g->session, g->mi, &q, g, on_recorded_step, is_interrupted, err);
         if (r) return hs_fail_ctx(err, r, "recording prompt %d of %d", k + 1, prompts);
-        g->work += g->branches * (g->steps[g->info.n_intervals - 1] + 1.0);
     }
     return r ? r : hs_session_attention(g->session, &g->info.policy, err);
 }
@@ -171,7 +180,7 @@ int hs_measure_probes(hs_model *m, const hs_request *req, const hs_measure_param
     const hs_measure_plan todo = hs_work_plan(&g);
     g.items = todo.probes_done;
     g.items_total = todo.probes;
-    g.work_total = todo.forwards;
+    g.work_total = todo.forwards + todo.forwards_dense;
     g.start = hs_seconds();
     for (int k = 0; k < p->n_prompts * p->n_intervals; k++)
         if (hs_work_left_of_unit(&g, k / p->n_intervals, k % p->n_intervals, &forwards, &last))

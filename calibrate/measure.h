@@ -32,8 +32,9 @@ typedef struct hs_measure_params {
 typedef struct hs_measure_plan {
     int64_t probes, probes_done; /* of this shard, and how many of them are in the table */
     int64_t dense_passes;        /* generations to be recorded; their latents are kept in the folder TABLE.latents */
-    double forwards, forwards_naive; /* of what is left, dense generations included in both */
-    double bytes;                    /* host memory for recorded states */
+    double forwards, forwards_naive; /* of the probes that are left */
+    double forwards_dense;           /* of the dense generations; they come on top of either */
+    double bytes;                    /* two residual streams on the device, latents and velocities on the host */
 } hs_measure_plan;
 
 /* req: the settings of a run (sizes, steps, guidance, attention.method and parameters, dense steps/layers). The

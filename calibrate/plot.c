@@ -205,7 +205,9 @@ static void draw_points(FILE *f, const hs_chart *c, const hs_series *s, const sc
                 s->style & HS_PLOT_FAINT ? 3.2 : 4.8);
         if (s->style & HS_PLOT_LABELS && s->label && s->label[i] &&
             (fabs(px - label_x) > 36 || fabs(py - label_y) > 13)) { /* not over the one before */
-            fprintf(f, "<text class=\"note\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">", px - 5, py - 7);
+            int right = px < x->from + 36;                          /* no room between the point and the axis */
+            fprintf(f, "<text class=\"note\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", right ? px + 8 : px - 5,
+                    right ? py + 15 : py - 7, right ? "start" : "end");
             hs_page_escape(f, s->label[i]);
             fputs("</text>", f);
             label_x = px, label_y = py;
@@ -357,7 +359,7 @@ void hs_page_heat(hs_page *page, const hs_heat *h) {
     for (int i = 0; i < h->rows * h->columns; i++) widen(&axis, h->value[i], &low, &high);
     if (low <= high && axis.low == 0 && axis.high == 0) axis.low = low, axis.high = high;
     scale s = make_scale(&axis, low, high, 0, 1);
-    double w = cell_size(h->columns, 60, 9, 500), t = cell_size(h->rows, 22, 8, 520), left = 46, top = 36;
+    double w = cell_size(h->columns, 60, 9, 440), t = cell_size(h->rows, 22, 8, 520), left = 46, top = 36;
     double map = fmax(w * h->columns, 150), width = left + map + 6, height = top + t * h->rows + 56;
     figure_begin(f, "heat", h->title, h->about);
     svg_begin(f, width, height, h->title, h->about);

@@ -67,6 +67,7 @@ typedef struct recording {
     hs_record *c;
     int seen; /* steps recorded so far */
     void *user;
+    void (*stepped)(void *user);
     int (*interrupted)(void *user);
 } recording;
 
@@ -77,17 +78,18 @@ static void keep_step(void *user, int step, float t, const float *latents,
     (void)t, (void)velocity;
     if (g->seen < g->c->n_steps && step == g->c->steps[g->seen])
         memcpy(g->c->latents + g->seen++ * n, latents, (size_t)n * sizeof *latents);
+    g->stepped(g->user);
 }
 
 static int stop(void *user) { /* nothing after the last step is needed */
     const recording *g = user;
-    return g->seen == g->c->n_steps || (g->interrupted && g->interrupted(g->user));
+    return g->seen == g->c->n_steps || g->interrupted(g->user);
 }
 
 int hs_record_make(hs_record *c, hs_session *s, const hs_model_info *i, const hs_request *r, void *user,
-                   int (*interrupted)(void *user), hs_err *err) {
+                   void (*stepped)(void *user), int (*interrupted)(void *user), hs_err *err) {
     const int64_t n = c->shape[0] * c->shape[1] * c->shape[2] * c->shape[3];
-    recording g = {c, 0, user, interrupted};
+    recording g = {c, 0, user, stepped, interrupted};
     hs_err why = {0};
     if (mkdir(c->dir, 0777) && errno != EEXIST)
         return hs_fail(err, HS_EIO, "cannot make the folder %s for recorded latents: %s", c->dir, strerror(errno));

@@ -23,9 +23,10 @@ int hs_record_open(const char *dir, const hs_model_info *i, const hs_request *r,
 void hs_record_close(hs_record *c);
 /* Are all steps of this generation there? r: with its prompt and seed. */
 int hs_record_has(const hs_record *c, const hs_model_info *i, const hs_request *r);
-/* Generates densely up to the last step and keeps the latents. The session attends densely. Interrupted: HS_EINTR. */
+/* Generates densely up to the last step and keeps the latents. The session attends densely. stepped is told of every
+ * step; interrupted (asked at every forward) stops with HS_EINTR. */
 int hs_record_make(hs_record *c, hs_session *s, const hs_model_info *i, const hs_request *r, void *user,
-                   int (*interrupted)(void *user), hs_err *err);
+                   void (*stepped)(void *user), int (*interrupted)(void *user), hs_err *err);
 /* ret [C, f, h, w] */
 int hs_record_load(const hs_record *c, const hs_model_info *i, const hs_request *r, int step, float *ret, hs_err *err);
 

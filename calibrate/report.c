@@ -32,6 +32,24 @@ static const char *pool_name(const view *v) {
     return v->pool == HS_POOL_HELD_OUT ? "held-out prompts" : "calibration prompts";
 }
 
+/* Lines far from everything else would squeeze it: the floor is drawn where it is near the lowest value, and else said.
+ */
+static int floor_is_near(const view *v, double lowest) {
+    return v->c->floor > 0 && v->c->floor * 300 > lowest;
+}
+
+static double lowest_of(int n, const double *x, double lowest) {
+    for (int i = 0; i < n; i++)
+        if (x[i] > 0 && x[i] < lowest) lowest = x[i];
+    return lowest;
+}
+
+static void add_floor(const view *v, int drawn, char *about, size_t size) {
+    size_t len = strlen(about);
+    if (v->c->floor > 0 && !drawn)
+        snprintf(about + len, size - len, " The numeric floor, %.2g, is far below.", v->c->floor);
+}
+
 /* ---- budgets ---------------------------------------------------------------------------------------------------- */
 
 static hs_joint_mean joint_of(const view *v, const float *top_p) {
@@ -45,30 +63,41 @@ static void put(const char **cell, label40 *text, int at, const char *fmt, doubl
     cell[at] = text[at];
 }
 
+/* Predicted error of one threshold for all heads at this sparsity, between those that were measured (log error is
+ * taken to be linear in sparsity); NAN outside of them. */
+static double shared_error_at(const view *v, double sparsity) {
+    double e0 = NAN, s0 = NAN, e1, s1;
+    for (int k = 0; k < v->c->points; k++, e0 = e1, s0 = s1) { /* sparsity falls */
+        hs_curves_shared(v->c, v->c->top_p[k], v->top_p);
+        if (hs_curves_predict(v->c, v->top_p, &e1, &s1, NULL)) return NAN;
+        if (k && s1 <= sparsity && sparsity <= s0 && e1 > 0 && s0 > s1)
+            return e1 * pow(e0 / e1, (sparsity - s1) / (s0 - s1));
+    }
+    return NAN;
+}
+
 static void budget_table(const view *v) {
     enum { COLUMNS = 9 };
-    static const char *const head[COLUMNS] = {"target",   "sparsity",      "predicted error",
-                                              "bound",    "gap",           "measured together",
-                                              "interval", "sparsity then", "lowest p"};
+    static const char *const head[COLUMNS] = {"target",       "sparsity", "predicted error",   "of one p for all",
+                                              "bound",        "gap",      "measured together", "interval",
+                                              "sparsity then"};
     label40 text[HS_PROFILE_MAX_BUDGETS * COLUMNS];
     char interval[HS_PROFILE_MAX_BUDGETS][48];
     const char *cell[HS_PROFILE_MAX_BUDGETS * COLUMNS];
     for (int i = 0; i < v->p->n_budgets; i++) {
         const hs_profile_budget *b = &v->p->budgets[i];
         hs_joint_mean j = joint_of(v, b->top_p);
-        double low = 1;
-        for (int h = 0; h < v->heads; h++) low = fmin(low, (double)b->top_p[h]);
         int at = i * COLUMNS;
         put(cell, text, at, "%.4g", b->target);
         put(cell, text, at + 1, "%.4f", b->sparsity);
         put(cell, text, at + 2, "%.4g", b->error);
-        put(cell, text, at + 3, "%.4g", b->bound);
-        put(cell, text, at + 4, "%.1e", b->gap);
-        put(cell, text, at + 5, "%.4g", j.error);
+        put(cell, text, at + 3, "%.0f %%", 100 * b->error / shared_error_at(v, b->sparsity));
+        put(cell, text, at + 4, "%.4g", b->bound);
+        put(cell, text, at + 5, b->gap > 0 ? "%.1e" : "%g", b->gap);
+        put(cell, text, at + 6, "%.4g", j.error);
         snprintf(interval[i], sizeof interval[i], isfinite(j.low) ? "%.3g to %.3g" : "-", j.low, j.high);
-        cell[at + 6] = interval[i];
-        put(cell, text, at + 7, "%.4f", j.sparsity);
-        put(cell, text, at + 8, "%g", low);
+        cell[at + 7] = interval[i];
+        put(cell, text, at + 8, "%.4f", j.sparsity);
     }
     hs_page_table(v->page, COLUMNS, head, v->p->n_budgets, cell);
 }
@@ -109,7 +138,7 @@ static int pareto(const view *v, hs_err *err) {
         snprintf(budget_text[i], sizeof budget_text[i], "budget %.4g", b->target);
         budget[i] = budget_text[i];
     }
-    char about[160];
+    char about[240];
     snprintf(about, sizeof about, "All heads sparse at once, on %s; bars are 95 %% intervals over prompts.",
              pool_name(v));
     const hs_series predicted[] = {
@@ -117,14 +146,18 @@ static int pareto(const view *v, hs_err *err) {
         {"p per head: the best there is", HS_PLOT_LINE, 0, FRONT, fx, fy},
         {"budgets of the profile", HS_PLOT_POINTS, 0, v->p->n_budgets, bx, by, .label = budget},
     };
+    int budgets_measured = 0;
+    for (int i = 0; i < v->p->n_budgets; i++) budgets_measured |= isfinite(jy[i]);
     const hs_series measured[] = {
         {"all heads at one p", HS_PLOT_LINE | HS_PLOT_POINTS | HS_PLOT_LABELS, 1, c->points, mx, my, ml, mh, shared},
-        {"budgets of the profile", HS_PLOT_POINTS, 0, v->p->n_budgets, jx, jy, jl, jh, budget},
+        {budgets_measured ? "budgets of the profile" : NULL, HS_PLOT_POINTS, 0, v->p->n_budgets, jx, jy, jl, jh,
+         budget},
         {"numeric floor", HS_PLOT_ACROSS | HS_PLOT_DASHED, HS_PLOT_NEUTRAL, 1, NULL, &floor},
     };
-    int any = 0;
+    int floor_near = floor_is_near(v, lowest_of(v->p->n_budgets, jy, lowest_of(c->points, my, INFINITY)));
+    add_floor(v, floor_near, about, sizeof about);
+    int any = budgets_measured;
     for (int k = 0; k < c->points; k++) any |= isfinite(my[k]);
-    for (int i = 0; i < v->p->n_budgets; i++) any |= isfinite(jy[i]);
     hs_page_row_begin(v->page);
     hs_page_chart(v->page,
                   &(hs_chart){"Predicted: sum of the heads' own errors",
@@ -139,7 +172,7 @@ static int pareto(const view *v, hs_err *err) {
                                            about,
                                            {spar},
                                            {"velocity error (relative squared)", 1},
-                                           floor > 0 ? 3 : 2,
+                                           floor_near ? 3 : 2,
                                            measured});
     hs_page_row_end(v->page);
     if (!any)
@@ -234,15 +267,18 @@ static int head_curves(const view *v, hs_err *err) {
                            .label = &label[k]};
     }
     if (!rc) {
+        char about[320] =
+            "A line per head, a point of it per threshold; means over prompts and step intervals. Where lines are "
+            "far apart at equal sparsity, one threshold for all wastes quality.";
+        int near = floor_is_near(v, lowest_of(v->heads * c->points, c->error, INFINITY));
+        add_floor(v, near, about, sizeof about);
         s[n] = (hs_series){"numeric floor", HS_PLOT_ACROSS | HS_PLOT_DASHED, HS_PLOT_NEUTRAL, 1, NULL, &c->floor};
-        hs_page_chart(
-            v->page, &(hs_chart){"Error against sparsity, every head",
-                                 "A line per head, a point of it per threshold; means over prompts and step intervals. "
-                                 "Where lines are far apart at equal sparsity, one threshold for all wastes quality.",
-                                 {"sparsity of the head (share of token pairs dropped)"},
-                                 {"velocity error of the head alone (relative squared)", 1},
-                                 n + (c->floor > 0),
-                                 s});
+        hs_page_chart(v->page, &(hs_chart){"Error against sparsity, every head",
+                                           about,
+                                           {"sparsity of the head (share of token pairs dropped)"},
+                                           {"velocity error of the head alone (relative squared)", 1},
+                                           n + near,
+                                           s});
     }
     hs_free(s);
     hs_free(text);
@@ -262,7 +298,7 @@ typedef struct scatter {
 static void HS_PRINTF(4, 5) add_point(const view *v, scatter *s, const hs_joint_mean *j, const char *fmt, ...) {
     double error, sparsity;
     va_list ap;
-    if (!j->n || hs_curves_predict(v->c, v->top_p, &error, &sparsity, NULL)) return;
+    if (!(j->error > 0) || hs_curves_predict(v->c, v->top_p, &error, &sparsity, NULL) || !(error > 0)) return;
     s->x[s->n] = error + v->c->floor, s->y[s->n] = j->error;
     s->low[s->n] = j->low, s->high[s->n] = j->high;
     va_start(ap, fmt);
@@ -405,16 +441,18 @@ static void settings(const view *v) {
 }
 
 static void facts(const view *v) {
-    label40 text[5];
-    const char *value[5], *label[5];
+    label40 text[6];
+    const char *value[6], *label[6];
     hs_joint_mean j = joint_of(v, v->b->top_p);
     int n = 0;
 #define FACT(name, fmt, x) (snprintf(text[n], sizeof text[n], fmt, x), value[n] = text[n], label[n] = name, n++)
     FACT("heads", "%d", hs_curves_sparse_heads(v->c));
     FACT("mean sparsity", "%.3f", v->b->sparsity);
     FACT("predicted error", "%.3g", v->b->error);
+    double shared = shared_error_at(v, v->b->sparsity);
+    if (shared > 0) FACT("of what one p for all would cost", "%.0f %%", 100 * v->b->error / shared);
     if (j.n) FACT("measured together", "%.3g", j.error);
-    FACT("proven gap to the best choice", "%.1e", v->b->gap);
+    FACT("proven gap to the best choice", v->b->gap > 0 ? "%.1e" : "%g", v->b->gap);
 #undef FACT
     hs_page_facts(v->page, n, value, label);
 }

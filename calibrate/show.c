@@ -44,7 +44,7 @@ void hs_show_budgets(FILE *to, const hs_profile *p) {
         print_known(to, b->sparsity, "%.4f", 8);
         print_known(to, b->error, "%.4g", 15);
         print_known(to, b->bound, "%.3g", 9);
-        print_known(to, b->gap, "%.1e", 7);
+        print_known(to, b->gap, b->gap > 0 ? "%.1e" : "%g", 7);
         print_known(to, b->joint_error, "%.4g", 11);
         fprintf(to, "  %g to %g (%.3f)\n", (double)low, (double)high, sum / n);
     }

@@ -229,7 +229,8 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
 
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
 
-/* Groups: the heads of sparse layers, or these for every interval in turn. */
+/* Groups: the heads of sparse layers, or these for every interval in turn. Options: thresholds from dense down, so that
+ * of two that cost and gain the same the safer one is taken. */
 typedef struct groups {
     hs_choose_problem p;
     int *options, *pick, *start;
@@ -247,7 +248,7 @@ static void groups_done(groups *g) {
 static int groups_init(groups *g, const hs_curves *c, const hs_solve_params *p, int per_interval, hs_err *err) {
     int times = per_interval ? c->intervals : 1, heads = hs_curves_sparse_heads(c), n = times * heads, at = 0;
     size_t skip = (size_t)c->dense_layers * (size_t)c->heads * (size_t)c->points;
-    size_t options = (size_t)n * (size_t)c->points, per_time = (size_t)heads * (size_t)c->points;
+    size_t options = (size_t)n * (size_t)c->points;
     *g = (groups){.options = hs_calloc((size_t)n, sizeof(int)),
                   .pick = hs_calloc((size_t)n, sizeof(int)),
                   .start = hs_calloc((size_t)n, sizeof(int)),
@@ -259,10 +260,11 @@ static int groups_init(groups *g, const hs_curves *c, const hs_solve_params *p, 
         size_t from = per_interval ? at_interval(c, j, c->dense_layers, 0) : skip;
         const double *error = (per_interval ? c->interval_error : c->error) + from;
         const double *sparsity = (per_interval ? c->interval_sparsity : c->sparsity) + from;
-        for (size_t i = 0; i < per_time; i++, at++) {
-            g->cost[at] = hs_curves_excess(c, error[i]) / times;
-            g->gain[at] = sparsity[i] / n;
-        }
+        for (int h = 0; h < heads; h++)
+            for (int k = c->points - 1; k >= 0; k--, at++) {
+                g->cost[at] = hs_curves_excess(c, error[h * c->points + k]) / times;
+                g->gain[at] = sparsity[h * c->points + k] / n;
+            }
     }
     for (int i = 0; i < n; i++) g->options[i] = c->points;
     g->p = (hs_choose_problem){.groups = n,
@@ -349,7 +351,8 @@ int hs_solve(const hs_table *t, const hs_curves *c, const hs_solve_params *p, hs
         if ((rc = choose(&g, p->target[order[k]], k == 0, &r, err))) goto out;
         b->target = p->target[order[k]];
         b->error = r.cost, b->bound = r.bound, b->gap = r.gap, b->sparsity = r.gain;
-        for (int i = 0; i < c->layers * c->heads; i++) b->top_p[i] = i < dense ? 1 : (float)c->top_p[g.pick[i - dense]];
+        for (int i = 0; i < c->layers * c->heads; i++)
+            b->top_p[i] = i < dense ? 1 : (float)c->top_p[c->points - 1 - g.pick[i - dense]];
     }
     *ret = profile;
     profile = NULL;

@@ -214,12 +214,12 @@ static int read_value(const field *f, const cJSON *v, void *base) {
         return 1;
     case REAL:
     case MEASURED:
-        if (!(x >= f->low && x <= f->high)) return 0;
-        *(double *)at = x;
-        return 1;
     case FLOAT:
         if (!(x >= f->low && x <= f->high)) return 0;
-        *(float *)at = (float)x;
+        if (f->kind == FLOAT)
+            *(float *)at = (float)x;
+        else
+            *(double *)at = x;
         return 1;
     case TEXT:
         if (!cJSON_IsString(v) || strlen(v->valuestring) >= (size_t)f->high || strpbrk(v->valuestring, "\"\\"))
@@ -227,11 +227,9 @@ static int read_value(const field *f, const cJSON *v, void *base) {
         strcpy(at, v->valuestring);
         return 1;
     case SHA:
-        if (!cJSON_IsString(v) || !is_hex(v->valuestring, 64)) return 0;
-        strcpy(at, v->valuestring);
-        return 1;
     case HEX:
-        if (!cJSON_IsString(v) || (*v->valuestring && !is_hex(v->valuestring, 16))) return 0;
+        if (!cJSON_IsString(v)) return 0;
+        if (!is_hex(v->valuestring, f->kind == SHA ? 64 : 16) && (f->kind == SHA || *v->valuestring)) return 0;
         strcpy(at, v->valuestring);
         return 1;
     case NAME: return cJSON_IsString(v) && read_name(f, v->valuestring, at);
@@ -486,24 +484,17 @@ void hs_table_free(hs_table *t) {
 
 int hs_table_load(int n, const char *const *paths, hs_table **ret, hs_err *err) {
     builder b = {.t = hs_calloc(1, sizeof *b.t)};
-    char *first = NULL, *identity = NULL;
+    char *first = NULL, *identity;
     int r = b.t ? 0 : hs_fail(err, HS_ENOMEM, "no memory for a table");
-    for (int k = 0; k < n && !r; k++) {
-        /* twice: the lines are checked against the identity */
+    for (int k = 0; k < n && !r; k++) { /* twice: the lines are checked against the identity */
         if ((r = hs_journal_read(paths[k], &identity, NULL, NULL, err))) break;
-        if (k)
-            r = hs_journal_same(paths[k], identity, first, err);
-        else if ((r = read_identity(identity, &b.t->info, err)))
-            r = hs_fail_ctx(err, r, "%s", paths[k]);
-        if (!k) {
+        if (k) {
+            hs_free(identity);
+        } else {
             first = identity;
-            identity = NULL;
+            if ((r = read_identity(first, &b.t->info, err))) hs_fail_ctx(err, r, "%s", paths[k]);
         }
-        hs_free(identity);
-        identity = NULL;
-        if (!r) r = hs_journal_read(paths[k], &identity, read_line, &b, err);
-        hs_free(identity);
-        identity = NULL;
+        if (!r) r = hs_journal_peek(paths[k], first, read_line, &b, err);
     }
     hs_free(first);
     if (!r) r = finish(b.t, err);

@@ -185,8 +185,7 @@ hs_measure_plan hs_work_plan(const hs_work *g) {
         const hs_request dense = hs_work_dense_request(g, prompt);
         if (used && !hs_record_has(g->record, g->mi, &dense)) {
             r.dense_passes++;
-            r.forwards += g->branches * (last_step + 1.0);
-            r.forwards_naive += g->branches * (last_step + 1.0);
+            r.forwards_dense += g->branches * (last_step + 1.0);
         }
     }
     for (int64_t k = 0; k < g->so_far->n_probes; k++)

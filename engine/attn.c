@@ -48,7 +48,8 @@ static void score_means(hs_attn *a, hs_attn_memory *m, hs_buf qkv, hs_buf scores
                                                         .scale = 1 / sqrtf((float)a->head_dim)});
 }
 
-/* Labels and map belong together: a reused head keeps both. Centroids start where the last refresh left them. */
+/* Labels and map belong together: a reused head keeps both. Centroids start where the last refresh left them; a device
+ * that decides by itself who runs how long has to be offered no more rounds than anybody can take. */
 static void score_clusters(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, hs_buf scores) {
     const int clusters[2] = {a->rows, a->cols};
     hs_buf order[2] = {m->mask.q_order, m->mask.k_order}, start[2] = {m->mask.q_start, m->mask.k_start};
@@ -64,7 +65,7 @@ static void score_clusters(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer,
                                             .heads = a->heads,
                                             .head_dim = a->head_dim,
                                             .clusters = clusters[s],
-                                            .iters_first = a->p.iters_first,
+                                            .iters_first = m->started ? a->p.iters_next : a->p.iters_first,
                                             .iters_next = a->p.iters_next,
                                             .compat = a->p.compat,
                                             .seed = (uint64_t)layer * 2 + (uint64_t)s});
@@ -124,6 +125,7 @@ static void predict(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int la
                                     .want = m->want,
                                     .drift = m->drift});
     score(a, m, qkv, layer, exact, a->scores[call->branch]);
+    m->started = 1;
     choose(a, m, layer, 0, a->scores[call->branch]);
     a->scored[call->branch].layer = -1;
 }
@@ -131,6 +133,7 @@ static void predict(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int la
 /* A call with thresholds of its own (calibration): new masks for the heads below 1, nothing for the others. */
 static void predict_alone(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int layer, hs_buf qkv) {
     const int kept = hs_attn_want_alone(a, m, call, layer);
+    m->started = 0;
     hs_attn_thresholds(a, call->top_p);
     if (!kept) score(a, m, qkv, layer, 0, a->scores[call->branch]);
     choose(a, m, layer, call->full_masks, a->scores[call->branch]);

@@ -183,8 +183,10 @@ void hs_attn_free(hs_attn *a) {
 void hs_attn_begin(hs_attn *a) {
     int32_t never[HS_MAX_HEADS];
     for (int h = 0; h < HS_MAX_HEADS; h++) never[h] = -1;
-    for (int i = 0; i < HS_BRANCH_COUNT * a->layers && a->p.method != HS_DENSE; i++)
+    for (int i = 0; i < HS_BRANCH_COUNT * a->layers && a->p.method != HS_DENSE; i++) {
         hs_upload(a->dev, a->mem[i].age, never);
+        a->mem[i].started = 0;
+    }
     for (int b = 0; b < HS_BRANCH_COUNT; b++) a->scored[b].layer = -1;
     hs_laps(a->dev, a->laps);
 }

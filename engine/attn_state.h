@@ -15,6 +15,7 @@ typedef struct hs_attn_memory {
     hs_mask mask;
     int attended; /* the last call was sparse */
     int alone;    /* the last call had thresholds of its own */
+    int started;  /* every head has been predicted in this video: none will want a first time */
 } hs_attn_memory;
 
 /* Whose scores are there: layer (-1 = of nobody that could ask for them again) and heads. */

@@ -164,8 +164,8 @@ int hs_session_layer_stats(hs_session *s, int branch, int layer, float *ret_dens
 /* Analysis: the mask that the last hs_denoise of this branch used in this layer, until the next call. */
 typedef struct hs_mask_view {
     int heads, rows, cols, words;
-    int block;           /* tokens per row and column; 0 = clusters: masks of different steps cannot be compared */
-    const int32_t *bits; /* [heads, rows, words], bit c % 32 of word c / 32 = column c is kept */
+    int block;            /* tokens per row and column; 0 = clusters: masks of different steps cannot be compared */
+    const int32_t *bits;  /* [heads, rows, words], bit c % 32 of word c / 32 = column c is kept */
     const uint8_t *dense; /* [heads]: attends to everything, bits mean nothing */
 } hs_mask_view;
 /* HS_EINVAL if that call was dense there. */

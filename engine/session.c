@@ -37,8 +37,10 @@ static int open_files(hs_model *m, const char *dir, hs_err *err) {
     return r;
 }
 
-/* In bf16 the VAE's error would be 1.4 % on random weights (docs/testing.md), in F32 it is nil, for about one
- * second (estimated) of a demo video on 2 cores. */
+/* On a CPU in bf16 the VAE's error would be 1.4 % on random weights (docs/testing.md), in F32 it is nil, for about one
+ * second (estimated) of a demo video on 2 cores. On a GPU F32 would take most of a video's time, so there the VAE has
+ * the type of the rest. fp16 too: the demo VAE's largest value, of the residual stream, is 8,000 of the 65,504 that
+ * fit; what does not becomes NaN at the next norm, and hs_op_to_u8 reports it. */
 static int open_devices(hs_model *m, hs_device_params dp, hs_err *err) {
     int r = hs_device_open(&dp, &m->dev, err);
     if (r) return r;
@@ -173,27 +175,24 @@ static int64_t elements(const hs_st *st, const char *prefix) {
 
 /* Measured FLOP/s of a mid-sized product on this device; a tenth of a second. */
 static double probe_rate(hs_device *dev) {
-    enum { ROWS = 512, DIM = 768 };
+    enum { DIM = 768 };
+    const int64_t rows = strncmp(hs_device_name(dev), "cuda", 4) ? 512 : 1 << 15; /* that fill it */
     static const float zero[DIM * DIM];
     hs_linear_src src = {.parts = 1, .w = {zero}, .type = {HS_F32}, .out = {DIM}, .in = DIM};
     hs_weight *w = NULL;
     hs_buf x = HS_NOBUF, y = HS_NOBUF;
-    double rate = 0;
+    double rate = 0, seconds = 0;
     hs_dtype act = hs_device_act(dev);
-    if (!hs_weight_linear(dev, &src, &w, NULL) && !hs_device_alloc(dev, act, ROWS * DIM, "probe", &x, NULL) &&
-        !hs_device_alloc(dev, act, ROWS * DIM, "probe", &y, NULL)) {
+    if (!hs_weight_linear(dev, &src, &w, NULL) && !hs_device_alloc(dev, act, rows * DIM, "probe", &x, NULL) &&
+        !hs_device_alloc(dev, act, rows * DIM, "probe", &y, NULL)) {
         hs_zero(dev, x);
-        double start = 0, now = 0;
-        int64_t runs = -1; /* the first one warms up */
-        do {
-            hs_op_linear(dev, &(hs_linear){.x = x, .y = y, .w = w, .rows = ROWS});
+        for (int64_t runs = 1; seconds < 0.05; runs *= 2) { /* a GPU starts them all before it has finished the first */
+            double start = hs_seconds();
+            for (int64_t i = 0; i < runs; i++) hs_op_linear(dev, &(hs_linear){.x = x, .y = y, .w = w, .rows = rows});
             if (hs_device_check(dev, NULL)) break;
-            now = hs_seconds();
-            if (++runs == 0)
-                start = now;
-            else
-                rate = 2.0 * ROWS * DIM * DIM * (double)runs / (now - start + 1e-9);
-        } while (now - start < 0.1);
+            seconds = hs_seconds() - start;
+            rate = 2.0 * (double)rows * DIM * DIM * (double)runs / (seconds + 1e-9);
+        }
     }
     hs_device_free(dev, x);
     hs_device_free(dev, y);
@@ -296,13 +295,16 @@ void hs_session_free(hs_session *s) {
 
 int hs_session_need_text(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
-    return m->text ? 0 : hs_text_load(&m->c, m->st_text, m->dev, &m->text, err);
+    if (m->text) return 0;
+    int r = hs_text_load(&m->c, m->st_text, m->dev, &m->text, err);
+    return r ? r : hs_device_check(m->dev, err); /* loaded when it is there */
 }
 
 int hs_session_need_vae(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
     int r = m->vae ? 0 : hs_vae_load(&m->c, m->st_vae, m->vae_dev, &m->vae, err);
-    return r || s->vae ? r : hs_vae_run_new(m->vae, s->h, s->w, &s->vae, err);
+    if (!r && !s->vae) r = hs_vae_run_new(m->vae, s->h, s->w, &s->vae, err);
+    return r ? r : hs_device_check(m->vae_dev, err);
 }
 
 int hs_session_need_dit(hs_session *s, hs_err *err) {

@@ -493,6 +493,7 @@ static void report(const work *w, int *ret_pick, hs_choose_result *ret) {
         r.gain += w->p->gain[at + ret_pick[g]];
     }
     r.bound = fmin(r.bound, r.cost);
+    if (r.cost - r.bound < 1e-12 * r.cost) r.bound = r.cost; /* rounding */
     r.gap = r.cost > 0 ? (r.cost - r.bound) / r.cost : 0;
     r.proven = r.gap <= w->p->gap + 1e-9; /* 1e-9: of tolerances in the proof */
     *ret = r;

@@ -36,7 +36,8 @@ typedef struct hs_choose_result {
 /* What least_gain can buy: up to ret_low nothing has to be given up (the gain of the cheapest options), above ret_high
  * there is no choice. HS_EINVAL for numbers that are no problem (counts, NaN, negative costs). */
 int hs_choose_range(const hs_choose_problem *p, double *ret_low, double *ret_high, hs_err *err);
-/* ret_pick [groups]: the option of each group. HS_EINVAL if least_gain cannot be reached; the message gives the range.
+/* ret_pick [groups]: the option of each group; the first one among equals. HS_EINVAL if least_gain cannot be reached;
+ * the message gives the range.
  */
 int hs_choose(const hs_choose_problem *p, int *ret_pick, hs_choose_result *ret, hs_err *err);
 

@@ -16,7 +16,7 @@ ninja -C build
 meson test -C build --print-errorlogs
 
 [ -f build-asan/build.ninja ] || CC=clang CXX=clang++ meson setup build-asan --buildtype=debugoptimized \
-    -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true -Dtests=enabled
+    -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true -Dtests=enabled -Dcuda=disabled
 ninja -C build-asan
 LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
 export LSAN_OPTIONS

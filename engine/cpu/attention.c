@@ -7,8 +7,8 @@
  *
  * Keys and values are packed once per call and head into panels (attn_kernels.h) and shared by all units, in the order
  * of the mask's columns: clusters are gathered here, once, so that whatever is kept is a run of neighbours. Runs are
- * used where they lie as far as they fill units; ends and small clusters are copied together, panel to panel, into full
- * units of their own. Means that stand for dropped blocks are one more run of packed keys, walked with the row's bits
+ * used where they lie as far as they fill tiles; ends and small clusters are copied together, panel to panel, into full
+ * tiles of their own. Means that stand for dropped blocks are one more run of packed keys, walked with the row's bits
  * inverted.
  *
  * The room for packed keys is fixed when the device is opened, so that calls allocate nothing: as many heads as fit are
@@ -199,7 +199,7 @@ static void pack_keys(const job *j, const segment *seg, const head *x, int64_t i
 
 /* ---- one unit --------------------------------------------------------------------------------------------------- */
 
-/* Adds what is not a product to the logits of the n keys of unit k of a step. s is still to be multiplied by a->scale.
+/* Adds what is not a product to the logits of the n keys of tile k of a step. s is still to be multiplied by a->scale.
  */
 static void add_extra(const job *j, const head *x, const unit *u, const segment *seg, const step *st, int k, int n,
                       float *s) {
@@ -224,7 +224,7 @@ static void add_extra(const job *j, const head *x, const unit *u, const segment 
 /* A mean stands for as many keys as its block has tokens. */
 static void add_sizes(const job *j, const head *x, const segment *seg, const step *st, int k, int n, int rows,
                       float *s) {
-    float size[UNIT];
+    float size[TILE];
     for (int c = 0; c < n; c++) {
         const int col = (int)seg->begin + place(st, k, c);
         size[c] = logf((float)(edge(&x->k, col + 1) - edge(&x->k, col))) / j->a->scale;
@@ -258,18 +258,18 @@ static hs_attn_block block_view(const job *j, const unit *u, scratch *sc) {
                            .scale = j->a->scale * LOG2_E};
 }
 
-/* Packed keys and values of a unit of a step, where they are or copied into the thread's room. */
+/* Packed keys and values of a tile of a step, where they are or copied into the thread's room. */
 typedef struct packed {
     const float *k, *v;
     int64_t ld_v;
 } packed;
 
 /* n: its keys, up to a multiple of HS_ATTN_PAD */
-static packed unit_keys(const job *j, const segment *seg, const step *st, int k, int n, scratch *sc) {
+static packed tile_keys(const job *j, const segment *seg, const step *st, int k, int n, scratch *sc) {
     if (st->at[k] >= 0)
         return (packed){seg->k + st->at[k] * j->depth, seg->v + st->at[k] / j->per_word * HS_ATTN_PANEL, seg->ld_v};
     const int64_t ld = KEYS / j->per_word * HS_ATTN_PANEL;
-    float *keys = sc->k + k * UNIT * j->depth, *values = sc->v + k * UNIT / j->per_word * HS_ATTN_PANEL;
+    float *keys = sc->k + k * TILE * j->depth, *values = sc->v + k * TILE / j->per_word * HS_ATTN_PANEL;
     j->kn->copy_keys(seg->k, j->depth, st->copied[k], n, keys);
     j->kn->copy_values(seg->v, seg->ld_v, j->dim / HS_ATTN_PANEL, st->copied[k], n, values, ld);
     return (packed){keys, values, ld};
@@ -279,20 +279,20 @@ static packed unit_keys(const job *j, const segment *seg, const step *st, int k,
  * so. */
 static int unit_attend(const job *j, const head *x, const unit *u, const segment *seg, int first, scratch *sc) {
     const hs_attn_kernels *kn = j->kn;
-    const int extra = !seg->means && (j->a->rel_bias.p || j->a->last_key_bonus != 0), words = UNIT / j->per_word;
+    const int extra = !seg->means && (j->a->rel_bias.p || j->a->last_key_bonus != 0), words = TILE / j->per_word;
     hs_attn_block b = block_view(j, u, sc);
     walk w = walk_begin(x, u, seg->begin, seg->end, seg->means);
     step st;
     b.first = first;
     if (kn->begin) kn->begin();
     while (walk_next(&w, &st)) {
-        packed p[KEYS / UNIT];
-        int n[KEYS / UNIT];
-        for (int k = 0; k < st.units; k++) {
-            const int keys = (int)hs_min64(UNIT, st.keys - k * UNIT);
-            float *s = b.s + k * UNIT;
+        packed p[KEYS / TILE];
+        int n[KEYS / TILE];
+        for (int k = 0; k < st.tiles; k++) {
+            const int keys = (int)hs_min64(TILE, st.keys - k * TILE);
+            float *s = b.s + k * TILE;
             n[k] = (int)hs_round_up(keys, HS_ATTN_PAD);
-            p[k] = unit_keys(j, seg, &st, k, n[k], sc);
+            p[k] = tile_keys(j, seg, &st, k, n[k], sc);
             kn->gemm(b.rows, n[k] / HS_ATTN_PANEL, j->depth, sc->q, j->depth, p[k].k, HS_ATTN_PANEL * j->depth, s,
                      b.ld_s, 0);
             if (extra) add_extra(j, x, u, seg, &st, k, keys, s);
@@ -301,10 +301,10 @@ static int unit_attend(const job *j, const head *x, const unit *u, const segment
         }
         b.keys = st.keys;
         kn->softmax(&b);
-        for (int k = 0, more; k < st.units; k += more) { /* values that lie side by side are one product */
+        for (int k = 0, more; k < st.tiles; k += more) { /* values that lie side by side are one product */
             int64_t depth = n[k] / j->per_word;
-            for (more = 1; k + more < st.units; depth += n[k + more++] / j->per_word)
-                if (p[k + more].v != p[k].v + more * words * HS_ATTN_PANEL || p[k + more].ld_v != p[k].ld_v) break;
+            for (more = 1; k + more < st.tiles; depth += n[k + more++] / j->per_word)
+                if (p[k + more].v != p[k].v + more * words * HS_ATTN_PANEL) break;
             kn->gemm(b.rows, j->dim / HS_ATTN_PANEL, depth, b.s + k * words, b.ld_s, p[k].v, p[k].ld_v, b.o, b.ld_o,
                      !b.first || k);
         }

@@ -46,7 +46,7 @@ static inline FN float hadd8(__m256 v) {
 #define MUL            _mm256_mul_ps
 #define MAX            _mm256_max_ps
 #define MIN            _mm256_min_ps
-#define EQUAL(a, b)    (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0)
+#define EQUAL(a, b)    (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ))
 #define FMA            _mm256_fmadd_ps
 #define HMAX           hmax8
 #define HADD           hadd8

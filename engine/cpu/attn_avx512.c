@@ -16,7 +16,7 @@
 #define MUL         _mm512_mul_ps
 #define MAX         _mm512_max_ps
 #define MIN         _mm512_min_ps
-#define EQUAL(a, b) (_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0)
+#define EQUAL(a, b) (unsigned)_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define FMA         _mm512_fmadd_ps
 #define HMAX        _mm512_reduce_max_ps
 #define HADD        _mm512_reduce_add_ps

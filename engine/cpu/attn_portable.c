@@ -23,8 +23,8 @@ static inline vec4 max4(vec4 a, vec4 b) {
     int4 m = a > b;
     return (vec4)((m & (int4)a) | (~m & (int4)b));
 }
-static inline int any4(int4 m) {
-    return (m[0] | m[1] | m[2] | m[3]) != 0;
+static inline unsigned bits4(int4 m) {
+    return (unsigned)((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
 }
 static inline float hmax4(vec4 v) {
     float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
@@ -59,7 +59,7 @@ static inline vec4 exp2_4(vec4 x) {
 #define MUL(a, b)      ((a) * (b))
 #define MAX            max4
 #define MIN(a, b)      (-max4(-(a), -(b)))
-#define EQUAL(a, b)    any4((a) == (b))
+#define EQUAL(a, b)    bits4((a) == (b))
 #define FMA(a, b, c)   ((a) * (b) + (c))
 #define HMAX           hmax4
 #define HADD(v)        (((v)[0] + (v)[1]) + ((v)[2] + (v)[3]))

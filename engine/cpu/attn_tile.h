@@ -4,7 +4,7 @@
  *   NAME(x), FN      name of this instance; function attributes
  *   VEC, LANES       vector of 4, 8 or 16 floats, with LOAD STORE ZERO SET1 ADD MUL MAX FMA(a, b, c) = a * b + c
  *   HMAX, HADD       over the lanes of a VEC.  MAX(a, b) is b where either is NaN
- *   MIN(a, b), EQUAL(a, b)  as MAX; is any lane equal
+ *   MIN(a, b), EQUAL(a, b)  as MAX; bits of the lanes that are equal
  *   EXP2(x)          2^x for x <= HS_ATTN_STEP, bounded below by 2^HS_ATTN_LEAST; NaN for NaN
  *   WORD             vector of LANES words: LOADW(p) from p on, SPREAD(p) the one at p in all lanes
  *   DOT(acc, a, b)   acc + products of words
@@ -141,8 +141,9 @@ static FN int NAME(rank)(const float *s, int n, float *ret_best, float *ret_seco
         top = MAX(top, v);
     }
     const float best = HMAX(top);
-    while (at + LANES < n && !EQUAL(LOAD(s + at), SET1(best))) at += LANES;
-    while (at + 1 < n && s[at] != best) at++;
+    unsigned equal = EQUAL(LOAD(s), SET1(best));
+    while (!equal && at + LANES < n) equal = EQUAL(LOAD(s + (at += LANES)), SET1(best));
+    at += equal ? __builtin_ctz(equal) : 0; /* none: NaN */
     STORE(lane, top);
     lane[at % LANES] = -INFINITY; /* the others of its lane are in next */
     *ret_best = best;

@@ -2,9 +2,9 @@
  * starts and orders become lists here and nowhere else; included by attention.c only.
  *
  * Both lists are made while walking, so that they need no room. Columns of the mask may begin and end at any place.
- * Keys come in full units, whatever the mask looks like: those that lie side by side, or nearly so, are used where they
+ * Keys come in full tiles, whatever the mask looks like: those that lie side by side, or nearly so, are used where they
  * are, what a row does not want of them is masked; the ends of runs and small columns are collected until they fill a
- * unit. Which way is taken depends on the mask alone, so that sums do not depend on the number of threads.
+ * tile. Which way is taken depends on the mask alone, so that sums do not depend on the number of threads.
  */
 #ifndef HS_ATTN_WALK_H
 #define HS_ATTN_WALK_H
@@ -13,7 +13,7 @@
 
 enum {
     KEYS = 128, /* keys per step */
-    UNIT = 64,  /* keys that a product takes at once: four panels, its register tile */
+    TILE = 64,  /* keys that a product takes at once: four panels, its register tile */
     COPY = 10,  /* what it costs to copy a key, in query rows that could be multiplied with it instead */
     MANY = 128, /* query rows beside which that is next to nothing */
 };
@@ -87,18 +87,18 @@ static inline int unit_at(const head *x, int64_t t, unit *ret) {
 
 /* ---- which keys ------------------------------------------------------------------------------------------------- */
 
-/* At most KEYS keys of a segment, in units of UNIT; only the last unit of a walk may have fewer. Places count from the
+/* At most KEYS keys of a segment, in tiles of TILE; only the last tile of a walk may have fewer. Places count from the
  * segment's begin. */
 typedef struct step {
-    int units, keys;
-    int64_t at[KEYS / UNIT];    /* first place of a unit that is used where it lies, a multiple of a panel; else -1 */
-    uint64_t keep[KEYS / UNIT]; /* which of its keys count */
-    int32_t copied[KEYS / UNIT][UNIT]; /* places of one that is not; the last is repeated up to HS_ATTN_PAD */
+    int tiles, keys;
+    int64_t at[KEYS / TILE];    /* first place of a tile that is used where it lies, a multiple of a panel; else -1 */
+    uint64_t keep[KEYS / TILE]; /* which of its keys count */
+    int32_t copied[KEYS / TILE][TILE]; /* places of one that is not; the last is repeated up to HS_ATTN_PAD */
 } step;
 
-/* Where a row of the mask stands in its list of keys [first, last): what counts of the UNIT places from `at` on is in
+/* Where a row of the mask stands in its list of keys [first, last): what counts of the TILE places from `at` on is in
  * the window, what comes behind is the run [begin, end) and the columns from `col` on. Places that were taken and lie
- * too far apart wait among the loose ones until they fill a unit. */
+ * too far apart wait among the loose ones until they fill a tile. */
 typedef struct walk {
     const axis *k;
     const int32_t *bits;
@@ -109,7 +109,7 @@ typedef struct walk {
     int64_t begin, end, at;
     uint64_t window;
     int count; /* of the loose ones */
-    int32_t loose[UNIT + HS_ATTN_PANEL];
+    int32_t loose[TILE + HS_ATTN_PANEL];
 } walk;
 
 /* The first column from `col` on whose bit is `value`, or cols. */
@@ -140,11 +140,11 @@ static inline uint64_t first_bits(int64_t n) {
 
 /* The window moves on by n places, or to the panel where the next run begins if it is empty. */
 static inline void move_window(walk *w, int n) {
-    w->window = n < UNIT ? w->window >> n : 0;
+    w->window = n < TILE ? w->window >> n : 0;
     w->at += n;
     if (!w->window && w->begin < w->end) w->at = w->begin / HS_ATTN_PANEL * HS_ATTN_PANEL;
-    while (w->begin < w->end && w->begin < w->at + UNIT) {
-        const int64_t end = hs_min64(w->end, w->at + UNIT);
+    while (w->begin < w->end && w->begin < w->at + TILE) {
+        const int64_t end = hs_min64(w->end, w->at + TILE);
         w->window |= first_bits(end - w->at) & ~first_bits(w->begin - w->at);
         w->begin = end;
         if (w->begin == w->end) next_run(w);
@@ -158,30 +158,30 @@ static inline walk walk_begin(const head *x, const unit *u, int64_t first, int64
     return w;
 }
 
-static inline void put_unit(step *st, int64_t at, uint64_t keep, int n) {
-    st->at[st->units] = at;
-    st->keep[st->units++] = keep;
+static inline void put_tile(step *st, int64_t at, uint64_t keep, int n) {
+    st->at[st->tiles] = at;
+    st->keep[st->tiles++] = keep;
     st->keys += n;
 }
 
 static inline void put_loose(walk *w, step *st) {
-    const int n = w->count < UNIT ? w->count : UNIT;
-    int32_t *to = st->copied[st->units];
+    const int n = w->count < TILE ? w->count : TILE;
+    int32_t *to = st->copied[st->tiles];
     memcpy(to, w->loose, (size_t)n * sizeof *to);
     for (int i = n; i < hs_round_up(n, HS_ATTN_PAD); i++) to[i] = to[n - 1];
-    put_unit(st, -1, first_bits(n), n);
+    put_tile(st, -1, first_bits(n), n);
     w->count -= n;
-    memcpy(w->loose, w->loose + UNIT, (size_t)w->count * sizeof *to);
+    memcpy(w->loose, w->loose + TILE, (size_t)w->count * sizeof *to);
 }
 
 /* All of the window where it lies, or its first panel to the loose ones: whatever costs less. The end of the segment,
- * behind which there are zeros, is a unit only if it is the last one. */
+ * behind which there are zeros, is a tile only if it is the last one. */
 static inline void take_window(walk *w, step *st) {
-    const int n = (int)hs_min64(UNIT, w->last - w->at), kept = __builtin_popcountll(w->window);
+    const int n = (int)hs_min64(TILE, w->last - w->at), kept = __builtin_popcountll(w->window);
     const int32_t from = (int32_t)(w->at - w->first);
-    if (kept * (w->tokens + COPY) >= n * w->tokens && (n == UNIT || !w->count)) {
-        put_unit(st, from, w->window, n);
-        move_window(w, UNIT);
+    if (kept * (w->tokens + COPY) >= n * w->tokens && (n == TILE || !w->count)) {
+        put_tile(st, from, w->window, n);
+        move_window(w, TILE);
     } else {
         for (uint32_t left = w->window & 0xffff; left; left &= left - 1)
             w->loose[w->count++] = from + __builtin_ctz(left);
@@ -191,9 +191,9 @@ static inline void take_window(walk *w, step *st) {
 
 /* What comes next; 0 = the list is at its end. */
 static inline int walk_next(walk *w, step *st) {
-    st->units = st->keys = 0;
-    while (st->units < KEYS / UNIT && (w->window || w->count)) {
-        if (w->count >= UNIT || !w->window)
+    st->tiles = st->keys = 0;
+    while (st->tiles < KEYS / TILE && (w->window || w->count)) {
+        if (w->count >= TILE || !w->window)
             put_loose(w, st);
         else
             take_window(w, st);

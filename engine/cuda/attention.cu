@@ -65,12 +65,12 @@ template <typename S> static int launch_mma(hs_device *dev, attn_call *c) {
     return 1;
 }
 
-/* Blocks of up to 64 tokens get tiles of 64 rows; anything else tiles of 128, of which warps without rows stand idle.
+/* Blocks of up to 64 tokens and clusters get tiles of 64 rows: of the tiles of a cluster the last one is rarely full.
  */
 template <typename T> static int launch_shape(hs_device *dev, attn_call *c) {
     if (c->head_dim <= 64) return launch_mma<attn_shape<T, 64, 4, 2, 1, 64, 2>>(dev, c);
     if (c->head_dim > 128) return launch_mma<attn_shape<T, 384, 4, 1, 2, 32, 1>>(dev, c);
-    if (c->block > 0 && c->block <= 64) return launch_mma<attn_shape<T, 128, 2, 2, 1, 64, 4>>(dev, c);
+    if (c->bits && c->block <= 64) return launch_mma<attn_shape<T, 128, 2, 2, 1, 64, 4>>(dev, c);
     return launch_mma<attn_shape<T, 128, 4, 2, 1, 64, 2>>(dev, c);
 }
 

@@ -47,22 +47,40 @@ template <int DIM> __device__ __forceinline__ unsigned piece_at(int row, int c) 
 }
 
 /* Rows token[0 .. ROWS) of a head to a tile of shared memory, in the background. Zeros for token -1 and for columns
- * from 8 * pieces on. Neighbouring lanes take neighbouring pieces; where a thread's pieces go differs by constants. */
+ * from 8 * pieces on; full: there are neither. Neighbouring lanes take neighbouring pieces; where a thread's pieces go
+ * differs by constants. Tokens are read before any copy begins: on sm_90 a read between two copies costs three more. */
 template <typename S, int ROWS>
-__device__ __forceinline__ void load_rows(unsigned tile, const void *head, unsigned ld_bytes, const int *token, int pieces) {
+__device__ __forceinline__ void load_rows(unsigned tile, const void *head, unsigned ld_bytes, const int *token,
+                                          int pieces, bool full) {
     constexpr int PER_ROW = S::DIM / 8, LANES = PER_ROW < 16 ? PER_ROW : 16, STEP = S::THREADS / LANES;
+    constexpr int BATCH = ROWS / STEP < 8 ? ROWS / STEP : 8;
     static_assert(STEP % 8 == 0 || STEP == 4, "row % 8 is row0 % 8, or that with another third bit");
+    static_assert(ROWS % (STEP * BATCH) == 0, "every thread has the same number of rows");
     const int row0 = (int)(threadIdx.x / LANES), c0 = (int)(threadIdx.x % LANES);
     const unsigned to = tile + row0 * S::DIM * 2, swizzled = (unsigned)(c0 ^ (row0 % 8)) * 16;
     const char *const from = (const char *)head + c0 * 16;
 #pragma unroll
-    for (int i = 0; i < ROWS / STEP; i++) {
-        const int t = token[row0 + i * STEP];
-        const char *const row = from + (uint64_t)(unsigned)max(t, 0) * ld_bytes;
+    for (int first = 0; first < ROWS / STEP; first += BATCH) {
+        int t[BATCH];
 #pragma unroll
-        for (int k = 0; k < PER_ROW / LANES; k++)
-            copy_async(to + i * STEP * S::DIM * 2 + k * LANES * 16 + (swizzled ^ (i * STEP % 8 * 16)),
-                       row + k * LANES * 16, t >= 0 && c0 + k * LANES < pieces ? 16 : 0);
+        for (int i = 0; i < BATCH; i++) t[i] = token[row0 + (first + i) * STEP];
+        auto copy = [&](int i, int k, int row, bool valid) {
+            const int at = first + i;
+            copy_async16(to + at * STEP * S::DIM * 2 + k * LANES * 16 + (swizzled ^ (at * STEP % 8 * 16)),
+                         row_at(from, (unsigned)row, ld_bytes) + k * LANES * 16, valid);
+        };
+        if (full) {
+#pragma unroll
+            for (int i = 0; i < BATCH; i++)
+#pragma unroll
+                for (int k = 0; k < PER_ROW / LANES; k++) copy(i, k, t[i], true);
+        } else {
+#pragma unroll
+            for (int i = 0; i < BATCH; i++)
+#pragma unroll
+                for (int k = 0; k < PER_ROW / LANES; k++)
+                    copy(i, k, max(t[i], 0), t[i] >= 0 && c0 + k * LANES < pieces);
+        }
     }
 }
 
@@ -110,10 +128,12 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_c
     /* keys, or values, of step j */
     auto load_step = [&](int j, unsigned to, const void *x, int64_t ld, const void *means) {
         const int64_t mean = (int64_t)tile.head * a.cols * a.head_dim;
+        const int *const token = tokens + j % S::AHEAD * KEYS;
         load_rows<S, KEYS>(to, j < key_steps ? (const T *)x + head : (const T *)means + mean,
-                           (unsigned)(j < key_steps ? ld : a.head_dim) * 2, tokens + j % S::AHEAD * KEYS, pieces);
+                           (unsigned)(j < key_steps ? ld : a.head_dim) * 2, token, pieces,
+                           pieces == DIM / 8 && token[KEYS - 1] >= 0);
     };
-    load_rows<S, S::ROWS>(q_tile, (const T *)a.q + head, (unsigned)a.ld_q * 2, queries, pieces);
+    load_rows<S, S::ROWS>(q_tile, (const T *)a.q + head, (unsigned)a.ld_q * 2, queries, pieces, false);
     if (steps > 0) load_step(0, k_tile, a.k, a.ld_k, a.comp_k);
 
     /* Where this lane's rows of matrices begin: of queries and (transposed) values 16 rows by 2 pieces, of keys the two
@@ -130,26 +150,29 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_c
 
     for (int j = 0; j < steps; j++) {
         const int *const token = tokens + j % S::AHEAD * KEYS;
-        copies_wait();
+        copy_wait_all();
         __syncthreads(); /* keys are there, values of the step before are done with */
         load_step(j, v_tile, a.v, a.ld_v, a.comp_v);
 
-        float s[M_TILES][KEYS / 8][4] = {};
+        float s[M_TILES][KEYS / 8][4];
         if (working) {
 #pragma unroll
             for (int d = 0; d < DIM / 16; d++) {
                 unsigned q[M_TILES][4], k[4];
 #pragma unroll
                 for (int m = 0; m < M_TILES; m++)
-                    load_matrices(q[m], q_lane + m * 16 * DIM * 2 + piece(2 * d + lane / 16));
+                    load_matrix4(q[m], q_lane + m * 16 * DIM * 2 + piece(2 * d + lane / 16));
 #pragma unroll
                 for (int n = 0; n < KEYS / 16; n++) {
-                    load_matrices(k, k_lane + n * 16 * DIM * 2 + piece(2 * d + lane / 8 % 2));
+                    load_matrix4(k, k_lane + n * 16 * DIM * 2 + piece(2 * d + lane / 8 % 2));
 #pragma unroll
-                    for (int m = 0; m < M_TILES; m++) {
-                        multiply_add(T(), s[m][2 * n], q[m], k[0], k[1]);
-                        multiply_add(T(), s[m][2 * n + 1], q[m], k[2], k[3]);
-                    }
+                    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+                        for (int i = 0; i < 2; i++)
+                            if (d == 0)
+                                mma16816_first<T>(s[m][2 * n + i], q[m], k[2 * i], k[2 * i + 1]);
+                            else
+                                mma16816<T>(s[m][2 * n + i], q[m], k[2 * i], k[2 * i + 1]);
                 }
             }
         }
@@ -157,7 +180,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_c
         int ahead = -1;
         if (tid < KEYS) ahead = attn_key(a, list, tile.head, j + S::AHEAD - 1, KEYS, tid, &cursor);
 
-        copies_wait();
+        copy_wait_all();
         __syncthreads(); /* values are there, keys are done with */
         if (j + 1 < steps) load_step(j + 1, k_tile, a.k, a.ld_k, a.comp_k);
 
@@ -225,14 +248,14 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_c
                 for (int m = 0; m < M_TILES; m++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        p[m][i] = pack(T(), s[m][2 * n + i / 2][i % 2 * 2], s[m][2 * n + i / 2][i % 2 * 2 + 1]);
+                        p[m][i] = pack<T>(s[m][2 * n + i / 2][i % 2 * 2], s[m][2 * n + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
                 for (int c = 0; c < OUT / 16; c++) {
-                    load_matrices_transposed(v, v_lane + n * 16 * DIM * 2 + piece(out0 / 8 + 2 * c + lane / 16));
+                    load_matrix4_transposed(v, v_lane + n * 16 * DIM * 2 + piece(out0 / 8 + 2 * c + lane / 16));
 #pragma unroll
                     for (int m = 0; m < M_TILES; m++) {
-                        multiply_add(T(), out[m][2 * c], p[m], v[0], v[1]);
-                        multiply_add(T(), out[m][2 * c + 1], p[m], v[2], v[3]);
+                        mma16816<T>(out[m][2 * c], p[m], v[0], v[1]);
+                        mma16816<T>(out[m][2 * c + 1], p[m], v[2], v[3]);
                     }
                 }
             }
@@ -241,7 +264,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_c
     }
 
     /* out / sum into the room of the queries, from there in whole rows to memory */
-    copies_wait();
+    copy_wait_all();
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
@@ -252,7 +275,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_c
 #pragma unroll
             for (int n = 0; n < OUT / 8; n++)
                 *(unsigned *)(void *)(room + piece_at<DIM>(row, out0 / 8 + n) + lane % 4 * 4) =
-                    pack(T(), out[m][n][2 * r] * factor, out[m][n][2 * r + 1] * factor);
+                    pack<T>(out[m][n][2 * r] * factor, out[m][n][2 * r + 1] * factor);
         }
     __syncthreads();
     for (int i = tid; i < tile.count * (DIM / 8); i += S::THREADS) {

@@ -11,7 +11,8 @@
 
 enum {
     STAGES = 3,       /* pairs of slabs under way */
-    PITCH = TILE + 4, /* floats from one row of logits to the next */
+    PITCH = TILE + 8, /* floats from one row of logits to the next: pairs of eight rows meet in no bank */
+    AT_ONCE = 4,      /* rows that a warp has in work: their chains of shuffles hide each other's latency */
     FOLD_MMA_SHARED = STAGES * 2 * SLAB_SIZE * 2,
     LOGITS_SHARED = TILE * PITCH * 4,
     MAX_PER = 1024,        /* folded queries in a block: as many tokens as backend_sparse.c lets through */
@@ -43,48 +44,73 @@ static __device__ __forceinline__ int64_t key_of(const fold &f, int tile, int x)
     return x / f.width < f.group && within < f.per && part < (int64_t)f.cols * f.parts && key < f.keys ? key : -1;
 }
 
+/* Sums of parts that do not lie side by side in lanes. row: a row of logits, free by now. */
+static __device__ void odd_parts(const fold &f, const float (&x)[4], float *row, float *sums) {
+    const int lane = threadIdx.x % 32;
+    const int64_t left = (int64_t)f.cols * f.parts - (int64_t)blockIdx.x * f.group;
+    for (int e = 0; e < 4; e++) row[lane * 4 + e] = x[e];
+    __syncwarp();
+    for (int p = lane; p < f.group && p < left; p += 32) {
+        float part = 0;
+        for (int o = 0; o < f.width; o++) part += row[p * f.width + o];
+        sums[p] = part;
+    }
+}
+
 /* From products to sums and statistics. logits: LOGITS_SHARED bytes that nobody uses any more. */
 template <typename Tile>
 static __device__ __forceinline__ void finish_tile(const fold &f, const Tile &c, float *logits) {
-    const int lane = threadIdx.x % 32, tile = blockIdx.x, lanes = f.width / 4;
-    const int64_t all = (int64_t)f.cols * f.parts, first_part = (int64_t)tile * f.group;
+    const int lane = threadIdx.x % 32, lanes = f.width / 4;
+    const int64_t all = (int64_t)f.cols * f.parts, first_part = (int64_t)blockIdx.x * f.group;
     /* Lanes hold four columns each: a part of 4, 8, ... 128 columns is that many lanes side by side. */
     const int aligned = f.width % 4 == 0 && (lanes & (lanes - 1)) == 0;
     int there[4];
-    for (int e = 0; e < 4; e++) there[e] = key_of(f, tile, lane * 4 + e) >= 0;
+    for (int e = 0; e < 4; e++) there[e] = key_of(f, blockIdx.x, lane * 4 + e) >= 0;
 #pragma unroll
     for (int i = 0; i < Tile::ROWS; i++)
 #pragma unroll
-        for (int j = 0; j < Tile::COLS; j++) logits[Tile::row(i) * PITCH + Tile::col(j)] = c.at(i, j) * f.scale;
+        for (int j = 0; j < Tile::COLS; j += 2) /* columns j and j + 1 are neighbours */
+            *(float2 *)(logits + Tile::row(i) * PITCH + Tile::col(j)) =
+                make_float2(c.at(i, j) * f.scale, c.at(i, j + 1) * f.scale);
     __syncthreads();
-    for (int r = threadIdx.x / 32; r < TILE; r += Tile::THREADS / 32) {
-        const int64_t i = (int64_t)blockIdx.y * TILE + r;
-        if (i >= f.rows) break;
-        float *row = logits + r * PITCH, x[4], max = -INFINITY, sum = 0;
-        for (int e = 0; e < 4; e++) {
-            x[e] = row[lane * 4 + e];
-            if (there[e]) max = fmaxf(max, x[e]);
+    for (int r0 = threadIdx.x / 32 * AT_ONCE; r0 < TILE; r0 += Tile::THREADS / 32 * AT_ONCE) {
+        const int64_t i0 = (int64_t)blockIdx.y * TILE + r0;
+        float x[AT_ONCE][4], max[AT_ONCE], sum[AT_ONCE], part[AT_ONCE];
+        if (i0 >= f.rows) break;
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; r++) {
+            const float4 four = *(const float4 *)(logits + (r0 + r) * PITCH + lane * 4);
+            x[r][0] = four.x, x[r][1] = four.y, x[r][2] = four.z, x[r][3] = four.w;
+            max[r] = -INFINITY;
+            for (int e = 0; e < 4; e++)
+                if (there[e]) max[r] = fmaxf(max[r], x[r][e]);
         }
-        max = warp_max(max);
-        for (int e = 0; e < 4; e++) sum += x[e] = there[e] ? exp2f(x[e] - max) : 0;
-        const int64_t at = blockIdx.z * f.rows + i;
-        float *sums = f.sums + at * all + first_part;
-        if (aligned) {
-            float part = sum;
-            for (int d = 1; d < lanes; d *= 2) part += __shfl_xor_sync(~0u, part, d);
-            if (lane % lanes == 0 && lane / lanes < f.group && first_part + lane / lanes < all)
-                sums[lane / lanes] = part;
-        } else {
-            for (int e = 0; e < 4; e++) row[lane * 4 + e] = x[e];
-            __syncwarp();
-            for (int p = lane; p < f.group && first_part + p < all; p += 32) {
-                float part = 0;
-                for (int o = 0; o < f.width; o++) part += row[p * f.width + o];
-                sums[p] = part;
+#pragma unroll
+        for (int d = 16; d; d /= 2)
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) max[r] = fmaxf(max[r], __shfl_xor_sync(~0u, max[r], d));
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; r++) {
+            sum[r] = part[r] = 0;
+            for (int e = 0; e < 4; e++) sum[r] += x[r][e] = there[e] ? exp2f(x[r][e] - max[r]) : 0;
+        }
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) /* on its way to the row's sum it is the part's */
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                if (d == lanes) part[r] = sum[r];
+                sum[r] += __shfl_xor_sync(~0u, sum[r], d);
             }
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; r++) {
+            const int64_t at = blockIdx.z * f.rows + i0 + r;
+            if (i0 + r >= f.rows) break;
+            if (lane == 0) f.stats[at * f.tiles + blockIdx.x] = make_float2(max[r], sum[r]);
+            if (!aligned)
+                odd_parts(f, x[r], logits + (r0 + r) * PITCH, f.sums + at * all + first_part);
+            else if (lane % lanes == 0 && lane / lanes < f.group && first_part + lane / lanes < all)
+                f.sums[at * all + first_part + lane / lanes] = lanes == 32 ? sum[r] : part[r];
         }
-        sum = warp_sum(sum);
-        if (lane == 0) f.stats[at * f.tiles + tile] = make_float2(max, sum);
     }
 }
 

@@ -252,12 +252,16 @@ template <typename T> __global__ void __launch_bounds__(128) add(kmeans m, int r
         for (int i = 0; i < count;) {
             const int cluster = label[i];
             double sum = 0;
-            for (; i + 8 <= count && label[i + 7] == cluster; i += 8) { /* labels ascend: all eight are equal */
+            for (int n = 8; n == 8; i += n) { /* eight at a time: their loads do not wait for each other */
                 float v[8];
-                for (int e = 0; e < 8; e++) v[e] = to_f32(x[order[i + e] * m.ld]);
+                n = 0;
+                for (int e = 0; e < 8; e++) {
+                    const int same = i + e < count && label[i + e] == cluster; /* labels ascend */
+                    v[e] = same ? to_f32(x[order[i + e] * m.ld]) : 0;
+                    n += same;
+                }
                 for (int e = 0; e < 8; e++) sum += v[e];
             }
-            for (; i < count && label[i] == cluster; i++) sum += to_f32(x[order[i] * m.ld]);
             sums[(int64_t)cluster * m.dim + d] = (float)sum;
         }
     }

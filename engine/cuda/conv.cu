@@ -92,12 +92,12 @@ static __global__ void pack_kernel(const S *__restrict__ w, T *__restrict__ pack
     float sum = 0;
     if (c < p.cin && o < p.cout) {
         /* Parity 0 sees rows (w0 | w1 + w2), parity 1 rows (w0 + w1 | w2), and columns alike. */
-        const int py = parity >> 1, px = parity & 1, full = p.up ? 3 : p.ky, full_x = p.up ? 3 : p.kx;
+        const int py = parity >> 1, px = parity & 1, ky = p.up ? 3 : p.ky, kx = p.up ? 3 : p.kx;
         const int y0 = p.up ? (dy ? 1 + py : 0) : dy, y1 = p.up ? (dy ? 3 : 1 + py) : dy + 1;
         const int x0 = p.up ? (dx ? 1 + px : 0) : dx, x1 = p.up ? (dx ? 3 : 1 + px) : dx + 1;
-        const S *tap = w + (((int64_t)o * p.cin + c) * p.kt + dt) * full * full_x;
+        const S *tap = w + (((int64_t)o * p.cin + c) * p.kt + dt) * ky * kx;
         for (int y = y0; y < y1; y++)
-            for (int x = x0; x < x1; x++) sum += to_f32(tap[y * full_x + x]);
+            for (int x = x0; x < x1; x++) sum += to_f32(tap[y * kx + x]);
     }
     packed[i] = from_f32<T>(sum);
 }
@@ -137,8 +137,9 @@ int hs_cuda_weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------ */
 typedef struct tile {
-    int n0, parity, t, y0, x0; /* first column; of the input's pixels the first below and right of which outputs lie */
-    int pad_y, pad_x;          /* input pixel of the first tap: output - pad */
+    int n0, parity, t; /* first column; which of the doubled pixels; frame */
+    int y0, x0;        /* first pixel, counted in those of the input */
+    int pad_y, pad_x;  /* the first tap of pixel (y, x) is input pixel (y - pad_y, x - pad_x) */
 } tile;
 
 __device__ __forceinline__ tile tile_of(const conv_plan &p, int columns) {
@@ -237,11 +238,12 @@ __device__ __forceinline__ void put_row(const conv_plan &p, const int64_t (&at)[
             const int c = column + n * 8;
             const float2 bias = *(const float2 *)(p.bias + c);
 #pragma unroll
-            for (int h = 0; h < 2; h++)
-                if (at[h] >= 0 && c < p.cout)
-                    *(pair<Y> *)((Y *)p.y + at[h] +
-                                 c) = {from_f32<Y>(sum[n][2 * h] + bias.x + to_f32(old[h][n].a)),
-                                       from_f32<Y>(sum[n][2 * h + 1] + bias.y + to_f32(old[h][n].b))};
+            for (int h = 0; h < 2; h++) {
+                if (at[h] < 0 || c >= p.cout) continue;
+                const float v0 = sum[n][2 * h] + bias.x + to_f32(old[h][n].a),
+                            v1 = sum[n][2 * h + 1] + bias.y + to_f32(old[h][n].b);
+                *(pair<Y> *)((Y *)p.y + at[h] + c) = {from_f32<Y>(v0), from_f32<Y>(v1)};
+            }
         }
     } else {
 #pragma unroll
@@ -416,8 +418,7 @@ template <typename T> static void launch_typed(hs_device *dev, conv_plan p, unsi
     p.pairs = p.cout % 2 == 0 && ((uintptr_t)p.y | (uintptr_t)p.add) % (p.y_f32 ? 8 : 4) == 0;
     p.tiles_n = p.columns / columns;
     const unsigned blocks = pixel_tiles * (unsigned)p.tiles_n;
-    const size_t shared =
-        (size_t)STAGES * columns * 64 + (size_t)p.patches * p.loads * LOADED_ROWS * 64;
+    const size_t shared = (size_t)STAGES * columns * 64 + (size_t)p.patches * p.loads * LOADED_ROWS * 64;
     if (!direct)
         launch<T, 16, false>(dev, p, blocks, shared);
     else if (columns == 16)

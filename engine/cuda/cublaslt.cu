@@ -10,12 +10,12 @@ int hs_cublaslt_load(const hs_cublaslt **ret, hs_err *err) {
     snprintf(name, sizeof name, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
     void *library = dlopen(name, RTLD_LAZY | RTLD_LOCAL);
     if (!library)
-        return hs_fail(err, HS_ENODEV,
+        return hs_fail(err, HS_EDEVICE,
                        "%s does not load (%.200s): install cuBLAS %d, or name its folder in LD_LIBRARY_PATH", name,
                        dlerror(), CUBLAS_VER_MAJOR);
 #define HS_CUBLASLT_LOOK_UP(function)                                                                                  \
     lt.function = (decltype(lt.function))dlsym(library, "cublasLt" #function);                                         \
-    if (!lt.function) return hs_fail(err, HS_ENODEV, "%s has no function cublasLt" #function, name);
+    if (!lt.function) return hs_fail(err, HS_EDEVICE, "%s has no function cublasLt" #function, name);
     HS_CUBLASLT_FUNCTIONS(HS_CUBLASLT_LOOK_UP)
 #undef HS_CUBLASLT_LOOK_UP
     *ret = &lt;

@@ -29,6 +29,6 @@ typedef struct hs_cublaslt {
 #undef HS_CUBLASLT_POINTER
 } hs_cublaslt;
 
-/* Once per process; stays loaded. HS_ENODEV says what is missing. */
+/* Stays loaded. HS_EDEVICE says what is missing: there is a GPU, so falling back to the CPU must not go unnoticed. */
 int hs_cublaslt_load(const hs_cublaslt **ret, hs_err *err);
 #endif

@@ -26,7 +26,7 @@ struct hs_cuda_laps {
 int hs_cuda_ok(hs_device *dev, cudaError_t e, const char *what) {
     if (e == cudaSuccess) return 1;
     cudaGetLastError(); /* or the next launch would report it again */
-    hs_device_sticky(dev, HS_EDEVICE, "%.40s: %s: %s", dev->name, what, cudaGetErrorString(e));
+    hs_device_sticky(dev, HS_EDEVICE, "cuda:%d: %s: %s", hs_cuda_of(dev)->ordinal, what, cudaGetErrorString(e));
     return 0;
 }
 
@@ -57,10 +57,11 @@ static int64_t cuda_free_bytes(const hs_device *dev) {
 
 int hs_cuda_malloc(hs_device *dev, size_t bytes, const char *purpose, void **ret, hs_err *err) {
     if (!cuda_alloc(dev, bytes, ret)) return HS_OK;
-    return hs_fail(err, HS_ENOMEM,
-                   "device memory for %s: %zu bytes asked, %lld in use, %lld free on %.40s; choose a smaller video or "
-                   "another device",
-                   purpose, bytes, (long long)dev->bytes, (long long)cuda_free_bytes(dev), dev->name);
+    return hs_fail(
+        err, HS_ENOMEM,
+        "device memory for %s: %zu bytes asked, %lld in use, %lld free on cuda:%d; choose a smaller video or "
+        "another device",
+        purpose, bytes, (long long)dev->bytes, (long long)cuda_free_bytes(dev), hs_cuda_of(dev)->ordinal);
 }
 
 /* Memory of the backend itself: in the device's account until cuda_close. */
@@ -148,8 +149,10 @@ static int cuda_sync(hs_device *dev, hs_err *err) {
     hs_cuda *c = hs_cuda_of(dev);
     use(dev);
     const cudaError_t e = cudaStreamSynchronize(c->stream);
-    if (e != cudaSuccess) return hs_fail(err, HS_EDEVICE, "%.40s: %s", dev->name, cudaGetErrorString(e));
-    if (*c->nan) hs_device_sticky(dev, HS_ENUMERIC, "to_u8: some of the values are NaN");
+    if (e != cudaSuccess) return hs_fail(err, HS_EDEVICE, "cuda:%d: %s", c->ordinal, cudaGetErrorString(e));
+    if (*c->nan)
+        hs_device_sticky(dev, HS_ENUMERIC, "to_u8: some of the values are NaN%s",
+                         dev->act == HS_F16 ? ": fp16 overflows at 65504, try --precision bf16" : "");
     *c->nan = 0;
     settle_laps(dev);
     return HS_OK;
@@ -234,6 +237,7 @@ static hs_ops table() {
     return o;
 }
 
+/* HS_ENODEV only where there is nothing to use: device auto passes over that without a word (backend.c). */
 static int fail_no_gpu(const hs_device_params *p, cudaError_t e, hs_err *err) {
     int driver = 0;
     cudaGetLastError();
@@ -245,7 +249,7 @@ static int fail_no_gpu(const hs_device_params *p, cudaError_t e, hs_err *err) {
             "CUDA %d or newer, give the container its GPUs, or use --device cpu",
             p->name, CUDART_VERSION / 1000);
     if (e == cudaErrorInsufficientDriver)
-        return hs_fail(err, HS_ENODEV,
+        return hs_fail(err, HS_ENOTSUP,
                        "device '%s' asked for, but the NVIDIA driver is too old: it knows CUDA %d.%d, this build needs "
                        "%d.%d; update the driver or use --device cpu",
                        p->name, driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);

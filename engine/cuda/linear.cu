@@ -184,7 +184,7 @@ typedef struct plan {
     shape of;
     int usable; /* the library has an answer */
     cublasLtMatmulDesc_t op;
-    cublasLtMatrixLayout_t w, x, y;
+    cublasLtMatrixLayout_t w, x, y, some_x, some_y; /* some: the rows that trials take */
     cublasLtMatmulAlgo_t algo;
     struct plan *next;
 } plan;
@@ -200,7 +200,8 @@ struct hs_cuda_plans {
 typedef struct operands {
     const void *w, *bias, *x;
     void *y;
-    void *spare; /* of y's size, for trials: y itself where it is not added to */
+    void *spare; /* for the results of trials: y itself where it is not added to */
+    int64_t spare_rows;
 } operands;
 
 static cudaDataType_t cuda_type(int t) {
@@ -239,6 +240,8 @@ static void plan_free(const hs_cublaslt *lt, plan *p) {
     if (p->w) lt->MatrixLayoutDestroy(p->w);
     if (p->x) lt->MatrixLayoutDestroy(p->x);
     if (p->y) lt->MatrixLayoutDestroy(p->y);
+    if (p->some_x) lt->MatrixLayoutDestroy(p->some_x);
+    if (p->some_y) lt->MatrixLayoutDestroy(p->some_y);
     hs_free(p);
 }
 
@@ -257,13 +260,18 @@ void hs_cuda_plans_close(hs_device *dev) {
     hs_free(s);
 }
 
+/* x [rows, in] -> y [rows, out], rows as in the layouts. */
 static cublasStatus_t multiply(const hs_cuda *c, plan *p, const cublasLtMatmulAlgo_t *algo, const operands *o,
-                               void *y) {
+                               cublasLtMatrixLayout_t of_x, cublasLtMatrixLayout_t of_y, void *y) {
     const float one = 1, zero = 0;
     const hs_cublaslt *lt = c->plans->lt;
     lt->MatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &o->bias, sizeof o->bias);
-    return lt->Matmul(c->plans->handle, p->op, &one, o->w, p->w, o->x, p->x, p->of.add ? &one : &zero, y, p->y, y, p->y,
+    return lt->Matmul(c->plans->handle, p->op, &one, o->w, p->w, o->x, of_x, p->of.add ? &one : &zero, y, of_y, y, of_y,
                       algo, c->workspace, c->workspace_bytes, c->stream);
+}
+
+static cublasStatus_t multiply_some(const hs_cuda *c, plan *p, const cublasLtMatmulAlgo_t *algo, const operands *o) {
+    return multiply(c, p, algo, o, p->some_x, p->some_y, o->spare);
 }
 
 /* Order does not matter to a sum of integers, so atomics do no harm. */
@@ -280,18 +288,17 @@ static __global__ void fingerprint(const uint32_t *x, int64_t n, unsigned long l
 static int try_candidate(hs_device *dev, plan *p, const cublasLtMatmulAlgo_t *algo, const operands *o,
                          unsigned long long *ret_bits, float *ret_ms) {
     hs_cuda *c = hs_cuda_of(dev);
-    const size_t bytes = (size_t)(p->of.rows * p->of.out) * hs_dtype_size((hs_dtype)p->of.y_type);
+    const size_t bytes = (size_t)(o->spare_rows * p->of.out) * hs_dtype_size((hs_dtype)p->of.y_type);
     unsigned long long *sum = (unsigned long long *)c->workspace; /* free between products */
     if ((p->of.add && !hs_cuda_ok(dev, cudaMemsetAsync(o->spare, 0, bytes, c->stream), "tuning")) ||
-        multiply(c, p, algo, o, o->spare) ||
-        !hs_cuda_ok(dev, cudaMemsetAsync(sum, 0, sizeof *sum, c->stream), "tuning"))
+        multiply_some(c, p, algo, o) || !hs_cuda_ok(dev, cudaMemsetAsync(sum, 0, sizeof *sum, c->stream), "tuning"))
         return 0;
     fingerprint<<<4 * c->sms, THREADS, 0, c->stream>>>((const uint32_t *)o->spare, (int64_t)bytes / 4, sum);
     HS_CUDA_LAUNCHED(dev, "tuning");
     dev->ops->download(dev, ret_bits, sum, sizeof *sum);
     cudaEventRecord(c->plans->begin, c->stream);
     for (int i = 0; i < TIMED_RUNS; i++)
-        if (multiply(c, p, algo, o, o->spare)) return 0;
+        if (multiply_some(c, p, algo, o)) return 0;
     cudaEventRecord(c->plans->end, c->stream);
     return hs_cuda_ok(dev, cudaEventSynchronize(c->plans->end), "tuning") &&
            hs_cuda_ok(dev, cudaEventElapsedTime(ret_ms, c->plans->begin, c->plans->end), "tuning");
@@ -339,7 +346,9 @@ static void plan_make(hs_device *dev, plan *p, const operands *o) {
     }
     p->algo = answer[0].algo;
     p->usable = 1;
-    if (tuned && n > 1) tune(dev, p, answer, n, o);
+    if (tuned && n > 1 && !lt->MatrixLayoutCreate(&p->some_x, type, (uint64_t)s->in, (uint64_t)o->spare_rows, s->in) &&
+        !lt->MatrixLayoutCreate(&p->some_y, y_type, (uint64_t)s->out, (uint64_t)o->spare_rows, s->out))
+        tune(dev, p, answer, n, o);
 }
 
 /* Multiplies if the library can; 0 if it cannot (or something failed: then the device's error is sticky). */
@@ -360,7 +369,7 @@ static int library(hs_device *dev, const shape *s, const operands *o) {
         all->first = p;
     }
     if (!p->usable || dev->sticky) return 0;
-    const cublasStatus_t e = multiply(hs_cuda_of(dev), p, &p->algo, o, o->y);
+    const cublasStatus_t e = multiply(hs_cuda_of(dev), p, &p->algo, o, p->x, p->y, o->y);
     if (e)
         hs_device_sticky(dev, HS_EDEVICE, "product [%lld, %lld] x [%lld]: %s", (long long)s->rows, (long long)s->in,
                          (long long)s->out, all->lt->GetStatusString(e));
@@ -382,23 +391,24 @@ static int whole_epilogue(const hs_linear *a, hs_dtype type) {
     return a->y.type == HS_F32 ? -1 : CUBLASLT_EPILOGUE_GELU_BIAS; /* its tanh is good to 16 bits */
 }
 
-/* A piece of rows; x is of the type that the way wants. p: F32 of y's size, or y itself where it is F32 and not added
- * to. 0 if the library has no such product. */
+/* A piece of rows; x is of the type that the way wants. p: where y is not, the product's place in F32; for WHOLE, room
+ * for `spare_rows` of trials. 0 if the library has no such product. */
 static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way how, hs_buf x, hs_buf y, int64_t rows,
-                     void *p) {
+                     void *p, int64_t spare_rows) {
     const char *w = (const char *)a->w->impl;
     const int64_t out = a->w->out, in = a->w->in;
     const rest f = {(const float *)(w + l->bias), (const float *)a->gate.p, a->act, a->residual != 0};
     shape s;
     memset(&s, 0, sizeof s); /* padding too: shapes are compared as memory */
     s.rows = rows, s.out = out, s.in = in, s.type = (int)l->type;
+    if (spare_rows > rows) spare_rows = rows;
     if (how == WHOLE) {
-        const operands o = {w, w + (y.type == HS_F32 ? l->bias : l->bias_typed), x.p, y.p, p};
+        const operands o = {w, w + (y.type == HS_F32 ? l->bias : l->bias_typed), x.p, y.p, p, spare_rows};
         s.y_type = (int)y.type, s.epilogue = whole_epilogue(a, l->type), s.add = a->residual != 0;
         return library(dev, &s, &o);
     }
     if (how == PRODUCT) {
-        const operands o = {w, NULL, x.p, p, p};
+        const operands o = {w, NULL, x.p, p, p, rows};
         s.y_type = HS_F32, s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
         if (!library(dev, &s, &o)) return 0;
     } else {
@@ -415,28 +425,31 @@ static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way ho
     return 1;
 }
 
-/* Rows of one piece: all, unless scratch [x of another type][product] would pass PIECE for one of its parts. */
-static int64_t piece_rows(int64_t rows, size_t x_row, size_t p_row) {
-    const size_t row = x_row > p_row ? x_row : p_row;
+/* As many rows of so many bytes as are to be in scratch at a time. */
+static int64_t piece_rows(int64_t rows, size_t row) {
     int64_t step = row ? (int64_t)(PIECE / row) : rows;
     if (step > 256) step = step / 256 * 256; /* whole tiles */
     return step < 1 ? 1 : step < rows ? step : rows;
 }
 
+/* Scratch is [x of another type][product, or what WHOLE needs]. */
 void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
     const layout l = layout_of(dev, a->w);
     const int64_t in = a->w->in, out = a->w->out;
+    const size_t p_row = (size_t)out * sizeof(float);
     const bool vectors = in % WIDE == 0 && out % WIDE == 0 && aligned(a->x.p) && aligned(a->y.p);
     int64_t done = 0;
     int how = a->rows <= FEW || !vectors ? WARPS : whole_epilogue(a, l.type) < 0 ? PRODUCT : WHOLE;
     for (; how <= WARPS && done < a->rows && !dev->sticky; how++) {
         const hs_dtype x_type = how == WARPS ? HS_F32 : l.type;
-        const bool apart = a->residual || (how != WHOLE && a->y.type != HS_F32); /* the product, from y */
+        const bool apart = how != WHOLE && (a->residual || a->y.type != HS_F32); /* the product from y */
         const size_t x_row = a->x.type != x_type ? (size_t)in * hs_dtype_size(x_type) : 0;
-        const size_t p_row = apart ? (size_t)out * sizeof(float) : 0;
-        const int64_t step = piece_rows(a->rows, x_row, p_row);
-        const size_t x_bytes = padded((size_t)step * x_row), bytes = x_bytes + (size_t)step * p_row;
-        char *scratch = bytes ? (char *)hs_cuda_scratch(dev, bytes) : NULL;
+        int64_t step = piece_rows(a->rows, x_row);
+        if (apart) step = piece_rows(step, p_row);
+        const int64_t spare = how == WHOLE && a->residual ? piece_rows(step, p_row) : step;
+        const size_t x_bytes = padded((size_t)step * x_row);
+        const size_t p_bytes = apart || (how == WHOLE && a->residual) ? (size_t)spare * p_row : 0;
+        char *scratch = x_bytes + p_bytes ? (char *)hs_cuda_scratch(dev, x_bytes + p_bytes) : NULL;
         while (done < a->rows && !dev->sticky) {
             const int64_t rows = a->rows - done < step ? a->rows - done : step;
             hs_buf x = hs_buf_at(a->x, done * in, rows * in), y = hs_buf_at(a->y, done * out, rows * out);
@@ -445,7 +458,7 @@ void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
                 hs_cuda_copy(dev, other, x);
                 x = other;
             }
-            if (!run_piece(dev, a, &l, (way)how, x, y, rows, apart ? scratch + x_bytes : y.p)) break;
+            if (!run_piece(dev, a, &l, (way)how, x, y, rows, p_bytes ? scratch + x_bytes : y.p, spare)) break;
             done += rows;
         }
     }

@@ -8,7 +8,7 @@
 
 enum {
     SELECT_THREADS = 128,
-    SELECT_SHARED = 4096, /* columns of a row that are kept in shared memory; longer rows are read again and again */
+    SELECT_SHARED = 4000, /* columns of a row that 48 KiB of shared memory have room for; longer rows are read again */
     REUSE_HEADS = 32,     /* warps of the one block that decides */
 };
 
@@ -123,15 +123,17 @@ static __device__ __forceinline__ int goes_on(const selection &s, int count, dou
     return p >= 1 || kept < p * sum;
 }
 
-/* Mass and number of the scores above `bits`, the same in all threads. */
-static __device__ void mass_above(const float *x, int n, int bits, double *ret_mass, int *ret_count) {
+/* Mass and number of the scores above `bits`, the same in all threads. wide: the scores as doubles, because every
+ * conversion costs as much as eight comparisons; or NULL. */
+static __device__ void mass_above(const float *x, const double *wide, int n, int bits, double *ret_mass,
+                                  int *ret_count) {
     __shared__ double mass[SELECT_THREADS / 32];
     __shared__ int count[SELECT_THREADS / 32];
     double m = 0;
     int k = 0;
     for (int c = threadIdx.x; c < n; c += SELECT_THREADS)
         if (__float_as_int(x[c]) > bits) {
-            m += x[c];
+            m += wide ? wide[c] : x[c];
             k++;
         }
     m = warp_sum(m);
@@ -166,19 +168,21 @@ static __device__ int take_equal(const selection &s, int count, double kept, dou
 }
 
 static __global__ void __launch_bounds__(SELECT_THREADS) select_row(selection s) {
-    __shared__ float row[SELECT_SHARED];
+    extern __shared__ double shared[]; /* [all] doubles, then floats */
     __shared__ int taken;
     const int64_t head = blockIdx.x / s.rows;
     if (!s.want[head]) return;
     const float p = s.top_p[head], *x = s.scores + (int64_t)blockIdx.x * s.all;
-    if (s.all <= SELECT_SHARED) {
-        for (int c = threadIdx.x; c < s.all; c += SELECT_THREADS) row[c] = x[c];
+    double *wide = s.all <= SELECT_SHARED ? shared : nullptr;
+    if (wide) {
+        float *row = (float *)(wide + s.all);
+        for (int c = threadIdx.x; c < s.all; c += SELECT_THREADS) wide[c] = row[c] = x[c];
         x = row;
         __syncthreads();
     }
     double sum, kept;
     int positive, count, equal, above;
-    mass_above(x, s.all, 0, &sum, &positive);
+    mass_above(x, wide, s.all, 0, &sum, &positive);
     /* The answer lies in (low, high]: above high a selection goes on, above low it does not. Scores of zero are the
      * answer where not even all others are enough. */
     int low = -1, high = 0;
@@ -188,15 +192,15 @@ static __global__ void __launch_bounds__(SELECT_THREADS) select_row(selection s)
     }
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
-        mass_above(x, s.all, middle, &kept, &count);
+        mass_above(x, wide, s.all, middle, &kept, &count);
         if (goes_on(s, count, kept, sum, p, 1))
             high = middle;
         else
             low = middle;
     }
-    mass_above(x, s.all, high, &kept, &count);
+    mass_above(x, wide, s.all, high, &kept, &count);
     double unused;
-    mass_above(x, s.all, high - 1, &unused, &above);
+    mass_above(x, wide, s.all, high - 1, &unused, &above);
     equal = above - count;
     if (threadIdx.x == 0) taken = take_equal(s, count, kept, sum, p, __int_as_float(high), equal);
     __syncthreads();
@@ -229,7 +233,8 @@ void hs_cuda_select(hs_device *dev, const hs_select *a) {
     s.words = m->words;
     s.least = a->at_least > 1 ? a->at_least : 1;
     s.rule = a->rule;
-    select_row<<<(unsigned)((int64_t)m->heads * m->rows), SELECT_THREADS, 0, hs_cuda_of(dev)->stream>>>(s);
+    const size_t shared = s.all <= SELECT_SHARED ? (size_t)s.all * (sizeof(double) + sizeof(float)) : 0;
+    select_row<<<(unsigned)((int64_t)m->heads * m->rows), SELECT_THREADS, shared, hs_cuda_of(dev)->stream>>>(s);
     HS_CUDA_LAUNCHED(dev, "select");
 }
 

@@ -24,7 +24,7 @@ typedef struct bench {
     int64_t n;
     int heads, repeat, no_dense, failed;
     double dense;                                      /* seconds */
-    hs_buf qkv, out, want, none, top_p, scores;        /* qkv as the model lays it out: [n, 3 * heads * DIM] */
+    hs_buf qkv, out, want, first, none, top_p, scores; /* qkv as the model lays it out: [n, 3 * heads * DIM] */
     hs_buf bits, flags, centroids[2], means, order[2]; /* bits: of the largest mask */
     hs_buf label, start[2], anchors[4], age, drift;
 } bench;
@@ -140,14 +140,15 @@ static void cluster(bench *b, int side, hs_buf want, int first, int next) {
                                         .iters_next = next});
 }
 
-/* Queries and keys; arg: rounds that a head without centroids would get, of which there are none. */
-static void cluster_both(bench *b, int first) {
-    cluster(b, 0, b->want, first, ROUNDS);
-    cluster(b, 1, b->want, first, ROUNDS);
+/* From tokens, every time: centroids that have come to rest would stop before their rounds are over. */
+static void cluster_side(bench *b, int side) {
+    cluster(b, side, b->first, ROUNDS, ROUNDS);
 }
 
-static void cluster_side(bench *b, int side) {
-    cluster(b, side, b->want, ROUNDS, ROUNDS);
+static void cluster_both(bench *b, int arg) {
+    (void)arg;
+    cluster_side(b, 0);
+    cluster_side(b, 1);
 }
 
 static void cluster_none(bench *b, int first) {
@@ -195,6 +196,7 @@ static int fill(bench *b, hs_err *err) {
     } all[] = {{&b->qkv, b->dev->act, b->n * width},
                {&b->out, b->dev->act, b->n * width / 3},
                {&b->want, HS_U8, heads},
+               {&b->first, HS_U8, heads},
                {&b->none, HS_U8, heads},
                {&b->top_p, HS_F32, heads},
                {&b->scores, HS_F32, heads * most * most},
@@ -233,9 +235,10 @@ static int fill(bench *b, hs_err *err) {
         hs_upload(b->dev, hs_buf_at(b->qkv, i * width, width), raw);
     }
     for (int64_t h = 0; h < heads && !rc; h++) {
-        const uint8_t first = 2;
+        const uint8_t want = 1, first = 2;
         const float p = 0.9f;
-        hs_upload(b->dev, hs_buf_at(b->want, h, 1), &first);
+        hs_upload(b->dev, hs_buf_at(b->want, h, 1), &want);
+        hs_upload(b->dev, hs_buf_at(b->first, h, 1), &first);
         hs_upload(b->dev, hs_buf_at(b->top_p, h, 1), &p);
     }
     free(table), free(row), free(raw);
@@ -243,10 +246,10 @@ static int fill(bench *b, hs_err *err) {
 }
 
 static void free_all(bench *b) {
-    const hs_buf all[] = {b->qkv,          b->out,          b->want,       b->none,      b->top_p,    b->scores,
-                          b->bits,         b->flags,        b->means,      b->label,     b->age,      b->drift,
-                          b->centroids[0], b->centroids[1], b->order[0],   b->order[1],  b->start[0], b->start[1],
-                          b->anchors[0],   b->anchors[1],   b->anchors[2], b->anchors[3]};
+    const hs_buf all[] = {b->qkv,      b->out,          b->want,         b->first,      b->none,      b->top_p,
+                          b->scores,   b->bits,         b->flags,        b->means,      b->label,     b->age,
+                          b->drift,    b->centroids[0], b->centroids[1], b->order[0],   b->order[1],  b->start[0],
+                          b->start[1], b->anchors[0],   b->anchors[1],   b->anchors[2], b->anchors[3]};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(b->dev, all[i]);
 }
 
@@ -262,13 +265,11 @@ static void table(bench *b) {
     run(b, "  select, block 64", select_blocks, 64, 0);
     run(b, "block scores, stride 1, block 128: exact mass", block_scores, 128001, 2 * pairs);
     run(b, "means of blocks of 64", block_means, 64, 0);
-    cluster_both(b, 1);
-    for (int h = 0; h < b->heads; h++) hs_upload(b->dev, hs_buf_at(b->want, h, 1), &(uint8_t){1});
     run(b, "k-means, 200 clusters, 2 rounds", cluster_side, 0, 2 * tokens * ROUNDS * Q_CLUSTERS);
     run(b, "k-means, 1000 clusters, 2 rounds", cluster_side, 1, 2 * tokens * ROUNDS * K_CLUSTERS);
-    run(b, "k-means of both (limit 10 %)", cluster_both, ROUNDS, 2 * tokens * ROUNDS * (Q_CLUSTERS + K_CLUSTERS));
-    run(b, "  where a first time may take 50 rounds", cluster_both, 50, 0);
-    run(b, "  and no head wants it", cluster_none, 50, 0);
+    run(b, "k-means of both (limit 10 %)", cluster_both, 0, 2 * tokens * ROUNDS * (Q_CLUSTERS + K_CLUSTERS));
+    run(b, "  no head wants it", cluster_none, ROUNDS, 0);
+    run(b, "  no head wants it, of up to 50 rounds", cluster_none, 50, 0);
     run(b, "scores of centroids", centroid_scores, 0, 2.0 * b->heads * Q_CLUSTERS * K_CLUSTERS * DIM);
     run(b, "  select, 1000 columns", select_clusters, 0, 0);
     run(b, "decision of reuse", reuse, 0, 0);

@@ -72,6 +72,12 @@ cal_bad 2 "a mean sparsity of 0.95 cannot be reached: these measurements allow 0
 cal_bad 2 "--match-top-p 0.91: the table has 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99" solve t.jsonl --match-top-p 0.91 -o x.json
 test ! -e x.json || fail "a refused budget left a profile"
 
+# a step of the made-up table takes 0.01 s + density x 0.01 s
+cal_good solve t.jsonl --seconds 0.0175 -o sec.json
+says "a step takes 0.01 s + density x 0.01 s (R squared 1.000 over 9 points)"
+says "0.0175 s a step: sparsity 0.25"
+cal_bad 2 "dense attention takes 0.02 s here" solve t.jsonl --seconds 0.03 -o x.json
+
 cal_good show p.json
 shows "made-up, 4 layers x 3 heads, xattention"
 shows "budget 0.35"
@@ -119,7 +125,7 @@ tiny="-m A --device ref --size 32x32 --frames 5 --steps 4 --prompts cal.txt --in
       --method svg2 --q-clusters 4 --k-clusters 4 --seed 3"
 cal_good $tiny --table one.jsonl -o one.json --match-top-p 0.5 --dry-run
 shows "work     24 probes (0 of them are in one.jsonl), 2 dense generations"
-shows "fewer than one by one"
+shows "times fewer than a dense and a sparse one for each probe"
 shows "sparse   svg2, 4 query and 4 key clusters"
 test ! -e one.jsonl && test ! -e one.json || fail "--dry-run wrote"
 cal_good $tiny --held-out held.txt --table one.jsonl -o one.json --match-top-p 0.5 --sparsity 0.3 --random 2 --report one.html
@@ -139,6 +145,14 @@ python3 - <<'END' || fail "a rerun chose something else"
 import json
 a, b = json.load(open("first.json")), json.load(open("one.json"))
 assert a["budgets"] == b["budgets"] and a["calibration"] == b["calibration"]
+END
+cal_good $tiny --held-out held.txt --table one.jsonl -o fine.json --match-top-p 0.5 --sparsity 0.3 --random 2 --refine 2
+says "round 1"
+says "configurations: measured / predicted"
+python3 - <<'END' || fail "refining made a budget worse on held-out prompts"
+import json
+for a, b in zip(json.load(open("one.json"))["budgets"], json.load(open("fine.json"))["budgets"]):
+    assert b["joint_error"] <= a["joint_error"] and b["sparsity"] >= a["target"] - 1e-6 and b["target"] == a["target"]
 END
 cal measure $tiny --table one.jsonl --dense-steps 1
 test "$status" != 0 || fail "a table of other settings was continued"

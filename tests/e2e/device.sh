@@ -32,6 +32,15 @@ else
     bad 1 "cpu" $same_but_device -p a --device cpu -o x.md5
     bad 1 "error-on-fallback" $same_but_device -p a --error-on-fallback -o x.md5
 fi
+run $same_but_device -p "a red circle" --device cuda --precision fp32 -o cuda.y4m
+if [ "$status" = 0 ]; then
+    says "on cuda"
+    close 2 cuda.y4m
+else
+    says "device 'cuda' asked for"
+    test ! -e cuda.y4m || fail "cuda.y4m was written without a GPU"
+fi
+bad 1 "fp16 needs a GPU" $same_but_device -p a --device ref --precision fp16 -o x.md5
 good $same_but_device -p "a red circle" --device ref --error-on-fallback -o x.md5
 if [ "$HAVE_VIDEO" = 0 ]; then
     bad 1 "error-on-fallback" $same_but_device -p a --device ref --error-on-fallback

@@ -109,14 +109,22 @@ assert rows["s50"]["speedup"]["n"] == 0, "dense and s50 ran in different process
 gain = [x["psnr"] - y["psnr"] for x in log for y in log if (x["prompt"], x["seed"]) == (y["prompt"], y["seed"])
         and x["variant"] == "s50" and y["variant"] == "s30"]
 assert near(rows["s50"]["against"]["psnr_gain"]["mean"], sum(gain) / 4)
+assert not rows["s50"]["against"]["at_same_density"]
+'
+good --report --baseline s -o more
+check more '
+assert "against" not in rows["s30"] and "against" not in rows["s50"]
+assert rows["s60/reuse"]["against"]["at_same_density"] and rows["s60/reuse"]["against"]["psnr_gain"]["n"] <= 4
 '
 
 # shards: each does its own clips; together they are the whole
 good $tiny --variants v.txt --seeds 2 --shard 0/3 -o parts
 says "shard 0 of 3"
+says "to do: 2 clips"
 says "when all are: haste-eval --report -o parts"
 test ! -e parts/table.json || fail "a shard wrote a table"
 good $tiny --variants v.txt --seeds 2 --shard 2/3 -o parts
+says "to do: 1 clip,"
 good $tiny --variants v.txt --seeds 2 --shard 1/3 -o parts
 good --report -o parts
 values parts parts.txt
@@ -241,6 +249,7 @@ bad 2 "steps" $tiny --variants v.txt --steps 2 -o whole
 sed 's/0.3/0.35/' v.txt >changed.txt
 bad 2 "whole: s30 was measured as" $tiny --variants changed.txt -o whole
 bad 2 "--baseline s31: no variant" --report --baseline s31 -o whole
+bad 2 "--baseline s31: no variant" $tiny --variants v.txt --seeds 2 --baseline s31 -o whole
 bad 1 "nowhere" --report -o nowhere
 mkdir empty
 bad 2 "nothing was measured" --report -o empty
@@ -252,6 +261,8 @@ printf 'x: --attention xattention --dense-layers 3\n' >v4.txt
 bad 2 "x: " $tiny --variants v4.txt -o new
 printf 'x: --profile none.json\n' >v4.txt
 bad 1 "none.json" $tiny --variants v4.txt -o new
+printf 'x: --attention dense --precision bf17\n' >v4.txt
+bad 2 "x: unknown precision 'bf17'" $tiny --variants v4.txt -o new
 bad 1 "v9.txt: cannot read the variants" $tiny --variants v9.txt -o new
 bad 2 "width 40: must be a multiple of 16" $tiny --variants v.txt --size 40x32 -o new
 test ! -e new || fail "a refused run made a folder"

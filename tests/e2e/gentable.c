@@ -39,13 +39,14 @@ static int joint(hs_table_writer *w, const hs_table_info *i, const head *h, cons
     hs_joint j = {.candidate = candidate};
     for (int k = 0; k < n; k++)
         error += error_at(&h[k], (double)top_p[k]), sparsity += sparsity_at(&h[k], (double)top_p[k]) / n;
+    if (candidate == HS_JOINT_FLOOR) sparsity = 0;
     if (candidate == HS_JOINT_CONFIG) hs_measure_config_name(top_p, i->layers, i->heads, j.config);
     for (int prompt = 0; prompt < i->prompts + 3; prompt++)
         for (int t = 0; t < i->n_intervals && !rc; t++) {
             double e = candidate == HS_JOINT_FLOOR ? floor : error * exp(0.5 * (uniform(state) - 0.5));
             j.prompt = prompt, j.interval = t, j.step = (i->intervals[t][0] + i->intervals[t][1]) / 2;
             snprintf(j.text, sizeof j.text, "%016x", prompt + 1);
-            j.m = (hs_measured){e, 0.5 * e, e, e, candidate == HS_JOINT_FLOOR ? 0 : sparsity, 0.01 * (2 - sparsity)};
+            j.m = (hs_measured){e, 0.5 * e, e, e, sparsity, 0.01 * (2 - sparsity)};
             rc = hs_table_add_joint(w, &j, err);
         }
     return rc;

@@ -72,7 +72,7 @@ same_tables k.jsonl want.jsonl
 
 # a full disk: files of at most 4, 5, ... blocks of 512 or 1024 bytes
 for blocks in 1 4 6 9; do
-    (ulimit -f $blocks && exec "$HASTE_CALIBRATE" measure $tiny --table d.jsonl) >out 2>err
+    (ulimit -f $blocks && exec "$HASTE_CALIBRATE" measure $tiny --quiet --table d.jsonl) >out 2>err
     status=$?
     if [ "$status" != 0 ]; then
         same "$status" 1 "status with a full disk"

@@ -24,6 +24,9 @@ static void list(void) {
     }
     emit("q=200 k=200 heads=3 D=128 stacked=1 spread=20");
     emit("q=129 k=200 heads=1 D=384 stacked=0 spread=20");
+    emit("q=50 k=70 heads=3 D=20 pad=4"); /* head sizes and rows that vector units and tensor cores do not like */
+    emit("q=33 k=90 heads=1 D=400 stacked=0");
+    emit("q=33 k=70 heads=2 D=200 rel=1 bonus=2");
     emit("q=65 k=129 heads=2 D=128 equal=1"); /* every logit the same: a plain mean */
     emit("q=9 k=200 heads=2 D=64 rising=1");  /* the running maximum changes with every key block */
 }

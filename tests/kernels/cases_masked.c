@@ -20,6 +20,18 @@ static void list(void) {
     emit("q=130 k=70 heads=1 D=32 block=64 keep=60 bonus=3 pad=8");
     emit("q=200 k=200 heads=3 D=128 rows=4 cols=40 keep=30 stacked=1 dense=5");
     emit("q=20 k=30 heads=2 D=64 rows=40 cols=50 keep=30 pad=8"); /* more clusters than tokens: empty ones */
+    for (int i = 0; i < 3; i++) { /* clusters of the sizes below: around a panel, two of them, none, one */
+        static const int keep[] = {15, 40, 85};
+        emit("q=164 k=246 heads=2 D=128 rows=12 cols=18 sizes=1 keep=%d", keep[i]);
+        emit("q=246 k=984 heads=2 D=96 rows=18 cols=72 sizes=2 keep=%d stacked=0", keep[i]);
+        emit("q=410 k=410 heads=1 D=64 rows=30 cols=30 sizes=4 keep=%d stacked=1 bonus=3", keep[i]);
+    }
+    emit("q=500 k=1200 heads=2 D=128 rows=30 cols=40 keep=70"); /* columns a little wider than a panel, most of them */
+    emit("q=500 k=300 heads=2 D=128 rows=2 cols=30 keep=40");   /* clusters of several tiles */
+    emit("q=300 k=300 heads=2 D=128 block=256 keep=60 stacked=1 comp=1");
+    emit("q=100 k=2100 heads=1 D=64 block=16 keep=30"); /* many words of bits */
+    emit("q=70 k=90 heads=2 D=20 block=64 keep=50 comp=1");
+    emit("q=130 k=200 heads=1 D=384 block=128 keep=60 comp=1");
     emit("q=300 k=300 heads=1 D=128 block=64 keep=40 stacked=1 spread=20");
     emit("q=300 k=300 heads=1 D=128 rows=7 cols=70 keep=40 stacked=1 spread=20 bonus=2");
 }
@@ -36,8 +48,10 @@ static hs_mask shape(const test *t) {
     return m;
 }
 
-/* A permutation of len tokens cut into n groups, some of them empty: where noise puts the cuts. */
+/* A permutation of len tokens cut into n groups, some of them empty: where noise puts the cuts, or (`sizes`) of the
+ * sizes below in turn. */
 static void fill_groups(const test *t, int stream, operand *order, operand *start, int heads, int64_t len, int n) {
+    static const int sizes[] = {0, 1, 15, 16, 17, 33};
     for (int h = 0; h < heads; h++) {
         float *o = order->data + h * len, *s = start->data + (int64_t)h * (n + 1);
         for (int64_t i = 0; i < len; i++) o[i] = (float)i;
@@ -49,6 +63,10 @@ static void fill_groups(const test *t, int stream, operand *order, operand *star
         }
         s[0] = 0;
         for (int c = 1; c < n; c++) {
+            if (get(t, "sizes")) {
+                s[c] = (float)fmin((double)len, (double)s[c - 1] + sizes[(c + h + get(t, "sizes")) % 6]);
+                continue;
+            }
             const double at = (double)len * c / n + noise(t, stream + 1, (int64_t)h * n + c) * (double)len / n;
             s[c] = (float)fmin((double)len, fmax(s[c - 1], floor(at)));
         }
@@ -74,10 +92,9 @@ static void setup(test *t) {
         int x = 0;
         for (int b = 0; b < 8 && byte * 8 + b < m.cols; b++)
             x |= (fabs(noise(t, 50, row * m.cols + byte * 8 + b)) < 0.0135 * (double)get(t, "keep")) << b;
-        bits->data[i] = (float)(get(t, "keep") < 100     ? x
-                                : byte * 8 + 8 <= m.cols ? 255
-                                                         : (1 << (m.cols - byte * 8)) - 1);
-        if (get(t, "keep") == 100 && byte * 8 >= m.cols) bits->data[i] = 0;
+        if (get(t, "keep") == 100)
+            x = byte * 8 + 8 <= m.cols ? 255 : byte * 8 < m.cols ? (1 << (m.cols - byte * 8)) - 1 : 0;
+        bits->data[i] = (float)x;
     }
     for (int h = 0; h < m.heads; h++) dense->data[h] = (float)(get(t, "dense") >> h & 1);
     fill_groups(t, 60, qo, qs, m.heads, m.len_q, m.rows);

@@ -21,8 +21,15 @@ static void list_block_scores(void) {
         emit("n=%d heads=2 D=128 block=128 stride=16 pad=8", lengths[i]);
         emit("n=%d heads=1 D=64 block=64 stride=16 padded=%d", lengths[i], (lengths[i] + 127) / 64 * 64);
     }
+    emit("n=130 heads=2 D=64 block=64 stride=8 padded=1024"); /* more padding than products are rounded up by */
+    emit("n=65 heads=1 D=32 block=128 stride=16 padded=2048");
     emit("n=200 heads=3 D=32 block=64 stride=16 skip=5");
     emit("n=200 heads=2 D=128 block=64 stride=8 spread=6");
+    emit("n=3000 heads=1 D=64 block=64 stride=8");       /* several tiles of folded tokens */
+    emit("n=700 heads=2 D=40 block=35 stride=5 pad=1");  /* blocks of 7, vectors aligned to nothing */
+    emit("n=1500 heads=1 D=16 block=400 stride=2");      /* blocks of 200, wider than a tile */
+    emit("n=600 heads=3 D=64 block=64 stride=1 skip=2"); /* exact mass */
+    emit("n=300 heads=2 D=64 block=128 stride=1");       /* ... of blocks as wide as a tile */
 }
 
 static void setup_block_scores(test *t) {
@@ -199,6 +206,8 @@ static void list_select(void) {
     static const int cols[] = {1, 2, 31, 32, 33, 70};
     for (int i = 0; i < 6; i++)
         for (int rule = 0; rule <= HS_SELECT_UPTO; rule++) emit("heads=4 rows=5 cols=%d rule=%d", cols[i], rule);
+    emit("heads=4 rows=3 cols=1200 extra=70 rule=0 least=100");
+    emit("heads=4 rows=1 cols=5000 rule=2");
     emit("heads=4 rows=3 cols=40 extra=25 rule=1"); /* padded columns are chosen and dropped */
     emit("heads=4 rows=3 cols=40 extra=25 rule=0 skip=2");
     emit("heads=4 rows=6 cols=30 rule=0 least=9");
@@ -324,9 +333,13 @@ static void list_cluster(void) {
     emit("n=1 heads=1 D=64 clusters=1 rounds=2");
     emit("n=65 heads=2 D=64 clusters=1 rounds=2 first=3");
     emit("n=6 heads=2 D=64 clusters=9 rounds=3 first=3"); /* fewer tokens than clusters: equal starts, empty clusters */
+    emit("n=10 heads=2 D=64 clusters=300 rounds=2 first=3"); /* equal starts far apart */
+    emit("n=1300 heads=3 D=40 clusters=129 rounds=3 first=5 skip=2 pad=8");
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3");          /* long enough to stop by itself */
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3 compat=1"); /* ... both heads together */
-    emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=0");     /* head 0 stops at once, head 1 goes on */
+    emit("n=300 heads=3 D=64 clusters=6 rounds=3 first=5 loose=1");     /* far from its end: every round counts */
+    emit("n=300 heads=3 D=64 clusters=6 rounds=4 first=2 loose=1 skip=1");
+    emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=0"); /* head 0 stops at once, head 1 goes on */
     emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=1");
 }
 
@@ -342,10 +355,10 @@ static void setup_cluster(test *t) {
         for (int64_t e = 0; e < heads * D; e++) {
             const int64_t run = i * k / n;
             float *at = &x->data[i * x->dim[1] + e];
-            *at = to_type(t, ACT, (double)*at + noise(t, 90, run * heads * D + e));
+            if (!get(t, "loose")) *at = to_type(t, ACT, (double)*at + noise(t, 90, run * heads * D + e));
             if (get(t, "tiny") && e < D) *at = to_type(t, ACT, (double)*at * 1e-6);
         }
-    for (int64_t i = 0; i < c->n && n >= k;
+    for (int64_t i = 0; i < c->n && n >= k && !get(t, "loose");
          i++) { /* starts of heads with want 1: near a run; of cluster 2 far from all */
         const int64_t h = i / (k * D), run = i / D % k;
         const double near = noise(t, 90, run * heads * D + h * D + i % D);

@@ -440,6 +440,22 @@ static void opening(void) {
     hs_device_close(d);
 }
 
+/* Time goes to the slot that ends a lap, and to no other. */
+static void stopwatch(void) {
+    double before[HS_LAP_COUNT], after[HS_LAP_COUNT];
+    const double least = 2e-3, begin = hs_seconds();
+    hs_lap(dev, HS_LAP_PREDICT);
+    hs_laps(dev, before);
+    hs_lap(dev, HS_LAP_NONE);
+    for (const double start = hs_seconds(); hs_seconds() < start + least;) {
+    }
+    hs_lap(dev, HS_LAP_ATTEND);
+    hs_laps(dev, after);
+    const double lap = after[HS_LAP_ATTEND] - before[HS_LAP_ATTEND];
+    expect(lap >= least && lap <= hs_seconds() - begin, "a lap's seconds", "others");
+    expect(after[HS_LAP_PREDICT] <= before[HS_LAP_PREDICT], "the other slot stays", "charged");
+}
+
 int main(void) {
     hs_err err = {0};
     opening();
@@ -454,6 +470,7 @@ int main(void) {
     frame_operations(a, b, c);
     moves(a, b);
     stickiness(a, b);
+    stopwatch();
     refused_weights();
     hs_device_free(dev, a), hs_device_free(dev, b), hs_device_free(dev, c);
     hs_device_close(dev);

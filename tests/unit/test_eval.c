@@ -304,6 +304,41 @@ Test(eval, rows_compare_only_what_is_comparable) {
     hs_eval_results_done(&t);
 }
 
+/* A group as the baseline: its curve in the same clip, at the density of what is compared. */
+Test(eval, rows_compare_at_equal_density) {
+    static const struct {
+        const char *prompt, *variant;
+        double density, psnr, error;
+    } x[] = {
+        {"a", "g/1", 0.25, 20, 1e-1}, {"a", "g/2", 0.5, 30, 1e-3},
+        {"a", "g/3", 0.75, 31, 1e-5}, {"a", "p", 0.375, 27, 3e-3}, /* between: 25 dB, 1e-2 */
+        {"b", "g/3", 0.75, 41, 1e-5}, {"b", "g/2", 0.5, 40, 1e-3},
+        {"b", "p", 0.5, 42, 1e-3}, /* on a point */
+        {"c", "g/2", 0.5, 40, 1e-3},  {"c", "g/3", 0.75, 41, 1e-5},
+        {"c", "p", 0.4, 10, 1}, /* outside: does not count */
+    };
+    hs_eval_results t = {0};
+    hs_eval_row *rows;
+    hs_err err = {0};
+    int n;
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++) {
+        hs_eval_result r = result(x[i].prompt, 1, x[i].variant, x[i].psnr, 1);
+        r.value[HS_EVAL_DENSITY] = x[i].density;
+        r.value[HS_EVAL_VELOCITY_ERROR] = x[i].error;
+        add(&t, &r);
+    }
+    cr_assert_eq(hs_eval_rows(&t, "g", &rows, &n, &err), 0, "%s", err.msg);
+    const hs_eval_row *p = row(rows, n, "p");
+    cr_assert(p->compared && !row(rows, n, "g/2")->compared);
+    cr_assert_eq(p->psnr_gain.n, 2);
+    cr_assert_float_eq(p->psnr_gain.mean, 2, 1e-9);
+    cr_assert_float_eq(p->psnr_gain.median, 2, 1e-9);
+    cr_assert_float_eq(p->density_change.mean, 0, 1e-12);
+    cr_assert_float_eq(p->error_ratio.mean, (3e-3 + 1e-3) / (1e-2 + 1e-3), 1e-9);
+    hs_free(rows);
+    hs_eval_results_done(&t);
+}
+
 /* ---- the tables ------------------------------------------------------------------------------------------------- */
 static const char *text_of(const hs_eval_report *r) {
     static char buf[8192];

@@ -1,77 +1,12 @@
-/* Measuring on a tiny random model: what a probe is, and that no interruption of any kind changes what is measured. */
-#include "util.h"
-#include "measure.h"
-#include "config.h"
+/* Measuring on a tiny random model: what a probe is, what the recorder shows, who measures what. */
+#include "measure_util.h"
 #include "error.h"
-#include "genmodel.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 TestSuite(measure, .fini = scratch_remove);
-
-/* Model A: 2 layers of 2 heads. 128x128 with 9 frames is 3x8x8 tokens, 3 blocks of 64. */
-enum { LAYERS = 2, HEADS = 2, CELLS = LAYERS * HEADS };
-static const char *const pool[] = {"a red circle", "a blue square moves", "two rings"}, *const apart[] = {
-                                                                                            "a green star"};
-#if HS_HAVE_CPU
-static const char fast[] = "cpu";
-#else
-static const char fast[] = "ref";
-#endif
-
-typedef struct setup {
-    hs_model *m;
-    hs_request req;
-    hs_measure_params p;
-    int64_t n; /* elements of a latent tensor */
-} setup;
-
-static setup make(const char *device, hs_method method) {
-    setup s = {0};
-    hs_err err = {0};
-    const char *dir = scratch("model");
-    if (access(dir, R_OK)) cr_assert_eq(gm_write_model(GOLDEN_DIR, "A", dir, NULL, &err), 0, "%s", err.msg);
-    const hs_model_params mp = {.dir = dir, .device = device, .precision = "fp32", .threads = 1};
-    cr_assert_eq(hs_model_open(&mp, &s.m, &err), 0, "%s", err.msg);
-    s.req = hs_request_default(s.m);
-    s.req.width = s.req.height = 128;
-    s.req.frames = 9;
-    s.req.steps = 4;
-    s.req.guidance = 3;
-    s.req.negative = "dull";
-    s.req.attention = hs_attn_policy_default(method);
-    s.req.attention.block = 64;
-    s.req.attention.stride = 8;
-    if (method == HS_SVG2) {
-        s.req.attention.q_clusters = 5;
-        s.req.attention.k_clusters = 9;
-        s.req.attention.iters_first = 4;
-    }
-    s.p = (hs_measure_params){.prompts = pool,
-                              .n_prompts = 3,
-                              .held_out = apart,
-                              .n_held_out = 1,
-                              .n_intervals = 2,
-                              .prompts_per_head = 2,
-                              .n_candidates = 3,
-                              .candidates = {0.3, 0.6, 0.8},
-                              .seed = 11,
-                              .shards = 1};
-    s.n = 16 * 3 * 16 * 16;
-    return s;
-}
-
-static void done(setup *s) {
-    hs_model_free(s->m);
-    cr_assert_eq(hs_alloc_live(), 0);
-}
 
 static hs_session *open_session(const setup *s) {
     hs_session *x = NULL;
@@ -106,7 +41,7 @@ static const float dense[CELLS] = {1, 1, 1, 1}, one_sparse[CELLS] = {1, 1, 1, 0.
 /* ---- what one call is ---- */
 
 Test(measure, a_start_in_the_middle_is_the_whole_forward) {
-    setup s = make("ref", HS_XATTENTION);
+    setup s = make_setup("ref", HS_XATTENTION);
     hs_session *x = open_session(&s);
     hs_err err = {0};
     float *in = noise(&s);
@@ -139,7 +74,7 @@ Test(measure, a_start_in_the_middle_is_the_whole_forward) {
     for (int k = 0; k < 4; k++) cr_assert_eq(hs_denoise(x, in, 500, &wrong[k], NULL, &err), HS_EINVAL, "%d", k);
     hs_free(in);
     hs_session_free(x);
-    done(&s);
+    free_setup(&s);
 }
 
 static void check_calls(hs_session *x, int branch, int layer, int sparse_head) {
@@ -157,7 +92,7 @@ static void check_calls(hs_session *x, int branch, int layer, int sparse_head) {
 Test(measure, a_probe_depends_on_nothing_before_it) {
     static const hs_method methods[] = {HS_XATTENTION, HS_POOLED, HS_SVG2};
     for (int m = 0; m < 3; m++) {
-        setup s = make("ref", methods[m]);
+        setup s = make_setup(FAST, methods[m]);
         hs_session *x = open_session(&s);
         float *in = noise(&s), *other = noise(&s);
         for (int64_t k = 0; k < s.n; k++) other[k] = 0.5f * other[k] + 0.3f;
@@ -200,12 +135,12 @@ Test(measure, a_probe_depends_on_nothing_before_it) {
         hs_free(in);
         hs_free(other);
         hs_session_free(x);
-        done(&s);
+        free_setup(&s);
     }
 }
 
 Test(measure, dense_and_full) {
-    setup s = make("ref", HS_SVG2);
+    setup s = make_setup("ref", HS_SVG2);
     hs_session *x = open_session(&s);
     hs_err err = {0};
     float *in = noise(&s);
@@ -237,7 +172,7 @@ Test(measure, dense_and_full) {
     hs_free(full);
     hs_free(in);
     hs_session_free(x);
-    done(&s);
+    free_setup(&s);
 }
 
 /* ---- the recorder ---- */
@@ -265,7 +200,7 @@ static void on_step(void *user, int step, float t, const float *latents, const f
 /* What the hook shows is what entered and what came out: the same steps by hs_denoise, masks and reuse included. */
 Test(measure, recorded_steps_can_be_gone_through_again) {
     for (int guided = 0; guided < 2; guided++) {
-        setup s = make("ref", HS_XATTENTION);
+        setup s = make_setup(FAST, HS_XATTENTION);
         hs_session *x = NULL;
         hs_err err = {0};
         s.req.prompt = pool[0];
@@ -295,24 +230,11 @@ Test(measure, recorded_steps_can_be_gone_through_again) {
         hs_free(k.velocity[0]);
         hs_free(k.velocity[1]);
         hs_session_free(x);
-        done(&s);
+        free_setup(&s);
     }
 }
 
 /* ---- the measurements ---- */
-
-static hs_table *load(int n, const char *const *paths) {
-    hs_table *t = NULL;
-    hs_err err = {0};
-    cr_assert_eq(hs_table_load(n, paths, &t, &err), 0, "%s", err.msg);
-    return t;
-}
-
-static void measured(setup *s, const char *path) {
-    hs_err err = {0};
-    s->p.table = path;
-    cr_assert_eq(hs_measure_probes(s->m, &s->req, &s->p, &err), 0, "%s", err.msg);
-}
 
 static int close_to(double a, double b) {
     return fabs(a - b) <= 6e-9 * fabs(b); /* tables keep nine digits */
@@ -372,19 +294,19 @@ static float *recorded(const setup *s, int step) {
     return x;
 }
 
-/* Every probe and joint measurement of a table against forwards through all layers, on the plain backend. */
+/* Every probe and joint measurement of a table against forwards through all layers. */
 Test(measure, is_what_the_long_way_gives) {
-    setup s = make("ref", HS_XATTENTION);
+    setup s = make_setup(FAST, HS_XATTENTION);
     s.p.n_prompts = s.p.prompts_per_head = 1;
     s.p.n_held_out = 0;
     s.p.n_candidates = 2;
     const char *path = scratch("t");
-    measured(&s, path);
+    measure_into(&s, path);
     static const float mixed[CELLS] = {0.3f, 1, 0.55f, 0.9f};
     hs_err err = {0};
     cr_assert_eq(hs_measure_joint(s.m, &s.req, &s.p, 1, 2, (const float *const[]){mixed, mixed}, &err), 0, "%s",
                  err.msg);
-    hs_table *t = load(1, &path);
+    hs_table *t = load_tables(1, &path);
     cr_assert_eq(t->n_probes, CELLS * 2 * 2);
     cr_assert_eq(t->n_joints, 4 * 2);                  /* floor, two candidates, one configuration (given twice) */
     float *at[2] = {recorded(&s, 0), recorded(&s, 2)}; /* the middles of steps 0, 1 and 2, 3 */
@@ -433,13 +355,21 @@ Test(measure, is_what_the_long_way_gives) {
     hs_free(at[1]);
     hs_session_free(x);
     hs_table_free(t);
-    done(&s);
+    free_setup(&s);
 }
 
 /* ---- dealing the work ---- */
 
+static double eta_at_end;
+
+static void note_eta(void *user, const char *what, int64_t at, int64_t total, double seconds, double eta) {
+    (void)user, (void)what;
+    eta_at_end = eta;
+    cr_assert(at >= 0 && at <= total && total == 12 && seconds >= 0);
+}
+
 Test(measure, every_head_gets_its_prompts) {
-    setup s = make(fast, HS_POOLED);
+    setup s = make_setup(FAST, HS_POOLED);
     s.req.attention.dense_layers = 1;
     s.req.attention.dense_steps = 1;
     s.p.prompts_per_head = 2;
@@ -451,9 +381,10 @@ Test(measure, every_head_gets_its_prompts) {
     hs_err err = {0};
     cr_assert_eq(hs_measure_plan_make(s.m, &s.req, &s.p, &before, &err), 0, "%s", err.msg);
     cr_assert(access(path, F_OK), "planning has made a table");
-    measured(&s, path);
+    s.p.progress = note_eta;
+    measure_into(&s, path);
     cr_assert_eq(hs_measure_plan_make(s.m, &s.req, &s.p, &after, &err), 0, "%s", err.msg);
-    hs_table *t = load(1, &path);
+    hs_table *t = load_tables(1, &path);
     int of_head[HEADS] = {0}, of_prompt[3] = {0};
     for (int64_t k = 0; k < t->n_probes; k++) {
         const hs_probe *p = &t->probes[k];
@@ -469,230 +400,13 @@ Test(measure, every_head_gets_its_prompts) {
     cr_assert_eq(before.probes, 12);
     cr_assert_eq(before.probes_done, 0);
     cr_assert_eq(before.dense_passes, 3);
-    cr_assert_float_eq(before.forwards, 2 * (3 * 4 + 9 * 1.5 + 12 * 0.5), 1e-9);
-    cr_assert_float_eq(before.forwards_naive, 2 * (3 * 4 + 12 * 2), 1e-9);
-    cr_assert(after.probes == 12 && after.probes_done == 12 && after.dense_passes == 0 && after.forwards == 0);
+    cr_assert_float_eq(before.forwards, 2 * (9 * 1.5 + 12 * 0.5), 1e-9);
+    cr_assert_float_eq(before.forwards_naive, 2 * 12 * 2, 1e-9);
+    cr_assert_float_eq(before.forwards_dense, 2 * 3 * 4, 1e-9);
+    cr_assert(after.probes == 12 && after.probes_done == 12 && after.dense_passes == 0 && after.forwards == 0 &&
+              after.forwards_dense == 0);
+    /* and that is what was done: at the end nothing was expected to be left */
+    cr_assert_lt(fabs(eta_at_end), 1e-6, "%g s", eta_at_end);
     hs_table_free(t);
-    done(&s);
-}
-
-Test(measure, shards_are_the_whole) {
-    setup s = make(fast, HS_SVG2);
-    static const float mixed[CELLS] = {0.3f, 1, 0.55f, 0.9f};
-    const float *const config = mixed;
-    char path[8][128];
-    const char *paths[8];
-    int64_t passes = 0, whole_passes = 0;
-    hs_err err = {0};
-    for (int shards = 1; shards <= 7; shards += shards == 1 ? 1 : 5) { /* 1, 2, 7: more than prompts */
-        s.p.shards = shards;
-        passes = 0;
-        for (int k = 0; k < shards; k++) {
-            hs_measure_plan plan;
-            s.p.shard = k;
-            snprintf(path[k], sizeof path[k], "%s", scratch("s%d-%d", shards, k));
-            paths[k] = s.p.table = path[k];
-            cr_assert_eq(hs_measure_plan_make(s.m, &s.req, &s.p, &plan, &err), 0, "%s", err.msg);
-            passes += plan.dense_passes;
-            measured(&s, path[k]);
-            cr_assert_eq(hs_measure_joint(s.m, &s.req, &s.p, 1, 1, &config, &err), 0, "%s", err.msg);
-        }
-        hs_table *t = load(shards, paths);
-        static char want[65];
-        if (shards == 1) {
-            strcpy(want, t->sha256);
-            whole_passes = passes;
-            cr_assert_eq(t->n_probes, CELLS * 3 * 2 * 2);
-            cr_assert_eq(t->n_joints, 2 * 2 + (3 + 1) * 2 * 4); /* the floor of two prompts; both pools */
-        }
-        cr_assert_str_eq(t->sha256, want, "%d shards", shards);
-        if (shards == 2) cr_assert_eq(passes, whole_passes, "shards share a dense pass");
-        int64_t sum = 0;
-        for (int k = 0; k < shards; k++) {
-            hs_table *one = load(1, &paths[k]);
-            sum += one->n_probes;
-            hs_table_free(one);
-        }
-        cr_assert_eq(sum, t->n_probes, "shards share probes");
-        hs_table_free(t);
-    }
-    done(&s);
-}
-
-/* ---- bad ends ---- */
-
-static int countdown;
-
-static int tired(void *user) {
-    (void)user;
-    return --countdown < 0;
-}
-
-static void want_table(setup *s, char ret[65]) {
-    const char *path = scratch("want");
-    measured(s, path);
-    hs_table *t = load(1, &path);
-    strcpy(ret, t->sha256);
-    hs_table_free(t);
-}
-
-Test(measure, ctrl_c_anywhere) {
-    setup s = make(fast, HS_XATTENTION);
-    char want[65];
-    const char *path = scratch("t");
-    int64_t before = 0;
-    int stops = 0;
-    want_table(&s, want);
-    s.p.interrupted = tired;
-    s.p.table = path;
-    for (;; stops++) {
-        hs_err err = {0};
-        countdown = 3 + 7 * stops % 20;
-        int r = hs_measure_probes(s.m, &s.req, &s.p, &err);
-        hs_table *t = load(1, &path);
-        cr_assert_geq(t->n_probes, before, "probes are lost");
-        before = t->n_probes;
-        if (!r) cr_assert_str_eq(t->sha256, want);
-        hs_table_free(t);
-        if (!r) break;
-        cr_assert_eq(r, HS_EINTR, "%s", err.msg);
-        cr_assert_lt(stops, 500);
-    }
-    cr_assert_geq(stops, 5);
-    done(&s);
-}
-
-Test(measure, disk_full) {
-    setup s = make(fast, HS_XATTENTION);
-    char want[65];
-    const char *path = scratch("t");
-    struct rlimit was, limit;
-    want_table(&s, want);
-    signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &was);
-    limit = was;
-    s.p.table = path;
-    s.p.interrupted = tired;
-    int64_t before = -1;
-    /* latents are 49 kB: first recording fails; then it works and some probes come; then the table is full */
-    static const struct {
-        rlim_t room;
-        int calls, code;
-        const char *message;
-    } tries[] = {{20000, 1000, HS_EIO, ".latents/"},
-                 {60000, 40, HS_EINTR, "interrupted"},
-                 {4000, 1000, HS_EIO, "t: File too large"}};
-    for (int k = 0; k < 3; k++) {
-        hs_err err = {0};
-        limit.rlim_cur = tries[k].room;
-        countdown = tries[k].calls;
-        setrlimit(RLIMIT_FSIZE, &limit);
-        int r = hs_measure_probes(s.m, &s.req, &s.p, &err);
-        setrlimit(RLIMIT_FSIZE, &was);
-        cr_assert(r == tries[k].code && strstr(err.msg, tries[k].message), "%d %s", r, err.msg);
-        hs_table *t = load(1, &path);
-        if (k) cr_assert_gt(t->n_probes, before);
-        before = t->n_probes;
-        hs_table_free(t);
-    }
-    s.p.interrupted = NULL;
-    measured(&s, path);
-    hs_table *t = load(1, &path);
-    cr_assert_str_eq(t->sha256, want);
-    hs_table_free(t);
-    done(&s);
-}
-
-static _Atomic int64_t *said; /* shared with the children: probes that were reported as measured */
-
-static void count_probe(void *user, const char *what, int64_t at, int64_t total, double seconds, double eta) {
-    (void)user, (void)at, (void)total, (void)seconds, (void)eta;
-    if (!strcmp(what, "probing")) atomic_fetch_add(said, 1);
-}
-
-/* kill -9 at 50 random moments: every probe that was reported is in the table, and the end is the same as without. */
-Test(measure, killed_at_random, .timeout = 300) {
-    setup s = make(fast, HS_XATTENTION);
-    char want[65];
-    const char *path = scratch("t");
-    enum { KILLS = 50 };
-    int64_t before = 0;
-    said = mmap(NULL, sizeof *said, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    cr_assert_neq((void *)said, MAP_FAILED);
-    const double start = hs_seconds();
-    want_table(&s, want);
-    const double whole = hs_seconds() - start;
-    s.p.table = path;
-    s.p.progress = count_probe;
-    int kills = 0;
-    for (int round = 0; kills < KILLS; round++) {
-        atomic_store(said, 0);
-        pid_t child = fork();
-        if (!child) _exit(hs_measure_probes(s.m, &s.req, &s.p, NULL) ? 1 : 0);
-        /* short lives first, so that the beginning is hit too; later ones get far enough to finish some probes */
-        usleep((unsigned)(1e6 * whole * (double)(hs_hash64((uint64_t)round) % 1000) / 1000 * (round % 5 ? 0.1 : 0.5)));
-        kill(child, SIGKILL);
-        int status;
-        waitpid(child, &status, 0);
-        kills += WIFSIGNALED(status);
-        cr_assert(WIFSIGNALED(status) || !WEXITSTATUS(status));
-        hs_table *t = NULL;
-        const int r = hs_table_load(1, &path, &t, NULL); /* may not even have begun */
-        const int64_t now = r ? 0 : t->n_probes, reported = atomic_load(said);
-        cr_assert_geq(now, before + reported, "round %d: a reported probe is lost", round);
-        cr_assert_leq(now, before + reported + 1, "round %d", round);
-        before = now;
-        if (!r && !strcmp(t->sha256, want)) { /* complete: once more from the start */
-            char command[256];
-            snprintf(command, sizeof command, "rm -r '%s' '%s.latents'", path, path);
-            cr_assert_eq(system(command), 0);
-            before = 0;
-        }
-        hs_table_free(t);
-    }
-    s.p.progress = NULL;
-    measured(&s, path);
-    hs_table *t = load(1, &path);
-    cr_assert_str_eq(t->sha256, want);
-    hs_table_free(t);
-    done(&s);
-}
-
-Test(measure, other_settings_are_refused) {
-    setup s = make(fast, HS_XATTENTION);
-    const char *path = scratch("t");
-    static const char *const others[] = {"a red circle", "a blue square moves", "three rings"};
-    hs_measure_plan plan;
-    hs_err err = {0};
-    s.p.table = path;
-    s.p.interrupted = tired;
-    countdown = 0;
-    cr_assert_eq(hs_measure_probes(s.m, &s.req, &s.p, &err), HS_EINTR); /* a table without probes */
-#define REFUSED(what, code, message)                                                                                   \
-    {                                                                                                                  \
-        setup o = s;                                                                                                   \
-        what;                                                                                                          \
-        cr_assert_eq(hs_measure_probes(o.m, &o.req, &o.p, &err), code, "%s", err.msg);                                 \
-        cr_assert(strstr(err.msg, message), "%s", err.msg);                                                            \
-        err.msg[0] = '\0';                                                                                             \
-        if (code == HS_EINVAL)                                                                                         \
-            cr_assert_eq(hs_measure_plan_make(o.m, &o.req, &o.p, &plan, &err), code, "%s", err.msg);                   \
-    }
-    REFUSED(o.p.prompts = others, HS_EINVAL, "calibration.prompts_sha256")
-    REFUSED(o.req.negative = "", HS_EINVAL, "calibration.prompts_sha256")
-    REFUSED(o.p.seed = 12, HS_EINVAL, "its calibration.seed is 11, expected 12")
-    REFUSED(o.req.guidance = 4, HS_EINVAL, "its made_for.guidance is 3, expected 4")
-    REFUSED(o.p.candidates[1] = 0.65, HS_EINVAL, "its candidates is [0.3,0.6,0.8], expected [0.3,0.65,0.8]")
-    REFUSED(o.p.candidates[1] = 0.3, HS_EINVAL, "candidate 0.3 is given twice")
-    REFUSED(o.p.candidates[1] = 1, HS_EINVAL, "must be above 0 and below 1")
-    REFUSED(o.p.n_candidates = 0, HS_EINVAL, "0 candidates")
-    REFUSED(o.p.n_intervals = 5, HS_EINVAL, "5 intervals of the 4 steps")
-    REFUSED(o.p.prompts_per_head = 4, HS_EINVAL, "4 prompts per head")
-    REFUSED(o.p.shard = 1, HS_EINVAL, "shard 1 of 1")
-    REFUSED(o.p.n_prompts = 0, HS_EINVAL, "needs prompts")
-    REFUSED(o.req.attention.method = HS_DENSE, HS_EINVAL, "needs a sparse method")
-    REFUSED(o.req.attention.dense_layers = 2, HS_EINVAL, "all 2 layers are dense")
-    REFUSED(o.req.width = 100, HS_EINVAL, "width 100")
-    REFUSED(o.p.table = "/proc/none/t", HS_EIO, "/proc/none/t")
-    done(&s);
+    free_setup(&s);
 }

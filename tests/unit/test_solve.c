@@ -7,7 +7,9 @@
 #include <string.h>
 
 #include "calibrate_options.h"
+#include "cost.h"
 #include "measure.h"
+#include "refine.h"
 #include "show.h"
 
 enum { LAYERS = 3, HEADS = 2, CANDIDATES = 3, INTERVALS = 2, PROMPTS = 2 };
@@ -214,18 +216,45 @@ Test(solve, does_not_optimise_below_the_floor) {
     free_table(t);
 }
 
+/* Curves without any order, and a gap that accepts the first choice: alone, larger budgets would now and then do
+ * better. */
 Test(solve, errors_never_fall_with_sparsity) {
-    hs_table *t = make_table(0);
-    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
-    double targets[30], last = 0;
-    for (int i = 0; i < 30; i++) targets[i] = 0.38 * i / 29;
-    hs_solve_params p = {.n = 30, .target = targets, .gap = 0.3};
-    hs_profile *profile;
-    cr_assert_eq(hs_solve(t, c, &p, &profile, NULL), 0);
-    for (int i = 0; i < 30; i++) {
-        cr_assert(profile->budgets[i].error >= last, "budget %d", i);
-        last = profile->budgets[i].error;
+    for (uint64_t seed = 0; seed < 400; seed++) {
+        hs_table *t = make_table(0);
+        for (int64_t i = 0; i < t->n_probes; i++) {
+            t->probes[i].m.error = (double)(hs_hash64(seed * 1000 + (uint64_t)i) % 1000) * 1e-5;
+            t->probes[i].m.sparsity = (double)(hs_hash64(seed * 1000 + 500 + (uint64_t)i) % 1000) * 1e-3;
+        }
+        hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+        double targets[30], last = 0, most = 0;
+        for (int i = 0; i < LAYERS * HEADS; i++)
+            most += fmax(fmax(c->sparsity[4 * i], c->sparsity[4 * i + 1]), c->sparsity[4 * i + 2]) / (LAYERS * HEADS);
+        for (int i = 0; i < 30; i++) targets[i] = most * i / 30;
+        hs_solve_params p = {.n = 30, .target = targets, .gap = 1};
+        hs_profile *profile;
+        cr_assert_eq(hs_solve(t, c, &p, &profile, NULL), 0);
+        for (int i = 0; i < 30; i++) {
+            cr_assert(profile->budgets[i].error >= last, "seed %d, budget %d: %g after %g", (int)seed, i,
+                      profile->budgets[i].error, last);
+            last = profile->budgets[i].error;
+        }
+        hs_profile_free(profile);
+        hs_curves_free(c);
+        free_table(t);
     }
+}
+
+/* A head that drops nothing at any threshold, as with fewer tokens than a block, stays dense. */
+Test(solve, of_equals_the_safer_one_is_taken) {
+    hs_table *t = make_table(0);
+    for (int64_t i = 0; i < t->n_probes; i++)
+        if (t->probes[i].layer == 0) t->probes[i].m.error = t->probes[i].m.sparsity = 0;
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    double target = 0.1;
+    hs_profile *profile;
+    cr_assert_eq(hs_solve(t, c, &(hs_solve_params){.n = 1, .target = &target}, &profile, NULL), 0);
+    cr_assert(profile->budgets[0].top_p[0] == 1 && profile->budgets[0].top_p[1] == 1);
+    cr_assert_geq(profile->budgets[0].sparsity, 0.1 - 1e-9);
     hs_profile_free(profile);
     hs_curves_free(c);
     free_table(t);
@@ -268,6 +297,10 @@ Test(solve, thresholds_per_interval_predict_less) {
         cr_assert_lt(r[i].cost, profile->budgets[i].error);
         cr_assert_geq(r[i].gain, targets[i] - 1e-9);
     }
+    const double beyond = 0.5; /* the mean over intervals reaches what the heads do: 0.3875 */
+    hs_err err = {0};
+    cr_assert_eq(hs_solve_intervals(c, &(hs_solve_params){.n = 1, .target = &beyond}, r, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "0 to 0.3875"), "%s", err.msg);
     hs_profile_free(profile);
     hs_curves_free(c);
     free_table(t);
@@ -340,11 +373,124 @@ Test(solve, survives_lack_of_memory) {
     free_table(t);
 }
 
+/* ---- seconds ---------------------------------------------------------------------------------------------------- */
+
+Test(cost, a_line_through_medians) {
+    hs_table *t = make_table(0);
+    hs_cost_model m;
+    hs_err err;
+    double sparsity;
+    cr_assert_eq(hs_cost_fit(t, &m, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "seconds of 0 shared thresholds"), "%s", err.msg);
+    for (int k = -2; k < CANDIDATES; k++)
+        for (int prompt = 0; prompt < 3 && k != HS_JOINT_CONFIG; prompt++) {
+            double s = k < 0 ? 0 : 0.2 * (k + 1);
+            add_joint(t, k, "", prompt, 1);
+            hs_joint *j = &t->joints[t->n_joints - 1];
+            j->m.sparsity = s, j->m.seconds = 2 + 3 * (1 - s) + (prompt == 1 ? 50 : 0); /* one slow call each */
+        }
+    add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 0, 1); /* 2 s at sparsity 0.4: no part of the line */
+    cr_assert_eq(hs_cost_fit(t, &m, &err), 0, "%s", err.msg);
+    cr_assert(fabs(m.fixed - 2) < 1e-9 && fabs(m.dense - 3) < 1e-9 && m.fit > 0.999 && m.points == 4, "%g %g", m.fixed,
+              m.dense);
+    cr_assert_eq(hs_cost_sparsity(&m, 3.5, &sparsity, NULL), 0);
+    cr_assert_float_eq(sparsity, 0.5, 1e-9);
+    cr_assert_eq(hs_cost_sparsity(&m, 5.1, &sparsity, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "dense attention takes 5 s here, and more than 2 s are left"), "%s", err.msg);
+    cr_assert_eq(hs_cost_sparsity(&m, 1.9, &sparsity, NULL), HS_EINVAL);
+    for (int64_t i = 0; i < t->n_joints; i++) t->joints[i].m.seconds = 7 - t->joints[i].m.seconds;
+    cr_assert_eq(hs_cost_fit(t, &m, &err), HS_EINVAL); /* dearer when sparser */
+    cr_assert(strstr(err.msg, "seconds do not follow density"), "%s", err.msg);
+    free_table(t);
+}
+
+/* ---- refining --------------------------------------------------------------------------------------------------- */
+
+/* Joint errors of n random configurations: the sum of factor * own error, each with a relative noise. */
+static void joint_errors(const hs_curves *c, const double *factor, double noise, int n, float **top_p, double *ret) {
+    for (int i = 0; i < n; i++) {
+        hs_curves_random(c, 9, i, top_p[i]);
+        ret[i] = c->floor;
+        for (int h = 0; h < LAYERS * HEADS; h++)
+            for (int k = 0; k < c->points; k++)
+                if ((float)c->top_p[k] == top_p[i][h])
+                    ret[i] += factor[h] * hs_curves_excess(c, c->error[h * c->points + k]);
+        ret[i] *= 1 + noise * ((double)(hs_hash64((uint64_t)i) % 2001) / 1000 - 1);
+    }
+}
+
+Test(refine, finds_what_heads_cost_together) {
+    enum { N = 60 };
+    static const double truth[LAYERS * HEADS] = {0.8, 2.4, 1.6, 1.2, 3.2, 1.6};
+    hs_table *t = make_table(0);
+    add_joint(t, HS_JOINT_FLOOR, "", 0, 1e-6);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    float *top_p[N];
+    double error[N], factor[LAYERS * HEADS], before[LAYERS * HEADS * 4], sum, sparsity, corrected;
+    hs_correction found;
+    for (int i = 0; i < N; i++) top_p[i] = calloc(LAYERS * HEADS, sizeof(float));
+    joint_errors(c, truth, 0, N, top_p, error);
+    cr_assert_eq(hs_refine_fit(c, N, (const float *const *)top_p, error, factor, &found, NULL), 0);
+    cr_assert(found.used > 40 && found.used <= N && found.before > 0.1 && found.after < 0.02 * found.before);
+    for (int h = 0; h < LAYERS * HEADS; h++)
+        cr_assert(fabs(factor[h] / truth[h] - 1) < 0.05, "head %d: %g, not %g", h, factor[h], truth[h]);
+    memcpy(before, c->error, sizeof before);
+    hs_curves_predict(c, top_p[3], &sum, &sparsity, NULL);
+    hs_refine_apply(c, factor);
+    hs_curves_predict(c, top_p[3], &corrected, &sparsity, NULL);
+    cr_assert(fabs(corrected + c->floor - error[3]) < 0.01 * error[3] && fabs(sum - corrected) > 0.1 * sum);
+    cr_assert(c->error[3] == 0 && before[3] == 0, "dense stays 0");
+    cr_assert_float_eq(c->interval_error[0] - c->floor, factor[0] * (1.5 * error_at(0, 0, 0.5) - c->floor), 1e-12);
+    hs_curves_free(c);
+
+    /* noise alone: the factors must not follow it */
+    static const double same[LAYERS * HEADS] = {2, 2, 2, 2, 2, 2};
+    c = curves_of(t, HS_ERROR_PLAIN);
+    joint_errors(c, same, 0.3, 14, top_p, error);
+    cr_assert_eq(hs_refine_fit(c, 14, (const float *const *)top_p, error, factor, &found, NULL), 0);
+    cr_assert(found.after <= found.before && found.low > 0.8 && found.high < 1.25, "%g to %g", found.low, found.high);
+    cr_assert(found.common > 1.6 && found.common < 2.4);
+
+    hs_err err;
+    cr_assert_eq(hs_refine_fit(c, 7, (const float *const *)top_p, error, factor, &found, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "refining needs at least 8"), "%s", err.msg);
+    top_p[2][1] = 0.123f;
+    cr_assert_eq(hs_refine_fit(c, 14, (const float *const *)top_p, error, factor, &found, &err), HS_EINVAL);
+    for (int i = 0; i < N; i++) free(top_p[i]);
+    hs_curves_free(c);
+    free_table(t);
+}
+
+Test(refine, neighbours_are_one_threshold_away) {
+    hs_table *t = make_table(1);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    const float base[LAYERS * HEADS] = {1, 1, 0.5f, 0.7f, 0.9f, 1};
+    static const double p[] = {0.5, 0.7, 0.9, 1};
+    int moved = 0;
+    for (int i = 0; i < 100; i++) {
+        float near[LAYERS * HEADS], again[LAYERS * HEADS];
+        hs_refine_near(c, base, 4, i, near);
+        hs_refine_near(c, base, 4, i, again);
+        cr_assert_eq(memcmp(near, again, sizeof near), 0);
+        cr_assert(near[0] == 1 && near[1] == 1, "dense layers stay dense");
+        for (int h = 2; h < LAYERS * HEADS; h++) {
+            int from = 0, to = 0;
+            while ((float)p[from] != base[h]) from++;
+            while ((float)p[to] != near[h]) to++;
+            cr_assert(abs(from - to) <= 1);
+            moved += from != to;
+        }
+    }
+    cr_assert(moved > 40 && moved < 150, "%d", moved); /* 400 heads, two eighths of them, less at the ends */
+    hs_curves_free(c);
+    free_table(t);
+}
+
 /* ---- options ---------------------------------------------------------------------------------------------------- */
 
 static int parse(const char *line, hs_calibrate_options *o, hs_err *err) {
     static char text[4096];
-    static char *argv[64];
+    static char *argv[128];
     int argc = 0;
     snprintf(text, sizeof text, "haste-calibrate %s", line);
     for (char *w = strtok(text, " "); w; w = strtok(NULL, " ")) argv[argc++] = w;
@@ -374,16 +520,18 @@ Test(calibrate_options, every_option_is_read) {
         good("-m dir --prompts f --held-out g --max-prompts 3 --max-held-out 0 -o p.json --table t "
              "--method svg2 --q-clusters 9 --dense-steps 2 --dense-layers 1 --size 64*32 --steps 7 "
              "--sample_guide_scale 3 --seed 5 --candidates 0.9,.5 --intervals 2 --prompts-per-head 2 "
-             "--sparsity 0,0.4 --match-top-p 0.9 --error band --gap 0.01 --time-limit 3 --random 20 "
+             "--sparsity 0,0.4 --seconds 1.5,20 --match-top-p 0.9 --error band --gap 0.01 --time-limit 3 --random 20 "
+             "--refine 2 "
              "--report r.html --reuse interval --reuse-interval 3 --device cpu --precision bf16 "
              "--threads 1 --dry-run -v");
     cr_assert(o.verb == HS_VERB_ALL && o.run.attention == HS_SVG2 && o.run.q_clusters == 9 && o.run.dense_steps == 2);
     cr_assert(o.run.dense_layers == 1 && o.run.width == 64 && o.run.height == 32 && o.run.steps == 7);
     cr_assert(o.run.guidance == 3 && o.run.seed == 5 && o.run.reuse == HS_REUSE_INTERVAL && o.run.reuse_interval == 3);
     cr_assert(o.candidates.n == 2 && o.candidates.at[0] == 0.9 && o.candidates.at[1] == 0.5);
-    cr_assert(o.sparsity.n == 2 && o.sparsity.at[0] == 0 && o.sparsity.at[1] == 0.4 && o.match.n == 1);
+    cr_assert(o.sparsity.n == 2 && o.sparsity.at[0] == 0 && o.sparsity.at[1] == 0.4 && o.step_seconds.at[1] == 20 &&
+              o.match.n == 1);
     cr_assert(o.intervals == 2 && o.prompts_per_head == 2 && o.max_prompts == 3 && o.max_held_out == 0);
-    cr_assert(o.error == HS_ERROR_BAND && o.gap == 0.01 && o.seconds == 3 && o.random == 20);
+    cr_assert(o.error == HS_ERROR_BAND && o.gap == 0.01 && o.time_limit == 3 && o.random == 20 && o.refine == 2);
     cr_assert(o.run.dry_run && o.run.verbose && o.run.threads == 1 && !o.no_check);
     cr_assert_str_eq(o.held_out, "g");
     cr_assert_str_eq(o.out, "p.json");
@@ -441,7 +589,10 @@ Test(calibrate_options, refusals_name_the_option) {
     refused("-m d --prompts f -o p --seed -1", "--seed \"-1\": should be a whole number");
     refused("-m d --prompts f -o p -q -v", "--quiet and --verbose");
     refused("-m d --prompts f -o p --table a --table b", "one table is measured at a time");
+    refused("solve t -o p --dry-run", "--dry-run says what measuring costs");
+    refused("-m d --prompts f -o p --seconds 0", "--seconds \"0\": should be 1 to 32 different numbers above 0");
     refused("solve t -o p --random 3", "--random is for the check of the choice: add -m DIR");
+    refused("-m d --prompts f -o p --refine 2", "--refine is judged on other prompts: add --held-out FILE");
     refused("-m d --prompts f -o p --no-check --held-out g", "--held-out is for the check");
 }
 
