@@ -36,13 +36,13 @@ struct hs_attn {
     hs_buf mean[2];                 /* F32 [heads, D]: token means of q and k, left by qk_norm */
     hs_buf scores[HS_BRANCH_COUNT]; /* F32 [heads, rows, score_cols], of the branch's last prediction */
     hs_attn_scored scored[HS_BRANCH_COUNT];
-    hs_buf top_p;      /* F32 [layers, heads] */
-    hs_buf every;      /* U8 [heads] of ones */
-    hs_buf label;      /* I32 [heads, N] */
-    hs_buf pooled[3];  /* F32 [heads, blocks, D]: block means of q, k, v */
-    int top_p_is_host; /* top_p holds the session's thresholds */
-    float *top_p_host; /* [layers, heads] thresholds of the session */
-    char *report;      /* host copy of one mask */
+    hs_buf top_p;              /* F32 [layers, heads] */
+    hs_buf every;              /* U8 [heads] of ones */
+    hs_buf label;              /* I32 [heads, N] */
+    hs_buf pooled[3];          /* F32 [heads, blocks, D]: block means of q, k, v */
+    int top_p_is_host;         /* top_p holds the session's thresholds */
+    float *top_p_host;         /* [layers, heads] thresholds of the session */
+    char *report;              /* host copy of one mask */
     double laps[HS_LAP_COUNT]; /* the device's at hs_attn_begin */
 };
 

@@ -67,7 +67,7 @@ static const hs_option_row rows[] = {
     {ID_DENSE_STEPS, 0, "dense-steps", "N", "the first N steps attend densely [the profile's, else 0]"},
     {ID_DENSE_LAYERS, 0, "dense-layers", "N", "the first N layers attend densely [the profile's, else 0]"},
     {ID_BLOCK, 0, "block", "N", "xattention, pooled: tokens a block, 64 or 128 [128]"},
-    {ID_STRIDE, 0, "stride", "N", "xattention: antidiagonals of 8 or 16 tokens [16]"},
+    {ID_STRIDE, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
     {ID_Q_CLUSTERS, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_K_CLUSTERS, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
     {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
@@ -218,11 +218,10 @@ static int parse_seed(const char *name, const char *text, hs_options *o, hs_err 
 }
 
 /* ---- one option ------------------------------------------------------------------------------------------------- */
-/* One of two sizes. */
-static int parse_either(const char *name, const char *text, int a, int b, int *ret, hs_err *err) {
-    char should[32];
-    snprintf(should, sizeof should, "%d or %d", a, b);
-    if (parse_int(name, text, a, b, ret, NULL) || (*ret != a && *ret != b)) return bad(name, text, should, err);
+/* A power of two from `low` to `high`; should: said in words. */
+static int parse_power(const char *name, const char *text, int low, int high, const char *should, int *ret,
+                       hs_err *err) {
+    if (parse_int(name, text, low, high, ret, NULL) || (*ret & (*ret - 1))) return bad(name, text, should, err);
     return 0;
 }
 
@@ -277,8 +276,8 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_REUSE_INTERVAL: rc = parse_int(r->name, arg, 1, 1000, &o->reuse_interval, err); break;
     case ID_DENSE_STEPS: rc = parse_int(r->name, arg, 0, HS_MAX_STEPS, &o->dense_steps, err); break;
     case ID_DENSE_LAYERS: rc = parse_int(r->name, arg, 0, 1000, &o->dense_layers, err); break;
-    case ID_BLOCK: rc = parse_either(r->name, arg, 64, 128, &o->block, err); break;
-    case ID_STRIDE: rc = parse_either(r->name, arg, 8, 16, &o->stride, err); break;
+    case ID_BLOCK: rc = parse_power(r->name, arg, 64, 128, "64 or 128", &o->block, err); break;
+    case ID_STRIDE: rc = parse_power(r->name, arg, 1, 16, "1, 2, 4, 8 or 16", &o->stride, err); break;
     case ID_Q_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->q_clusters, err); break;
     case ID_K_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->k_clusters, err); break;
     case ID_COMPENSATE: o->compensate = 1; break;

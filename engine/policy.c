@@ -81,8 +81,8 @@ int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err 
     } else {
         if (p->block != 64 && p->block != 128)
             return hs_fail(err, HS_EINVAL, "attention policy: blocks of %d tokens, must be 64 or 128", p->block);
-        if (p->method == HS_XATTENTION && p->stride != 8 && p->stride != 16)
-            return hs_fail(err, HS_EINVAL, "attention policy: stride %d, must be 8 or 16", p->stride);
+        if (p->method == HS_XATTENTION && (p->stride < 1 || p->stride > 16 || (p->stride & (p->stride - 1))))
+            return hs_fail(err, HS_EINVAL, "attention policy: stride %d, must be 1, 2, 4, 8 or 16", p->stride);
     }
     if (!p->seed_exact) return 0;
     if (p->method == HS_SVG2 || p->compat)

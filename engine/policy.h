@@ -13,7 +13,8 @@ typedef struct hs_attn_policy {
     hs_method method;
     float top_p;              /* every head's threshold unless top_p_heads is given; 1 = that head is dense */
     const float *top_p_heads; /* [layers, heads] or NULL; borrowed for the life of the session */
-    int block, stride; /* xattention, pooled: tokens per block (64, 128); xattention: antidiagonal stride (8, 16) */
+    int block, stride; /* xattention, pooled: tokens per block (64, 128); xattention: antidiagonal stride (1 = exact
+                          mass, 2 .. 16) */
     int q_clusters, k_clusters, iters_first, iters_next; /* svg2 */
     float min_share;                                     /* svg2: least share of key clusters kept per query cluster */
     hs_reuse_policy reuse;

@@ -68,7 +68,7 @@ static const field made_for_fields[] = {
 #define MASK_SWITCHES {"seed_exact", SWITCH, P(seed_exact)}, {"compat", SWITCH, P(compat)}
 static const field dense_fields[] = {METHOD, {0}};
 static const field xattention_fields[] = {
-    METHOD, BLOCK, {"stride", INT, P(stride), 8, 16}, {"compensate", SWITCH, P(compensate)}, MASK_SWITCHES, {0}};
+    METHOD, BLOCK, {"stride", INT, P(stride), 1, 16}, {"compensate", SWITCH, P(compensate)}, MASK_SWITCHES, {0}};
 static const field pooled_fields[] = {METHOD, BLOCK, {"compensate", SWITCH, P(compensate)}, MASK_SWITCHES, {0}};
 static const field svg2_fields[] = {
     METHOD,

@@ -1,10 +1,10 @@
 /* What the files of the CUDA backend share: the state behind hs_device.impl, error handling, element types.
  *
  * cuda.cu opens the device, owns memory and scratch and puts the operation table together; linear.cu owns products
- * (cuBLASLt), rows.cu the memory-bound row operations, attention.cu dense and masked attention, block_scores.cu,
- * cluster.cu and sparse.cu the predictors of masks, vae.cu the VAE's small operations, conv.cu its convolutions.
- * Everything runs on one stream in call order; nothing waits for the device but download, sync and count_nonfinite.
- * Failures are sticky (backend.h).
+ * (cuBLASLt, which cublaslt.cu loads), rows.cu the memory-bound row operations, attention.cu dense and masked
+ * attention, block_scores.cu, cluster.cu and sparse.cu the predictors of masks, vae.cu the VAE's small operations,
+ * conv.cu its convolutions. Everything runs on one stream in call order; nothing waits for the device but download,
+ * sync and count_nonfinite. Failures are sticky (backend.h).
  */
 #ifndef HS_CUDA_H
 #define HS_CUDA_H
