@@ -281,7 +281,7 @@ static __global__ void __launch_bounds__(GROUP * 32) mean(kmeans m, int round) {
         const float was = m.centroids[at + d];
         double sum = 0;
 #pragma unroll 4
-        for (int64_t s = begin / SEGMENT; s * SEGMENT < end; s++) sum += sums[s * m.dim + d];
+        for (int64_t s = begin / SEGMENT; begin < end && s * SEGMENT < end; s++) sum += sums[s * m.dim + d];
         const float next = begin < end ? (float)(sum / (double)(end - begin)) : was;
         m.next[at + d] = next;
         move += ((double)next - was) * ((double)next - was);
