@@ -9,6 +9,7 @@
 #include "eval_video.h"
 #include "journal.h"
 #include "json.h"
+#include "program.h"
 #include "prompts.h"
 #include "run_print.h"
 
@@ -16,7 +17,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096 };
+enum { PATH_SIZE = 4096 };
 
 typedef struct app {
     hs_eval_options o;
@@ -87,28 +87,9 @@ static void on_step(void *user) {
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
-static volatile sig_atomic_t stop_requested;
-
-static void on_signal(int number) {
-    static const char note[] = "\nhaste-eval: stopping after this step; once more stops at once\n";
-    (void)number;
-    if (stop_requested) _exit(EXIT_INTERRUPTED);
-    stop_requested = 1;
-    ssize_t ignored = write(STDERR_FILENO, note, sizeof note - 1);
-    (void)ignored;
-}
-
 static int on_interrupted(void *user) {
     (void)user;
-    return stop_requested;
-}
-
-static void catch_signals(void) {
-    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignore = {.sa_handler = SIG_IGN};
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGPIPE, &ignore, NULL);
-    sigaction(SIGXFSZ, &ignore, NULL);
+    return hs_program_stopped();
 }
 
 /* ---- what to measure -------------------------------------------------------------------------------------------- */
@@ -459,21 +440,17 @@ static int only_report(app *a, hs_err *err) {
     return rc;
 }
 
-static void print_line(void *user, const char *text) {
-    fprintf(user, "%s\n", text);
-}
-
 int main(int argc, char **argv) {
     app a = {.tty = isatty(STDERR_FILENO)};
     hs_err err = {0};
     int status = EXIT_DONE, rc = hs_eval_options_parse(argc, argv, &a.o, &err);
     logging = &a;
     hs_log_set(on_log, NULL);
-    catch_signals();
+    hs_program_catch_signals("\nhaste-eval: stopping after this step; once more stops at once\n");
     if (rc) {
         status = report(&a, &err);
     } else if (a.o.help) {
-        hs_eval_options_help(print_line, stdout);
+        hs_eval_options_help(hs_program_print_line, stdout);
     } else if (a.o.version) {
         printf("haste-eval %s\n", HS_VERSION);
     } else {

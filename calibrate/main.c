@@ -6,6 +6,7 @@
 #include "calibrate_options.h"
 #include "check.h"
 #include "cost.h"
+#include "program.h"
 #include "prompts.h"
 #include "report.h"
 #include "run_print.h"
@@ -13,13 +14,12 @@
 
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096 };
+enum { PATH_SIZE = 4096 };
 
 typedef struct app {
     hs_calibrate_options o;
@@ -83,28 +83,9 @@ static void on_progress(void *user, const char *what, int64_t done, int64_t tota
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
-static volatile sig_atomic_t stop_requested;
-
-static void on_signal(int number) {
-    static const char note[] = "\nhaste-calibrate: stopping after this forward; once more stops at once\n";
-    (void)number;
-    if (stop_requested) _exit(EXIT_INTERRUPTED);
-    stop_requested = 1;
-    ssize_t ignored = write(STDERR_FILENO, note, sizeof note - 1);
-    (void)ignored;
-}
-
 static int on_interrupted(void *user) {
     (void)user;
-    return stop_requested;
-}
-
-static void catch_signals(void) {
-    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignore = {.sa_handler = SIG_IGN};
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGPIPE, &ignore, NULL); /* a closed pipe and the limit of file sizes become errors of write */
-    sigaction(SIGXFSZ, &ignore, NULL);
+    return hs_program_stopped();
 }
 
 /* ---- model, prompts, settings ----------------------------------------------------------------------------------- */
@@ -468,10 +449,6 @@ static int work(app *a, hs_err *err) {
     }
 }
 
-static void print_line(void *user, const char *text) {
-    fprintf(user, "%s\n", text);
-}
-
 int main(int argc, char **argv) {
     app a = {.tty = isatty(STDERR_FILENO)};
     hs_err err = {0};
@@ -483,9 +460,9 @@ int main(int argc, char **argv) {
     }
     logging = &a;
     hs_log_set(on_log, NULL);
-    catch_signals();
+    hs_program_catch_signals("\nhaste-calibrate: stopping after this forward; once more stops at once\n");
     if (a.o.help)
-        hs_calibrate_options_help(print_line, stdout);
+        hs_calibrate_options_help(hs_program_print_line, stdout);
     else if (a.o.version)
         printf("haste-calibrate " HS_VERSION "; GPL-3 as a program, through GLPK\n");
     else if (work(&a, &err))

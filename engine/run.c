@@ -6,6 +6,7 @@
 #include "haste.h"
 #include "options.h"
 #include "profile.h"
+#include "program.h"
 #include "prompts.h"
 #include "run_attn.h"
 #include "run_print.h"
@@ -13,7 +14,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, PATH_SIZE = 4096 };
+enum { PATH_SIZE = 4096 };
 
 typedef struct app {
     hs_options o;
@@ -112,29 +112,10 @@ static void on_layer(void *user, int step, int branch, int layer, int heads, con
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
-static volatile sig_atomic_t stop_requested;
-
-static void on_signal(int number) {
-    static const char note[] = "\nhaste-run: stopping after this step or frame; once more stops at once\n";
-    (void)number;
-    if (stop_requested) _exit(EXIT_INTERRUPTED);
-    stop_requested = 1;
-    ssize_t ignored = write(STDERR_FILENO, note, sizeof note - 1);
-    (void)ignored;
-}
-
 /* A fall-back that shows only while the work goes on stops it in the same way. */
 static int on_interrupted(void *user) {
     const app *a = user;
-    return stop_requested || refuse_fallback(a, NULL);
-}
-
-static void catch_signals(void) {
-    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, ignore = {.sa_handler = SIG_IGN};
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGPIPE, &ignore, NULL); /* a closed pipe and the limit of file sizes become errors of write */
-    sigaction(SIGXFSZ, &ignore, NULL);
+    return hs_program_stopped() || refuse_fallback(a, NULL);
 }
 
 /* ---- prompts ---------------------------------------------------------------------------------------------------- */
@@ -364,7 +345,7 @@ static int work(app *a, job *j, hs_err *err) {
     if (!(rc = refuse_fallback(a, err)))
         rc = a->o.decode_latents ? hs_decode(a->session, a->latents, sink, &hooks, &j->stats_of, err)
                                  : hs_generate(a->session, &j->req, sink, &hooks, &j->stats_of, err);
-    if (rc == HS_EINTR && !stop_requested) rc = refuse_fallback(a, err);
+    if (rc == HS_EINTR && !hs_program_stopped()) rc = refuse_fallback(a, err);
     close_line(a);
     a->open_line = 0;
     double start = hs_seconds();
@@ -472,7 +453,7 @@ static int make_videos(app *a) {
     int status = EXIT_DONE;
     if (hs_request_check(a->model, r, NULL, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
         hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
-        (stop_requested && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
+        (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return report(a, &err);
     if (!a->o.quiet) {
         fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", a->o.model, a->info->device, r->width, r->height, r->frames,
@@ -488,10 +469,6 @@ static int make_videos(app *a) {
     return status;
 }
 
-static void print_line(void *user, const char *text) {
-    fprintf(user, "%s\n", text);
-}
-
 int main(int argc, char **argv) {
     app a = {.tty = isatty(STDERR_FILENO)};
     hs_err err = {0};
@@ -503,9 +480,9 @@ int main(int argc, char **argv) {
     }
     logging = &a;
     hs_log_set(on_log, NULL);
-    catch_signals();
+    hs_program_catch_signals("\nhaste-run: stopping after this step or frame; once more stops at once\n");
     if (a.o.help)
-        hs_options_help(print_line, stdout);
+        hs_options_help(hs_program_print_line, stdout);
     else if (a.o.version)
         printf("haste-run " HS_VERSION "; writes %s\n", hs_sink_formats());
     else if (setup(&a, &err) || (a.o.dry_run && dry_run(&a, &err)))

@@ -174,12 +174,14 @@ static inline void put_loose(walk *w, step *st) {
     memcpy(w->loose, w->loose + TILE, (size_t)w->count * sizeof *to);
 }
 
-/* All of the window where it lies, or its first panel to the loose ones: whatever costs less. The end of the segment,
- * behind which there are zeros, is a tile only if it is the last one. */
+/* All of the window where it lies, or its first panel to the loose ones: whatever costs less. The end of the segment is
+ * a tile only if it is the last one, and if the zeros behind it, up to a multiple of HS_ATTN_PAD, reach as far as
+ * products do: a window may begin in the middle of that. */
 static inline void take_window(walk *w, step *st) {
     const int n = (int)hs_min64(TILE, w->last - w->at), kept = __builtin_popcountll(w->window);
     const int32_t from = (int32_t)(w->at - w->first);
-    if (kept * (w->tokens + COPY) >= n * w->tokens && (n == TILE || !w->count)) {
+    const int ends = !w->count && w->at + hs_round_up(n, HS_ATTN_PAD) <= hs_round_up(w->last, HS_ATTN_PAD);
+    if (kept * (w->tokens + COPY) >= n * w->tokens && (n == TILE || ends)) {
         put_tile(st, from, w->window, n);
         move_window(w, TILE);
     } else {
