@@ -179,7 +179,7 @@ static int take_over(const char *path, const char *identity, hs_journal_fn fn, v
     if (!whole && strncmp(text, identity, len)) { /* a writer killed at its first line leaves a part of it */
         r = hs_fail(err, HS_EFORMAT, "%s exists and is no table: name another file", path);
     } else if (whole) {
-        char *end = strchr(text, '\n');
+        char *end = memchr(text, '\n', whole); /* a broken file may have zeros before it */
         *end = '\0';
         r = hs_journal_same(path, text, identity, err);
         *end = '\n';

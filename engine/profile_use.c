@@ -44,6 +44,8 @@ int hs_profile_policy(const hs_profile *p, int budget, int steps, hs_attn_policy
     if (a.reuse.kind == HS_REUSE_INTERVAL) {
         a.reuse.interval = (2 * a.reuse.interval * steps + p->steps) / (2 * p->steps);
         if (a.reuse.interval < 1) a.reuse.interval = 1;
+        if (a.reuse.interval > steps)
+            a.reuse.interval = steps; /* once, as more would be, and in the range of a policy */
     }
     *ret = a;
     return 0;
