@@ -1,8 +1,8 @@
 /* cuBLASLt, loaded when a GPU is opened and not before: linked in, half a gigabyte of library would cost every run of
  * every program 0.15 s and 200 MB, on machines without a GPU too.
  */
-#ifndef HS_CUDA_CUBLASLT_H
-#define HS_CUDA_CUBLASLT_H
+#ifndef HS_CUBLASLT_H
+#define HS_CUBLASLT_H
 #include "base.h"
 
 #include <cublasLt.h>

@@ -6,8 +6,8 @@
  * conv.cu its convolutions. Everything runs on one stream in call order; nothing waits for the device but download,
  * sync and count_nonfinite. Failures are sticky (backend.h).
  */
-#ifndef HS_CUDA_H
-#define HS_CUDA_H
+#ifndef HS_GPU_STATE_H
+#define HS_GPU_STATE_H
 #include "backend.h"
 #include "mask.h"
 

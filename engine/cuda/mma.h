@@ -5,8 +5,8 @@
  *   b0, b1   B [16, 8]:  (2q.., g), (2q + 8.., g), two values each
  *   d[0..3]  D [16, 8]:  (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1)
  */
-#ifndef HS_CUDA_MMA_H
-#define HS_CUDA_MMA_H
+#ifndef HS_MMA_H
+#define HS_MMA_H
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
