@@ -97,16 +97,7 @@ static void make_request(app *a) {
     const hs_options *o = &a->o.run;
     hs_request *r = &a->req;
     *r = hs_request_default(hs_eval_bench_model(a->bench));
-    if (o->width) r->width = o->width;
-    if (o->height) r->height = o->height;
-    if (o->frames) r->frames = o->frames;
-    if (o->fps) r->fps = o->fps;
-    if (o->steps) r->steps = o->steps;
-    if (!isnan(o->guidance)) r->guidance = o->guidance;
-    if (!isnan(o->shift)) r->shift = o->shift;
-    if (o->solver >= 0) r->solver = (hs_solver_kind)o->solver;
-    r->sigmas = o->sigmas;
-    r->negative = o->negative;
+    hs_options_request(o, r);
     r->seed = o->has_seed ? o->seed : 0;
 }
 

@@ -125,15 +125,7 @@ static int make_request(const app *a, hs_request *r, hs_err *err) {
     hs_options o = a->o.run;
     int flags;
     *r = hs_request_default(a->model);
-    if (o.width) r->width = o.width;
-    if (o.height) r->height = o.height;
-    if (o.frames) r->frames = o.frames;
-    if (o.steps) r->steps = o.steps;
-    if (!isnan(o.guidance)) r->guidance = o.guidance;
-    if (!isnan(o.shift)) r->shift = o.shift;
-    if (o.solver >= 0) r->solver = (hs_solver_kind)o.solver;
-    r->sigmas = o.sigmas;
-    r->negative = o.negative;
+    hs_options_request(&o, r);
     if (o.attention < 0) o.attention = HS_XATTENTION;
     r->attention = hs_attn_policy_default(HS_DENSE);
     return hs_options_attention(&o, &r->attention, &flags, err);

@@ -577,3 +577,16 @@ int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *e
     }
     return n < 0 || (size_t)n >= size ? hs_fail(err, HS_EINVAL, "%.100s...: path too long", path) : 0;
 }
+
+void hs_options_request(const hs_options *o, hs_request *r) {
+    if (o->width) r->width = o->width;
+    if (o->height) r->height = o->height;
+    if (o->frames) r->frames = o->frames;
+    if (o->fps) r->fps = o->fps;
+    if (o->steps) r->steps = o->steps;
+    if (!isnan(o->guidance)) r->guidance = o->guidance;
+    if (!isnan(o->shift)) r->shift = o->shift;
+    if (o->solver >= 0) r->solver = (hs_solver_kind)o->solver;
+    r->sigmas = o->sigmas;
+    r->negative = o->negative;
+}

@@ -63,4 +63,7 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user);
  * numbered. ret has size bytes. */
 int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err);
 
+/* What is given of size, frames, steps, guidance, shift, solver, sigmas and negative prompt; the rest of *r stays. */
+void hs_options_request(const hs_options *o, hs_request *r);
+
 #endif

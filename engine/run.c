@@ -155,16 +155,7 @@ static int make_request(app *a, hs_err *err) {
         r->frames = (int)(s[1] - 1) * i->stride_t + 1;
         r->height = (int)s[2] * i->stride_s, r->width = (int)s[3] * i->stride_s;
     }
-    if (o->width) r->width = o->width;
-    if (o->height) r->height = o->height;
-    if (o->frames) r->frames = o->frames;
-    if (o->fps) r->fps = o->fps;
-    if (o->steps) r->steps = o->steps;
-    if (!isnan(o->guidance)) r->guidance = o->guidance;
-    if (!isnan(o->shift)) r->shift = o->shift;
-    if (o->solver >= 0) r->solver = (hs_solver_kind)o->solver;
-    r->sigmas = o->sigmas;
-    r->negative = o->negative;
+    hs_options_request(o, r);
     r->seed = o->seed;
     if (!o->has_seed && !o->noise && !o->decode_latents) rc = random_seed(&r->seed, err);
     if (rc || o->decode_latents) return rc;
