@@ -12,18 +12,20 @@ enum {
 };
 
 /* ---- device ---------------------------------------------------------------------------------------------------- */
-/* "cuda" or "cuda:N" with at most two digits */
+/* "cuda" or "cuda-portable" (without the kernels of one architecture), alone or with ":N" of at most two digits */
 static int is_cuda(const char *name) {
+    if (strncmp(name, "cuda", 4)) return 0;
+    name += strncmp(name, "cuda-portable", 13) ? 4 : 13;
     const size_t n = strlen(name);
-    return !strcmp(name, "cuda") ||
-           (!strncmp(name, "cuda:", 5) && n > 5 && n < 8 && strspn(name + 5, "0123456789") == n - 5);
+    return !n || (*name == ':' && n > 1 && n < 4 && strspn(name + 1, "0123456789") == n - 1);
 }
 
 static int open_named(const hs_device_params *p, hs_device *dev, hs_err *err) {
     if (!strcmp(p->name, "ref")) return hs_ref_open(p, dev, err);
     if (!strcmp(p->name, "cpu")) return hs_cpu_open(p, dev, err);
     if (is_cuda(p->name)) return hs_cuda_open(p, dev, err);
-    return hs_fail(err, HS_EINVAL, "unknown device '%s', expected auto, cpu, ref, cuda or cuda:N", p->name);
+    return hs_fail(err, HS_EINVAL, "unknown device '%s', expected auto, cpu, ref, cuda, cuda:N or cuda-portable",
+                   p->name);
 }
 
 /* The fastest backend that answers. A GPU may fail in any way, with a warning; the cpu must not, unless not built. */

@@ -7,31 +7,6 @@
 #include "cuda/attn_mma.cuh"
 #include "cuda/attn_plain.cuh"
 
-static const float LOG2_E = 1.44269504f;
-
-static attn_call call_of(const hs_attention *a) {
-    attn_call c = {};
-    c.q = a->q.p, c.k = a->k.p, c.v = a->v.p, c.out = a->out.p;
-    c.ld_q = a->ld_q, c.ld_k = a->ld_k, c.ld_v = a->ld_v, c.ld_out = a->ld_out;
-    c.len_q = (int)a->len_q, c.len_k = (int)a->len_k;
-    c.heads = a->heads, c.head_dim = a->head_dim;
-    c.unit = a->scale * LOG2_E;
-    c.per_scale = 1 / a->scale;
-    c.last_key_bonus = a->last_key_bonus / a->scale;
-    c.rel_bias = (const float *)a->rel_bias.p;
-    const hs_mask *m = a->mask;
-    if (!m) return c;
-    c.bits = (const uint32_t *)m->bits.p;
-    c.dense = (const uint8_t *)m->dense.p;
-    c.rows = m->rows, c.cols = m->cols, c.words = m->words, c.block = m->block;
-    if (!m->block) {
-        c.q_order = (const int32_t *)m->q_order.p, c.k_order = (const int32_t *)m->k_order.p;
-        c.q_start = (const int32_t *)m->q_start.p, c.k_start = (const int32_t *)m->k_start.p;
-    }
-    c.comp_k = a->comp_k.p, c.comp_v = a->comp_v.p;
-    return c;
-}
-
 /* Sets the number of tiles; 0 after a sticky error. */
 static unsigned grid_of(hs_device *dev, attn_call *c, int tile_rows, int parts) {
     const int64_t tiles = attn_tiles(c, tile_rows);
@@ -74,13 +49,8 @@ template <typename T> static int launch_shape(hs_device *dev, attn_call *c) {
     return launch_mma<attn_shape<T, 128, 4, 2, 1, 64, 2>>(dev, c);
 }
 
-/* Rows of tensor core kernels are loaded in pieces of 16 bytes; the bytes between them fit into 32 bits. */
-static int in_pieces(const hs_buf *b, int64_t ld) {
-    return (uintptr_t)b->p % 16 == 0 && ld % 8 == 0 && ld < INT32_MAX;
-}
 static int for_tensor_cores(const hs_attention *a) {
-    return a->q.type != HS_F32 && a->head_dim % 8 == 0 && a->head_dim <= 384 && in_pieces(&a->q, a->ld_q) &&
-           in_pieces(&a->k, a->ld_k) && in_pieces(&a->v, a->ld_v) && in_pieces(&a->out, a->ld_out);
+    return a->q.type != HS_F32 && a->head_dim % 8 == 0 && a->head_dim <= 384 && attn_in_pieces(a);
 }
 
 /* Means in the type of the keys, for the tensor core kernels; 0 after a sticky error. */
@@ -102,7 +72,8 @@ void hs_cuda_attention(hs_device *dev, const hs_attention *a) {
                          (long long)a->len_k, INT32_MAX / 2);
         return;
     }
-    attn_call c = call_of(a);
+    if (hs_cuda_attention_hopper(dev, a)) return;
+    attn_call c = attn_call_of(a);
     if (for_tensor_cores(a)) {
         attn_call rounded = c;
         if (!round_means(dev, a, &rounded)) return;

@@ -28,6 +28,38 @@ typedef struct attn_call {
     int tiles;                   /* per head; some may be empty */
 } attn_call;
 
+static inline attn_call attn_call_of(const hs_attention *a) {
+    attn_call c = {};
+    c.q = a->q.p, c.k = a->k.p, c.v = a->v.p, c.out = a->out.p;
+    c.ld_q = a->ld_q, c.ld_k = a->ld_k, c.ld_v = a->ld_v, c.ld_out = a->ld_out;
+    c.len_q = (int)a->len_q, c.len_k = (int)a->len_k;
+    c.heads = a->heads, c.head_dim = a->head_dim;
+    c.unit = a->scale * 1.44269504f;
+    c.per_scale = 1 / a->scale;
+    c.last_key_bonus = a->last_key_bonus / a->scale;
+    c.rel_bias = (const float *)a->rel_bias.p;
+    const hs_mask *m = a->mask;
+    if (!m) return c;
+    c.bits = (const uint32_t *)m->bits.p;
+    c.dense = (const uint8_t *)m->dense.p;
+    c.rows = m->rows, c.cols = m->cols, c.words = m->words, c.block = m->block;
+    if (!m->block) {
+        c.q_order = (const int32_t *)m->q_order.p, c.k_order = (const int32_t *)m->k_order.p;
+        c.q_start = (const int32_t *)m->q_start.p, c.k_start = (const int32_t *)m->k_start.p;
+    }
+    c.comp_k = a->comp_k.p, c.comp_v = a->comp_v.p;
+    return c;
+}
+
+/* Rows of tensor core kernels are loaded in pieces of 16 bytes; the bytes between them fit into 32 bits. */
+static inline int attn_in_pieces(const hs_attention *a) {
+    const hs_buf *const b[] = {&a->q, &a->k, &a->v, &a->out};
+    const int64_t ld[] = {a->ld_q, a->ld_k, a->ld_v, a->ld_out};
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)b[i]->p % 16 || ld[i] % 8 || ld[i] >= INT32_MAX) return 0;
+    return 1;
+}
+
 /* Queries at places [first, first + count) of a head; they share a row of bits. */
 typedef struct attn_tile {
     int head, first, count;
