@@ -3,32 +3,49 @@
 
 enum { PLAN_THREADS = 256, PLAN_TILES = 4096 /* of a head; more come in their natural order */ };
 
-/* The tiles' lengths and order; a block per head. The last head to finish ranks the heads. */
+/* Keys that a row of the mask keeps; by a warp. */
+static __device__ int keys_of_row(const attn_call &a, int head, int row) {
+    const uint32_t *bits = a.bits + ((int64_t)head * a.rows + row) * a.words;
+    int keys = 0;
+    for (int w = (int)threadIdx.x % 32; w < a.words; w += 32) {
+        const uint32_t word = bits[w];
+        if (a.block)
+            keys += __popc(word) * a.block;
+        else
+            for (uint32_t left = word; left; left &= left - 1) {
+                const int c = w * 32 + __ffs((int)left) - 1;
+                keys += attn_edge(a, head, c + 1) - attn_edge(a, head, c);
+            }
+        if (a.block && w == a.words - 1 && word >> ((a.cols - 1) % 32) & 1) keys -= a.cols * a.block - a.len_k;
+    }
+    for (int d = 16; d; d /= 2) keys += __shfl_xor_sync(~0u, keys, d);
+    return keys;
+}
+
+/* The tiles' keys and order; a block per head. The last head to finish ranks the heads. */
 static __global__ void __launch_bounds__(PLAN_THREADS)
-    plan_tiles(const __grid_constant__ attn_call a, hopper_plan plan, int rows_per_tile, int keys) {
-    __shared__ int length[PLAN_TILES], sum, last;
-    const int head = (int)blockIdx.x, tid = (int)threadIdx.x;
-    const int parts = a.block / rows_per_tile, all = (a.len_k + keys - 1) / keys, dense = a.dense[head];
-    const int full = a.block / keys, end = (a.len_k - (a.cols - 1) * a.block + keys - 1) / keys; /* steps of a column */
+    plan_tiles(const __grid_constant__ attn_call a, hopper_plan plan, int tile_rows) {
+    __shared__ int keys[PLAN_TILES], last; /* keys: of a tile; -1: there is none */
+    __shared__ unsigned long long sum;     /* of the tiles */
+    const int head = (int)blockIdx.x, tid = (int)threadIdx.x, some = min(a.tiles, (int)PLAN_TILES);
     if (tid == 0) sum = 0;
+    for (int r = tid / 32; r < a.rows; r += PLAN_THREADS / 32) {
+        const int k = keys_of_row(a, head, r);
+        if (tid % 32 == 0) plan.keys[head * a.rows + r] = k;
+    }
     __syncthreads();
-    for (int r = tid; r < a.rows; r += PLAN_THREADS) {
-        const uint32_t *bits = a.bits + ((int64_t)head * a.rows + r) * a.words;
-        int kept = 0;
-        for (int w = 0; w < a.words; w++) kept += __popc(bits[w]);
-        const int ends = bits[a.words - 1] >> ((a.cols - 1) % 32) & 1;
-        const int steps = dense ? all : (kept - ends) * full + ends * end;
-        plan.steps[head * a.rows + r] = steps;
-        if (r < PLAN_TILES) length[r] = steps;
-        atomicAdd(&sum, steps);
+    for (int t = tid; t < some; t += PLAN_THREADS) {
+        attn_tile tile;
+        const int there = attn_tile_at(a, tile_rows, (int64_t)head * a.tiles + t, &tile);
+        keys[t] = !there ? -1 : tile.bits ? plan.keys[head * a.rows + hopper_row(a, tile)] : a.len_k;
+        if (there) atomicAdd(&sum, (unsigned long long)keys[t]);
     }
     __syncthreads();
     for (int t = tid; t < a.tiles; t += PLAN_THREADS) {
         int rank = t;
-        if (a.rows <= PLAN_TILES && !dense) {
-            const int row = t / parts, mine = length[row];
-            rank = t % parts;
-            for (int r = 0; r < a.rows; r++) rank += length[r] > mine || (length[r] == mine && r < row) ? parts : 0;
+        if (a.tiles <= PLAN_TILES) {
+            rank = 0;
+            for (int i = 0; i < a.tiles; i++) rank += keys[i] > keys[t] || (keys[i] == keys[t] && i < t);
         }
         plan.tile_order[head * a.tiles + rank] = t;
     }
@@ -41,10 +58,10 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
     __syncthreads();
     if (!last) return;
     for (int h = tid; h < a.heads; h += PLAN_THREADS) {
-        const int mine = ((volatile int *)plan.load)[h];
+        const unsigned long long mine = ((volatile unsigned long long *)plan.load)[h];
         int rank = 0;
         for (int i = 0; i < a.heads; i++) {
-            const int other = ((volatile int *)plan.load)[i];
+            const unsigned long long other = ((volatile unsigned long long *)plan.load)[i];
             rank += other > mine || (other == mine && i < h);
         }
         plan.head_order[rank] = h;
@@ -53,9 +70,9 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
 
 template <typename S> static int launch(hs_device *dev, const hs_attention *a, hopper_call *c) {
     hs_cuda *const gpu = hs_cuda_of(dev);
-    const size_t bytes = hopper_bytes<S>(c->a.words);
+    const size_t bytes = hopper_bytes<S>();
     const int64_t tiles = attn_tiles(&c->a, S::ROWS), total = tiles * a->heads;
-    const bool bf16 = std::is_same<typename S::T, __nv_bfloat16>::value, planned = a->mask && a->mask->block;
+    const bool bf16 = std::is_same<typename S::T, __nv_bfloat16>::value, planned = a->mask;
     if (bytes > gpu->shared_max || total > INT32_MAX / 2) return 0;
     if (!S::GATHER && !(hopper_map(&c->q, bf16, a->q.p, HOPPER_DIM, a->len_q, a->heads, a->ld_q, HOPPER_DIM, S::ROWS) &&
                         hopper_map(&c->k, bf16, a->k.p, HOPPER_DIM, a->len_k, a->heads, a->ld_k, HOPPER_DIM, S::KEYS) &&
@@ -64,19 +81,19 @@ template <typename S> static int launch(hs_device *dev, const hs_attention *a, h
     c->a.tiles = (int)tiles;
     c->total = (int)total;
     const int64_t rows = planned ? (int64_t)a->heads * a->mask->rows : 0, order = planned ? total : 0;
-    int *room = (int *)hs_cuda_scratch(dev, (size_t)(4 + rows + order + 2 * a->heads) * sizeof(int));
+    int *room = (int *)hs_cuda_scratch(dev, (size_t)(4 + rows + order + 3 * a->heads) * sizeof(int));
     if (!room) return 1;
     c->plan.next = room;
     c->plan.done = room + 1;
     if (planned) {
-        c->plan.steps = room + 4;
-        c->plan.tile_order = c->plan.steps + rows;
-        c->plan.load = c->plan.tile_order + order;
-        c->plan.head_order = c->plan.load + a->heads;
+        c->plan.load = (unsigned long long *)(room + 4);
+        c->plan.keys = room + 4 + 2 * a->heads;
+        c->plan.tile_order = c->plan.keys + rows;
+        c->plan.head_order = c->plan.tile_order + order;
     }
     if (!hs_cuda_ok(dev, cudaMemsetAsync(room, 0, 2 * sizeof(int), gpu->stream), "attention")) return 1;
     if (planned) {
-        plan_tiles<<<(unsigned)a->heads, PLAN_THREADS, 0, gpu->stream>>>(c->a, c->plan, S::ROWS, S::KEYS);
+        plan_tiles<<<(unsigned)a->heads, PLAN_THREADS, 0, gpu->stream>>>(c->a, c->plan, S::ROWS);
         if (!HS_CUDA_LAUNCHED(dev, "attention, plan")) return 1;
     }
     const cudaError_t e = cudaFuncSetAttribute(attn_hopper<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
@@ -90,9 +107,10 @@ template <typename S> static int launch(hs_device *dev, const hs_attention *a, h
 /* Tiles of 128 rows where a mask's blocks allow it; a processor has room for one of them, or for two of 64 rows. */
 template <typename T> static int launch_shape(hs_device *dev, const hs_attention *a, hopper_call *c) {
     const hs_mask *m = a->mask;
-    if (!m || (m->block && m->block % 128 == 0)) return launch<hopper_shape<T, 2, 128, 1, false, 40, 232>>(dev, a, c);
-    if (m->block) return launch<hopper_shape<T, 1, 64, 2, false, 56, 200>>(dev, a, c);
-    return launch<hopper_shape<T, 1, 64, 2, true, 56, 200>>(dev, a, c);
+    if (!m || (m->block && m->block % 128 == 0))
+        return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 40, 232>>(dev, a, c);
+    if (m->block) return launch<hopper_shape<T, 1, 64, 2, false, 1, 3, 56, 200>>(dev, a, c);
+    return launch<hopper_shape<T, 1, 64, 2, true, 2, 2, 56, 200>>(dev, a, c);
 }
 
 int hs_cuda_attention_hopper(hs_device *dev, const hs_attention *a) {
