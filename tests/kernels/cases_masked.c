@@ -34,6 +34,23 @@ static void list(void) {
     emit("q=130 k=200 heads=1 D=384 block=128 keep=60 comp=1");
     emit("q=300 k=300 heads=1 D=128 block=64 keep=40 stacked=1 spread=20");
     emit("q=300 k=300 heads=1 D=128 rows=7 cols=70 keep=40 stacked=1 spread=20 bonus=2");
+    /* tiles and steps of 128 and of 64 of kernels that keep several under way; more tiles than processors; the last
+     * block kept or not; columns of several steps; bits of several words */
+    emit("q=700 k=700 heads=3 D=128 block=128 keep=40 stacked=1 dense=2");
+    emit("q=1000 k=1000 heads=2 D=128 block=256 keep=60 stacked=1");
+    emit("q=1000 k=1030 heads=2 D=128 block=192 keep=50");
+    emit("q=257 k=640 heads=4 D=128 block=128 keep=15");
+    emit("q=300 k=300 heads=2 D=128 block=128 keep=0 stacked=1");
+    emit("q=130 k=300 heads=2 D=128 block=128 keep=60 bonus=3 pad=8");
+    emit("q=130 k=300 heads=2 D=128 block=64 keep=60 bonus=3 pad=8");
+    emit("q=1600 k=200 heads=24 D=128 block=64 keep=35");
+    emit("q=2100 k=130 heads=12 D=128 block=128 keep=60");
+    emit("q=130 k=4700 heads=2 D=128 block=128 keep=30 spread=20");
+    emit("q=70 k=4700 heads=2 D=128 block=64 keep=30");
+    emit("q=1500 k=1300 heads=3 D=128 rows=20 cols=90 keep=35 dense=2");
+    emit("q=300 k=2600 heads=2 D=128 rows=4 cols=1100 keep=30");
+    emit("q=1700 k=300 heads=12 D=128 rows=25 cols=40 keep=40 spread=20");
+    emit("q=200 k=700 heads=2 D=128 rows=9 cols=7 keep=0");
 }
 
 enum { RESULT, BITS, DENSE, Q_ORDER, K_ORDER, Q_START, K_START, COMP_K, COMP_V, Q, K, V, QKV = Q };
