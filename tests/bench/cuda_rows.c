@@ -22,7 +22,7 @@ typedef struct bench {
     int failed;
     double copy;                    /* bytes per second */
     hs_buf act, wide, x, vec, gate; /* [n, d] act, [n, max(3d, ff)] act, [n, d] F32, [6 * d] F32 twice */
-    hs_buf rope, mean;              /* [n, HEAD_DIM] F32, [d] F32 */
+    hs_buf rope, mean;              /* [n, HEAD_DIM] F32, [2 * d] F32 */
     hs_weight *w;
     hs_linear product;
     void *noise; /* [NOISE] act type */
@@ -37,23 +37,28 @@ static void convert_rows(bench *b) {
 static void norm_rows(bench *b) {
     hs_op_norm(b->dev, HS_NORM_LAYER, b->x, b->n, b->d, b->vec, b->gate, 1e-6f, b->act);
 }
-static void turn(bench *b, hs_buf mean) {
-    hs_op_qk_norm(b->dev, &(hs_qk_norm){.x = b->wide,
-                                        .gamma = b->vec,
-                                        .rope = b->rope,
-                                        .mean = mean,
-                                        .rows = b->n,
-                                        .ld = 3 * b->d,
-                                        .col = b->d,
-                                        .d = b->d,
-                                        .head_dim = HEAD_DIM,
-                                        .eps = 1e-6f});
+/* Queries alone as cross-attention has them (parts 1), queries and keys as self-attention has them (2). */
+static void turn(bench *b, int parts, int means) {
+    hs_op_qk_norm(b->dev,
+                  &(hs_qk_norm){.x = b->wide,
+                                .gamma = {b->vec, hs_buf_at(b->vec, b->d, b->d)},
+                                .rope = parts == 2 ? b->rope : HS_NOBUF,
+                                .mean = {means ? b->mean : HS_NOBUF, means ? hs_buf_at(b->mean, b->d, b->d) : HS_NOBUF},
+                                .rows = b->n,
+                                .ld = parts == 2 ? 3 * b->d : b->d,
+                                .d = b->d,
+                                .parts = parts,
+                                .head_dim = HEAD_DIM,
+                                .eps = 1e-6f});
 }
-static void turn_only(bench *b) {
-    turn(b, HS_NOBUF);
+static void norm_queries(bench *b) {
+    turn(b, 1, 0);
 }
-static void turn_and_mean(bench *b) {
-    turn(b, b->mean);
+static void turn_both(bench *b) {
+    turn(b, 2, 0);
+}
+static void turn_and_means(bench *b) {
+    turn(b, 2, 1);
 }
 static void combine_rows(bench *b) {
     const int64_t n = b->x.n / 2;
@@ -170,7 +175,7 @@ static int prepare(bench *b, hs_err *err) {
         (rc = hs_device_alloc(b->dev, HS_F32, 6 * d, "vectors", &b->vec, err)) ||
         (rc = hs_device_alloc(b->dev, HS_F32, 6 * d, "vectors", &b->gate, err)) ||
         (rc = hs_device_alloc(b->dev, HS_F32, n * HEAD_DIM, "angles", &b->rope, err)) ||
-        (rc = hs_device_alloc(b->dev, HS_F32, d, "means", &b->mean, err)))
+        (rc = hs_device_alloc(b->dev, HS_F32, 2 * d, "means", &b->mean, err)))
         return rc;
     fill(b, b->act), fill(b, b->wide), fill(b, b->x), fill(b, b->vec), fill(b, b->gate), fill(b, b->rope);
     return hs_device_check(b->dev, err);
@@ -217,8 +222,9 @@ int main(int argc, char **argv) {
     rows(&b, "copy, 16 bits", copy_rows, 2 * size * values);
     rows(&b, "conversion from F32", convert_rows, (4 + size) * values);
     rows(&b, "norm and modulation", norm_rows, (4 + size) * values);
-    rows(&b, "norm and rotation of queries", turn_only, 2 * size * values + angles);
-    rows(&b, "  and token means", turn_and_mean, 2 * size * values + angles);
+    rows(&b, "norm of cross-attention's queries", norm_queries, 2 * size * values);
+    rows(&b, "norm and rotation of queries and keys", turn_both, 4 * size * values + angles);
+    rows(&b, "  and token means", turn_and_means, 4 * size * values + angles);
     rows(&b, "sum of two, F32", combine_rows, 6 * values);
     products(&b);
     hs_buf all[] = {b.act, b.wide, b.x, b.vec, b.gate, b.rope, b.mean};
