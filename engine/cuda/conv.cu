@@ -16,9 +16,9 @@
 #include <type_traits>
 
 enum {
-    TILE_Y = 12, /* divides the sizes of 480p and 720p at all levels but the lowest */
-    TILE_X = 16, /* the 16 rows of one matrix fragment */
-    THREADS = TILE_Y * TILE_X,
+    TILE_Y = 12,                         /* divides the sizes of 480p and 720p at all levels but the lowest */
+    TILE_X = 16,                         /* the 16 rows of one matrix fragment */
+    THREADS = TILE_Y * TILE_X,           /* without tensor cores */
     PATCH = (TILE_Y + 2) * (TILE_X + 2), /* pixels under a tile, at most */
     CHUNK = 32,                          /* input channels of a step on tensor cores: 64 bytes of a pixel */
     CHUNK_F32 = 8,                       /* and without */
@@ -186,28 +186,35 @@ __device__ __forceinline__ unsigned piece_at(int row, int piece) {
     return (unsigned)(row * 64 + (((piece ^ (row >> 1)) & 3) << 4));
 }
 
-/* What a thread brings in: every THREADS-th piece, so always of the same place in a row and LOADED_ROWS rows apart,
- * which leaves the exchange as it is. A patch has room for all rows that this touches. */
-enum { LOADED_ROWS = THREADS / 4, PATCH_LOADS = (PATCH + LOADED_ROWS - 1) / LOADED_ROWS };
+/* The warps of a block: for 96 columns four, 96 pixels x 48 columns each, which read less from shared memory per
+ * product than six of 64 x 48 and so leave it to the copies; for fewer columns six, 32 pixels x all columns. */
+static __host__ __device__ constexpr int warps_of(int columns) {
+    return columns == 96 ? 4 : 6;
+}
 
-static int patch_loads(const conv_plan &p) {
-    return ((TILE_Y + p.ky - 1) * (TILE_X + p.kx - 1) + LOADED_ROWS - 1) / LOADED_ROWS;
+/* What a thread brings in: every so many-th piece as the block has threads, so always of the same place in a row and
+ * loaded_rows rows apart (a multiple of 8, which leaves the exchange as it is). A patch has room for all rows that this
+ * touches. */
+static __host__ __device__ constexpr int loaded_rows(int columns) {
+    return warps_of(columns) * 8;
+}
+static __host__ __device__ constexpr int loads_for(int pixels, int columns) {
+    return (pixels + loaded_rows(columns) - 1) / loaded_rows(columns);
 }
 
 /* Channels c.. of the pixels of frame x, -1 for zeros. DIRECT: x can be copied in pieces of 16 bytes (channels in
  * eights, aligned); otherwise value by value. */
-template <typename T, bool DIRECT>
-__device__ __forceinline__ void load_patch(const conv_plan &p, const int (&pixel)[PATCH_LOADS], const T *x, int c,
+template <typename T, bool DIRECT, int APART, int LOADS>
+__device__ __forceinline__ void load_patch(const conv_plan &p, const int (&pixel)[LOADS], const T *x, int c,
                                            unsigned char *to) {
 #pragma unroll
-    for (int k = 0; k < PATCH_LOADS; k++) {
+    for (int k = 0; k < LOADS; k++) {
         if (k >= p.loads) break;
         if (DIRECT) {
             const bool valid = (pixel[k] >= 0) & (c < p.cin);
-            copy_async16(shared_address(to) + k * LOADED_ROWS * 64, valid ? x + (int64_t)pixel[k] * p.cin + c : x,
-                         valid);
+            copy_async16(shared_address(to) + k * APART * 64, valid ? x + (int64_t)pixel[k] * p.cin + c : x, valid);
         } else {
-            T *values = (T *)(to + k * LOADED_ROWS * 64);
+            T *values = (T *)(to + k * APART * 64);
             for (int j = 0; j < 8; j++)
                 values[j] = pixel[k] >= 0 && c + j < p.cin ? x[(int64_t)pixel[k] * p.cin + c + j] : from_f32<T>(0);
         }
@@ -255,24 +262,25 @@ __device__ __forceinline__ void put_row(const conv_plan &p, const int64_t (&at)[
     }
 }
 
-/* COLUMNS: of the block; its six warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x several columns. */
+/* COLUMNS: of the block; its warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x several columns. */
 template <typename T, int COLUMNS, bool DIRECT>
-static __global__ void __launch_bounds__(THREADS, 2) conv_kernel(const __grid_constant__ conv_plan p) {
-    constexpr int WARPS_N = COLUMNS == 96 ? 2 : 1, WARPS_Y = 6 / WARPS_N, ROWS = TILE_Y / WARPS_Y,
+static __global__ void __launch_bounds__(warps_of(COLUMNS) * 32, 2) conv_kernel(const __grid_constant__ conv_plan p) {
+    constexpr int WARPS_N = COLUMNS == 96 ? 2 : 1, WARPS_Y = warps_of(COLUMNS) / WARPS_N, ROWS = TILE_Y / WARPS_Y,
                   WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
     constexpr int SLICE = COLUMNS * 64;      /* bytes of weights of a step */
+    constexpr int APART = loaded_rows(COLUMNS), LOADS = loads_for(PATCH, COLUMNS);
     extern __shared__ __align__(128) unsigned char shared[];
     const tile a = tile_of(p, COLUMNS);
     const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, row0 = warp / WARPS_N * ROWS,
               col0 = warp % WARPS_N * WIDTH;
     const int width = TILE_X + p.kx - 1, taps = p.ky * p.kx, steps = p.kt * p.chunks * taps,
-              patch_bytes = p.loads * LOADED_ROWS * 64;
+              patch_bytes = p.loads * APART * 64;
 
-    int pixel[PATCH_LOADS];
+    int pixel[LOADS];
     const int load_row = (int)threadIdx.x >> 2, load_piece = (int)threadIdx.x & 3;
 #pragma unroll
-    for (int k = 0; k < PATCH_LOADS; k++) {
-        const int i = load_row + k * LOADED_ROWS, py = i / width;
+    for (int k = 0; k < LOADS; k++) {
+        const int i = load_row + k * APART, py = i / width;
         pixel[k] = py < TILE_Y + p.ky - 1 ? patch_pixel(p, a, py, i % width) : -1;
     }
 
@@ -285,17 +293,16 @@ static __global__ void __launch_bounds__(THREADS, 2) conv_kernel(const __grid_co
     auto load = [&]() {
         if (ahead < steps) {
             if (ahead_tap == 0) {
-                load_patch<T, DIRECT>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
-                                      load_at + STAGES * SLICE + ahead_patch * patch_bytes);
+                load_patch<T, DIRECT, APART>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
+                                             load_at + STAGES * SLICE + ahead_patch * patch_bytes);
                 ahead_patch = ahead_patch + 1 == p.patches ? 0 : ahead_patch + 1;
                 ahead_chunk = ahead_chunk + 1 == p.chunks ? 0 : ahead_chunk + 1;
                 if (ahead_chunk == 0) x += frame;
             }
             const unsigned slice = shared_address(load_at) + ahead % STAGES * SLICE;
 #pragma unroll
-            for (int k = 0; k * THREADS < COLUMNS * 4; k++)
-                if (k * THREADS + (int)threadIdx.x < COLUMNS * 4)
-                    copy_async16(slice + k * LOADED_ROWS * 64, w + k * THREADS * 8, true);
+            for (int k = 0; k * APART < COLUMNS; k++)
+                if (k * APART + load_row < COLUMNS) copy_async16_cached(slice + k * APART * 64, w + k * APART * CHUNK);
             w += (int64_t)p.columns * CHUNK;
             ahead_tap = ahead_tap + 1 == taps ? 0 : ahead_tap + 1;
             ahead++;
@@ -399,36 +406,36 @@ static __global__ void __launch_bounds__(THREADS) conv_f32_kernel(const __grid_c
 }
 
 /* ---- the operation ---------------------------------------------------------------------------------------------- */
-template <typename T, int COLUMNS, bool DIRECT>
-static void launch(hs_device *dev, const conv_plan &p, unsigned blocks, size_t shared) {
+template <typename T, int COLUMNS, bool DIRECT> static void launch(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
+    const int taps = p.ky * p.kx;
+    /* Patches that steps in flight can touch: those of the next STAGES - 1 steps and the one in use. */
+    p.patches = (STAGES - 1 + taps - 1) / taps + 1;
+    p.loads = loads_for((TILE_Y + p.ky - 1) * (TILE_X + p.kx - 1), COLUMNS);
+    p.tiles_n = p.columns / COLUMNS;
+    const size_t shared = (size_t)STAGES * COLUMNS * 64 + (size_t)p.patches * p.loads * loaded_rows(COLUMNS) * 64;
     if (hs_cuda_ok(dev,
                    cudaFuncSetAttribute(conv_kernel<T, COLUMNS, DIRECT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         (int)shared),
                    "conv"))
-        conv_kernel<T, COLUMNS, DIRECT><<<blocks, THREADS, shared, hs_cuda_of(dev)->stream>>>(p);
+        conv_kernel<T, COLUMNS, DIRECT>
+            <<<pixel_tiles *(unsigned)p.tiles_n, warps_of(COLUMNS) * 32, shared, hs_cuda_of(dev)->stream>>>(p);
 }
 
 template <typename T> static void launch_typed(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
     /* The value-by-value kernel takes 16 columns, which divide the padded columns of all the others. */
     const bool direct = p.cin % 8 == 0 && (uintptr_t)p.x % 16 == 0;
-    const int columns = direct ? tile_columns(dev->act, p.cout) : 16, taps = p.ky * p.kx;
-    /* Patches that steps in flight can touch: those of the next STAGES - 1 steps and the one in use. */
-    p.patches = (STAGES - 1 + taps - 1) / taps + 1;
-    p.loads = patch_loads(p);
+    const int columns = direct ? tile_columns(dev->act, p.cout) : 16;
     p.pairs = p.cout % 2 == 0 && ((uintptr_t)p.y | (uintptr_t)p.add) % (p.y_f32 ? 8 : 4) == 0;
-    p.tiles_n = p.columns / columns;
-    const unsigned blocks = pixel_tiles * (unsigned)p.tiles_n;
-    const size_t shared = (size_t)STAGES * columns * 64 + (size_t)p.patches * p.loads * LOADED_ROWS * 64;
     if (!direct)
-        launch<T, 16, false>(dev, p, blocks, shared);
+        launch<T, 16, false>(dev, p, pixel_tiles);
     else if (columns == 16)
-        launch<T, 16, true>(dev, p, blocks, shared);
+        launch<T, 16, true>(dev, p, pixel_tiles);
     else if (columns == 32)
-        launch<T, 32, true>(dev, p, blocks, shared);
+        launch<T, 32, true>(dev, p, pixel_tiles);
     else if (columns == 48)
-        launch<T, 48, true>(dev, p, blocks, shared);
+        launch<T, 48, true>(dev, p, pixel_tiles);
     else
-        launch<T, 96, true>(dev, p, blocks, shared);
+        launch<T, 96, true>(dev, p, pixel_tiles);
 }
 
 void hs_cuda_conv(hs_device *dev, const hs_conv *a) {
