@@ -11,7 +11,7 @@
  * convolutions of 2 x 2 taps whose weights are sums of the original ones (spec wan.md 5.4a), 4/9 of the work.
  */
 #include "cuda/cuda.h"
-#include "cuda/mma.h"
+#include "cuda/hopper.cuh"
 
 #include <type_traits>
 
@@ -262,17 +262,61 @@ __device__ __forceinline__ void put_row(const conv_plan &p, const int64_t (&at)[
     }
 }
 
-/* COLUMNS: of the block; its warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x several columns. */
-template <typename T, int COLUMNS, bool DIRECT>
-static __global__ void __launch_bounds__(warps_of(COLUMNS) * 32, 2) conv_kernel(const __grid_constant__ conv_plan p) {
-    constexpr int WARPS_N = COLUMNS == 96 ? 2 : 1, WARPS_Y = warps_of(COLUMNS) / WARPS_N, ROWS = TILE_Y / WARPS_Y,
-                  WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
-    constexpr int SLICE = COLUMNS * 64;      /* bytes of weights of a step */
-    constexpr int APART = loaded_rows(COLUMNS), LOADS = loads_for(PATCH, COLUMNS);
-    extern __shared__ __align__(128) unsigned char shared[];
+/* ---- Hopper's products ------------------------------------------------------------------------------------------ */
+/* The slice of weights as the hardware wants an operand by rows of 64 bytes: its exchange of pieces (swizzle) is the
+ * one of piece_at. `address`: a multiple of 8 rows, plus 32 bytes for the second half of the channels. */
+__device__ __forceinline__ uint64_t weights_operand(unsigned address) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62;
+}
+
+#define HS_EIGHT(n)  "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define HS_EIGHTS(n) HS_EIGHT(n), HS_EIGHT(n + 1), HS_EIGHT(n + 2), HS_EIGHT(n + 3)
+#define HS_WGMMA_RS_96(TYPE)                                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " "                                       \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "                   \
+                 "{%48, %49, %50, %51}, %52, 1, 1, 1, 0;"                                                              \
+                 : HS_EIGHTS(0), HS_EIGHTS(4), HS_EIGHTS(8)                                                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+/* d += A B^T over 16 channels: A, a fragment of 16 pixels per warp, in registers; B, 96 columns, in shared memory. */
+template <typename T>
+__device__ __forceinline__ void product_96(float (&d)[12][4], const unsigned (&a)[4], uint64_t b) {
+#if HS_HOPPER
+    if constexpr (std::is_same<T, __nv_bfloat16>::value)
+        HS_WGMMA_RS_96("bf16");
+    else
+        HS_WGMMA_RS_96("f16");
+#endif
+}
+
+/* ---- the kernel on tensor cores --------------------------------------------------------------------------------- */
+/* Which products a block makes: COLUMNS of it; its warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x
+ * several columns. WGMMA: Hopper's products of a warpgroup, 64 pixels x all columns, whose weights the tensor cores
+ * read from shared memory themselves. They go on while the next step's pixels are fetched, so what is loaded then must
+ * not take the place of what they read: the loader keeps one step more of distance. */
+template <typename T_, int COLUMNS_, bool DIRECT_, bool WGMMA_> struct shape {
+    using T = T_;
+    static constexpr int COLUMNS = COLUMNS_, WARPS = warps_of(COLUMNS);
+    static constexpr bool DIRECT = DIRECT_, WGMMA = WGMMA_;
+    static constexpr int WARPS_N = COLUMNS == 96 && !WGMMA ? 2 : 1, WARPS_Y = WARPS / WARPS_N;
+    static constexpr int ROWS = TILE_Y / WARPS_Y, WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
+    static constexpr int NEXT_ROW = WGMMA ? WARPS_Y : 1;   /* from an image row of a warp to the next */
+    static constexpr int AHEAD = STAGES - (WGMMA ? 2 : 1); /* steps that the loader is ahead */
+    static constexpr int SLICE = COLUMNS * 64;             /* bytes of weights of a step */
+    static constexpr int APART = loaded_rows(COLUMNS), LOADS = loads_for(PATCH, COLUMNS);
+};
+
+template <typename S>
+static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __grid_constant__ conv_plan p) {
+    using T = typename S::T;
+    constexpr int COLUMNS = S::COLUMNS, ROWS = S::ROWS, WIDTH = S::WIDTH, SLICE = S::SLICE, APART = S::APART,
+                  LOADS = S::LOADS;
+    extern __shared__ __align__(1024) unsigned char shared[];
     const tile a = tile_of(p, COLUMNS);
-    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, row0 = warp / WARPS_N * ROWS,
-              col0 = warp % WARPS_N * WIDTH;
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, col0 = warp % S::WARPS_N * WIDTH,
+              row0 = S::WGMMA ? warp : warp / S::WARPS_N * ROWS;
     const int width = TILE_X + p.kx - 1, taps = p.ky * p.kx, steps = p.kt * p.chunks * taps,
               patch_bytes = p.loads * APART * 64;
 
@@ -284,7 +328,7 @@ static __global__ void __launch_bounds__(warps_of(COLUMNS) * 32, 2) conv_kernel(
         pixel[k] = py < TILE_Y + p.ky - 1 ? patch_pixel(p, a, py, i % width) : -1;
     }
 
-    /* The loader runs STAGES - 1 steps ahead of the products; these are its step's coordinates. */
+    /* The loader runs AHEAD steps ahead of the products; these are its step's coordinates. */
     const int64_t frame = (int64_t)p.Y * p.X * p.cin;
     const T *x = (const T *)p.x + a.t * frame;
     const T *w = (const T *)p.w + ((int64_t)a.parity * steps * p.columns + a.n0) * CHUNK + threadIdx.x * 8;
@@ -293,8 +337,8 @@ static __global__ void __launch_bounds__(warps_of(COLUMNS) * 32, 2) conv_kernel(
     auto load = [&]() {
         if (ahead < steps) {
             if (ahead_tap == 0) {
-                load_patch<T, DIRECT, APART>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
-                                             load_at + STAGES * SLICE + ahead_patch * patch_bytes);
+                load_patch<T, S::DIRECT, APART>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
+                                                load_at + STAGES * SLICE + ahead_patch * patch_bytes);
                 ahead_patch = ahead_patch + 1 == p.patches ? 0 : ahead_patch + 1;
                 ahead_chunk = ahead_chunk + 1 == p.chunks ? 0 : ahead_chunk + 1;
                 if (ahead_chunk == 0) x += frame;
@@ -311,45 +355,85 @@ static __global__ void __launch_bounds__(warps_of(COLUMNS) * 32, 2) conv_kernel(
     };
 
     float sum[ROWS][WIDTH / 8][4] = {};
-    for (int s = 0; s < STAGES - 1; s++) load();
+    for (int s = 0; s < S::AHEAD; s++) load();
 
-    int dy = 0, dx = 0, patch = 0;
-    for (int s = 0; s < steps; s++) {
-        copy_wait<STAGES - 2>();
-        __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
-        load();
-        const unsigned x_at = shared_address(shared) + STAGES * SLICE + patch * patch_bytes,
-                       w_at = shared_address(shared) + s % STAGES * SLICE +
-                              piece_at(col0 + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+    int dy = 0, dx = 0, patch = 0, s = 0;
+    /* Pixels of image row r of this warp, 16 of the 32 channels: pieces 2 half, 2 half + 1. */
+    auto pixels_of = [&](unsigned(&m)[4], int r, int half) {
+        const int first = (row0 + r * S::NEXT_ROW + dy) * width + dx;
+        load_matrix4(m, shared_address(shared) + STAGES * SLICE + patch * patch_bytes +
+                            piece_at(first + (lane & 15), half * 2 + (lane >> 4)));
+    };
+    auto next_step = [&]() {
+        s++;
+        if (++dx < p.kx) return;
+        dx = 0;
+        if (++dy < p.ky) return;
+        dy = 0;
+        patch = patch + 1 == p.patches ? 0 : patch + 1;
+    };
+    if constexpr (S::WGMMA) {
+        unsigned even[2][ROWS][4], odd[2][ROWS][4];
+        auto step = [&](unsigned(&m)[2][ROWS][4]) {
+            copy_wait<S::AHEAD - 1>();
+            fence_async();
+            products_wait<1>(); /* of the step before the last: its weights may be overwritten, its fragments too */
+            __syncthreads();    /* step s is here for all */
+            load();
+            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE;
 #pragma unroll
-        for (int half = 0; half < 2; half++) { /* 16 of the 32 channels: pieces 2 half, 2 half + 1 */
-            unsigned b[WIDTH / 16][4];
+            for (int half = 0; half < 2; half++)
 #pragma unroll
-            for (int n = 0; n < WIDTH / 16; n++) load_matrix4(b[n], (w_at ^ (unsigned)half * 32) + n * 16 * 64);
+                for (int r = 0; r < ROWS; r++) pixels_of(m[half][r], r, half);
+            products_begin();
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                unsigned m[4];
-                load_matrix4(m, x_at + piece_at((row0 + r + dy) * width + (lane & 15) + dx, half * 2 + (lane >> 4)));
+            for (int half = 0; half < 2; half++)
 #pragma unroll
-                for (int n = 0; n < WIDTH / 16; n++) {
-                    mma16816<T>(sum[r][2 * n], m, b[n][0], b[n][1]);
-                    mma16816<T>(sum[r][2 * n + 1], m, b[n][2], b[n][3]);
+                for (int r = 0; r < ROWS; r++) product_96<T>(sum[r], m[half][r], weights_operand(w_at + half * 32));
+            products_commit();
+            next_step();
+        };
+        while (s < steps) {
+            step(even);
+            if (s < steps) step(odd);
+        }
+        products_wait<0>();
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int n = 0; n < WIDTH / 8; n++) keep(sum[r][n]);
+    } else {
+        while (s < steps) {
+            copy_wait<S::AHEAD - 1>();
+            __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
+            load();
+            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE +
+                                  piece_at(col0 + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                unsigned b[WIDTH / 16][4];
+#pragma unroll
+                for (int n = 0; n < WIDTH / 16; n++) load_matrix4(b[n], (w_at ^ (unsigned)half * 32) + n * 16 * 64);
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    unsigned m[4];
+                    pixels_of(m, r, half);
+#pragma unroll
+                    for (int n = 0; n < WIDTH / 16; n++) {
+                        mma16816<T>(sum[r][2 * n], m, b[n][0], b[n][1]);
+                        mma16816<T>(sum[r][2 * n + 1], m, b[n][2], b[n][3]);
+                    }
                 }
             }
-        }
-        if (++dx == p.kx) {
-            dx = 0;
-            if (++dy == p.ky) {
-                dy = 0;
-                patch = patch + 1 == p.patches ? 0 : patch + 1;
-            }
+            next_step();
         }
     }
 
     const int column = a.n0 + col0 + (lane & 3) * 2;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        const int64_t at[2] = {output_at(p, a, row0 + r, lane >> 2), output_at(p, a, row0 + r, (lane >> 2) + 8)};
+        const int y = row0 + r * S::NEXT_ROW;
+        const int64_t at[2] = {output_at(p, a, y, lane >> 2), output_at(p, a, y, (lane >> 2) + 8)};
         if (p.y_f32)
             put_row<float>(p, at, column, sum[r]);
         else
@@ -406,19 +490,18 @@ static __global__ void __launch_bounds__(THREADS) conv_f32_kernel(const __grid_c
 }
 
 /* ---- the operation ---------------------------------------------------------------------------------------------- */
-template <typename T, int COLUMNS, bool DIRECT> static void launch(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
+template <typename T, int COLUMNS, bool DIRECT, bool WGMMA = false>
+static void launch(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
+    using S = shape<T, COLUMNS, DIRECT, WGMMA>;
     const int taps = p.ky * p.kx;
     /* Patches that steps in flight can touch: those of the next STAGES - 1 steps and the one in use. */
     p.patches = (STAGES - 1 + taps - 1) / taps + 1;
     p.loads = loads_for((TILE_Y + p.ky - 1) * (TILE_X + p.kx - 1), COLUMNS);
     p.tiles_n = p.columns / COLUMNS;
-    const size_t shared = (size_t)STAGES * COLUMNS * 64 + (size_t)p.patches * p.loads * loaded_rows(COLUMNS) * 64;
-    if (hs_cuda_ok(dev,
-                   cudaFuncSetAttribute(conv_kernel<T, COLUMNS, DIRECT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        (int)shared),
+    const size_t shared = (size_t)STAGES * S::SLICE + (size_t)p.patches * p.loads * S::APART * 64;
+    if (hs_cuda_ok(dev, cudaFuncSetAttribute(conv_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
                    "conv"))
-        conv_kernel<T, COLUMNS, DIRECT>
-            <<<pixel_tiles *(unsigned)p.tiles_n, warps_of(COLUMNS) * 32, shared, hs_cuda_of(dev)->stream>>>(p);
+        conv_kernel<S><<<pixel_tiles *(unsigned)p.tiles_n, S::WARPS * 32, shared, hs_cuda_of(dev)->stream>>>(p);
 }
 
 template <typename T> static void launch_typed(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
@@ -434,6 +517,8 @@ template <typename T> static void launch_typed(hs_device *dev, conv_plan p, unsi
         launch<T, 32, true>(dev, p, pixel_tiles);
     else if (columns == 48)
         launch<T, 48, true>(dev, p, pixel_tiles);
+    else if (hs_cuda_hopper(dev))
+        launch<T, 96, true, true>(dev, p, pixel_tiles);
     else
         launch<T, 96, true>(dev, p, pixel_tiles);
 }

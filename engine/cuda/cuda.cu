@@ -268,7 +268,8 @@ static __global__ void nothing() {}
 static int choose(const hs_device_params *p, cudaDeviceProp *ret_prop, int *ret_ordinal, hs_err *err) {
     int count = 0;
     cudaFuncAttributes kernel;
-    const int ordinal = p->name[4] == ':' ? atoi(p->name + 5) : 0;
+    const char *const number = strchr(p->name, ':');
+    const int ordinal = number ? atoi(number + 1) : 0;
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess || count < 1) return fail_no_gpu(p, e, err);
     if (ordinal >= count)
@@ -331,6 +332,7 @@ int hs_cuda_open(const hs_device_params *p, hs_device *dev, hs_err *err) {
              (int)(prop.totalGlobalMem >> 30));
     dev->impl = hs_calloc(1, sizeof(hs_cuda));
     if (!dev->impl) return hs_fail(err, HS_ENOMEM, "out of memory opening %s", dev->name);
+    hs_cuda_of(dev)->portable = !strncmp(p->name, "cuda-portable", 13);
     dev->ops = &ops;
     rc = fill(dev, &prop, ordinal, err);
     if (rc) cuda_close(dev);

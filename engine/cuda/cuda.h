@@ -1,10 +1,10 @@
 /* What the files of the CUDA backend share: the state behind hs_device.impl, error handling, element types.
  *
  * cuda.cu opens the device, owns memory and scratch and puts the operation table together; linear.cu owns products
- * (cuBLASLt, which cublaslt.cu loads), rows.cu the memory-bound row operations, attention.cu dense and masked
- * attention, block_scores.cu, cluster.cu and sparse.cu the predictors of masks, vae.cu the VAE's small operations,
- * conv.cu its convolutions. Everything runs on one stream in call order; nothing waits for the device but download,
- * sync and count_nonfinite. Failures are sticky (backend.h).
+ * (cuBLASLt, which cublaslt.cu loads), rows.cu the memory-bound row operations, attention.cu and attn_hopper.cu dense
+ * and masked attention, block_scores.cu, cluster.cu and sparse.cu the predictors of masks, vae.cu the VAE's small
+ * operations, conv.cu its convolutions. Everything runs on one stream in call order; nothing waits for the device but
+ * download, sync and count_nonfinite. Failures are sticky (backend.h).
  */
 #ifndef HS_GPU_STATE_H
 #define HS_GPU_STATE_H
@@ -17,6 +17,7 @@
 
 typedef struct hs_cuda {
     int ordinal, sms, cc; /* cc: 90 for compute capability 9.0 */
+    int portable;         /* Hopper's own kernels are not used */
     size_t shared_max;    /* bytes of shared memory a block may opt in to */
     cudaStream_t stream;
     void *workspace; /* for cuBLASLt */
@@ -41,6 +42,16 @@ int hs_cuda_ok(hs_device *dev, cudaError_t e, const char *what);
 /* At least so many bytes (256-aligned) for use within one operation: the next operation may overwrite them. Grows on
  * the first calls and stays. NULL after a sticky out-of-memory error: the caller returns at once. */
 void *hs_cuda_scratch(hs_device *dev, size_t bytes);
+
+/* Does this GPU run Hopper's own kernels, and does this build have them? */
+static inline int hs_cuda_hopper(const hs_device *dev) {
+#ifdef HS_BUILD_HOPPER
+    return hs_cuda_of(dev)->cc == 90 && !hs_cuda_of(dev)->portable;
+#else
+    (void)dev;
+    return 0;
+#endif
+}
 
 /* Calls f with a null pointer of the C++ type of an hs_dtype: f([&](auto *t) { using T = std::decay_t<decltype(*t)>; })
  */
@@ -90,6 +101,8 @@ void hs_cuda_unpatchify(hs_device *dev, hs_buf x, int C, int f, int h, int w, hs
 int64_t hs_cuda_count_nonfinite(hs_device *dev, hs_buf x);
 /* attention.cu */
 void hs_cuda_attention(hs_device *dev, const hs_attention *a);
+/* attn_hopper.cu: 0: not for this GPU or this call, which the portable kernels take */
+int hs_cuda_attention_hopper(hs_device *dev, const hs_attention *a);
 /* block_scores.cu, cluster.cu, sparse.cu */
 void hs_cuda_block_scores(hs_device *dev, const hs_block_scores *a);
 void hs_cuda_centroid_scores(hs_device *dev, const hs_centroid_scores *a);

@@ -186,7 +186,11 @@ static void qk_norm_plain(test *t) {
         const int64_t r = u / parts, at = r * ld + get(t, "col") + u % parts * d;
         const float *x = y->data + at, *gamma = t->o[1].data + u % parts * d, *rope = t->o[2].data + r * D;
         float sum = 0;
-        for (int64_t i = 0; i < d; i++) sum += x[i] * x[i];
+        for (int64_t i = 0; i < d; i += D) { /* by heads: one long sum would lose more than any device does */
+            float head = 0;
+            for (int64_t k = i; k < i + D; k++) head += x[k] * x[k];
+            sum += head;
+        }
         const float scale = 1 / sqrtf(sum / (float)d + 1e-6f);
         for (int64_t i = 0; i < d && !get(t, "rope"); i++) {
             const float a = x[i] * scale * gamma[i];
