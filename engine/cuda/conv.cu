@@ -294,17 +294,15 @@ __device__ __forceinline__ void product_96(float (&d)[12][4], const unsigned (&a
 /* ---- the kernel on tensor cores --------------------------------------------------------------------------------- */
 /* Which products a block makes: COLUMNS of it; its warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x
  * several columns. WGMMA: Hopper's products of a warpgroup, 64 pixels x all columns, whose weights the tensor cores
- * read from shared memory themselves. They go on while the next step's pixels are fetched, so what is loaded then must
- * not take the place of what they read: the loader keeps one step more of distance. */
+ * read from shared memory themselves. */
 template <typename T_, int COLUMNS_, bool DIRECT_, bool WGMMA_> struct shape {
     using T = T_;
     static constexpr int COLUMNS = COLUMNS_, WARPS = warps_of(COLUMNS);
     static constexpr bool DIRECT = DIRECT_, WGMMA = WGMMA_;
     static constexpr int WARPS_N = COLUMNS == 96 && !WGMMA ? 2 : 1, WARPS_Y = WARPS / WARPS_N;
     static constexpr int ROWS = TILE_Y / WARPS_Y, WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
-    static constexpr int NEXT_ROW = WGMMA ? WARPS_Y : 1;   /* from an image row of a warp to the next */
-    static constexpr int AHEAD = STAGES - (WGMMA ? 2 : 1); /* steps that the loader is ahead */
-    static constexpr int SLICE = COLUMNS * 64;             /* bytes of weights of a step */
+    static constexpr int NEXT_ROW = WGMMA ? WARPS_Y : 1; /* from an image row of a warp to the next */
+    static constexpr int SLICE = COLUMNS * 64;           /* bytes of weights of a step */
     static constexpr int APART = loaded_rows(COLUMNS), LOADS = loads_for(PATCH, COLUMNS);
 };
 
@@ -328,7 +326,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
         pixel[k] = py < TILE_Y + p.ky - 1 ? patch_pixel(p, a, py, i % width) : -1;
     }
 
-    /* The loader runs AHEAD steps ahead of the products; these are its step's coordinates. */
+    /* The loader runs STAGES - 1 steps ahead of the products; these are its step's coordinates. */
     const int64_t frame = (int64_t)p.Y * p.X * p.cin;
     const T *x = (const T *)p.x + a.t * frame;
     const T *w = (const T *)p.w + ((int64_t)a.parity * steps * p.columns + a.n0) * CHUNK + threadIdx.x * 8;
@@ -355,7 +353,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
     };
 
     float sum[ROWS][WIDTH / 8][4] = {};
-    for (int s = 0; s < S::AHEAD; s++) load();
+    for (int s = 0; s < STAGES - 1; s++) load();
 
     int dy = 0, dx = 0, patch = 0, s = 0;
     /* Pixels of image row r of this warp, 16 of the 32 channels: pieces 2 half, 2 half + 1. */
@@ -373,18 +371,20 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
         patch = patch + 1 == p.patches ? 0 : patch + 1;
     };
     if constexpr (S::WGMMA) {
-        unsigned even[2][ROWS][4], odd[2][ROWS][4];
-        auto step = [&](unsigned(&m)[2][ROWS][4]) {
-            copy_wait<S::AHEAD - 1>();
+        /* Fragments may not be touched while products run (ptxas would put all in a row), so a block's own steps do not
+         * overlap: the other block of the multiprocessor fills the gaps. */
+        unsigned m[2][ROWS][4];
+        while (s < steps) {
+            copy_wait<STAGES - 2>();
             fence_async();
-            products_wait<1>(); /* of the step before the last: its weights may be overwritten, its fragments too */
-            __syncthreads();    /* step s is here for all */
+            products_wait<0>();
+            __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
             load();
-            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE;
 #pragma unroll
             for (int half = 0; half < 2; half++)
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) pixels_of(m[half][r], r, half);
+            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE;
             products_begin();
 #pragma unroll
             for (int half = 0; half < 2; half++)
@@ -392,10 +392,6 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
                 for (int r = 0; r < ROWS; r++) product_96<T>(sum[r], m[half][r], weights_operand(w_at + half * 32));
             products_commit();
             next_step();
-        };
-        while (s < steps) {
-            step(even);
-            if (s < steps) step(odd);
         }
         products_wait<0>();
 #pragma unroll
@@ -404,7 +400,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
             for (int n = 0; n < WIDTH / 8; n++) keep(sum[r][n]);
     } else {
         while (s < steps) {
-            copy_wait<S::AHEAD - 1>();
+            copy_wait<STAGES - 2>();
             __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
             load();
             const unsigned w_at = shared_address(shared) + s % STAGES * SLICE +
