@@ -371,6 +371,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
         patch = patch + 1 == p.patches ? 0 : patch + 1;
     };
     if constexpr (S::WGMMA) {
+#if HS_HOPPER
         /* Fragments may not be touched while products run (ptxas would put all in a row), so a block's own steps do not
          * overlap: the other block of the multiprocessor fills the gaps. */
         unsigned m[2][ROWS][4];
@@ -398,6 +399,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
         for (int r = 0; r < ROWS; r++)
 #pragma unroll
             for (int n = 0; n < WIDTH / 8; n++) keep(sum[r][n]);
+#endif
     } else {
         while (s < steps) {
             copy_wait<STAGES - 2>();
