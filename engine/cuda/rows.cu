@@ -462,24 +462,35 @@ typedef struct terms {
 } terms;
 
 /* In double like ref: solver coefficients cancel, and the operation is bound by memory even where double is slow. */
-static __global__ void add_up(terms t, int64_t n, float *y) {
-    const int64_t i = thread_index();
+template <int N> static __global__ void add_up(terms t, int64_t n, float *y) {
+    const int64_t i = thread_index() * N;
     if (i >= n) return;
-    double sum = 0;
+    double sum[N] = {};
 #pragma unroll
-    for (int k = 0; k < 6; k++)
-        if (k < t.count) sum += t.c[k] * (double)t.x[k][i];
-    y[i] = (float)sum;
+    for (int k = 0; k < 6; k++) {
+        if (k >= t.count) continue;
+        const vec<float, N> x = *(const vec<float, N> *)(t.x[k] + i);
+        for (int e = 0; e < N; e++) sum[e] += t.c[k] * (double)x.v[e];
+    }
+    vec<float, N> out;
+    for (int e = 0; e < N; e++) out.v[e] = (float)sum[e];
+    *(vec<float, N> *)(y + i) = out;
 }
 
 void hs_cuda_combine(hs_device *dev, int count, const double *c, const hs_buf *x, hs_buf y) {
     terms t = {};
     t.count = count;
+    bool wide = y.n % 4 == 0 && aligned(y.p);
     for (int k = 0; k < count; k++) {
         t.c[k] = c[k];
         t.x[k] = (const float *)x[k].p;
+        wide = wide && aligned(x[k].p);
     }
-    add_up<<<blocks_for(y.n, THREADS), THREADS, 0, hs_cuda_of(dev)->stream>>>(t, y.n, (float *)y.p);
+    cudaStream_t stream = hs_cuda_of(dev)->stream;
+    if (wide)
+        add_up<4><<<blocks_for(y.n, THREADS * 4), THREADS, 0, stream>>>(t, y.n, (float *)y.p);
+    else
+        add_up<1><<<blocks_for(y.n, THREADS), THREADS, 0, stream>>>(t, y.n, (float *)y.p);
     HS_CUDA_LAUNCHED(dev, "combine");
 }
 

@@ -4,8 +4,10 @@
  *     (default: cuda, bf16, 32760 tokens = 832x480, 1536 and 8960 = the 1.3B model; 75600, 5120 and 13824: 720p, 14B)
  *
  * Times are the device's own (hs_lap), of at least 50 ms of calls after one that is not counted (it tunes). The last
- * column of a row operation is its traffic, every operand once, against a plain copy of the activations. --verbose
- * shows what tuning found. Exit code: 0, 1 something failed, 2 usage, 77 no such device.
+ * column of a row operation is its traffic, every operand once, against a plain copy of the activations; of a product,
+ * how long that copy would take for its operands: no product is faster than this and its plain relative. --verbose
+ * shows what tuning found; with HS_CUDA_GATED=pass in the environment gated products are made without cuBLASLt's
+ * alpha vector. Exit code: 0, 1 something failed, 2 usage, 77 no such device.
  */
 #include "backend.h"
 
@@ -120,8 +122,12 @@ static void product(bench *b, const char *what, hs_linear p, int64_t out, int64_
     } else {
         b->product.w = b->w;
         const double s = seconds_of(b, what, multiply), flops = 2.0 * (double)p.rows * (double)out * (double)in;
+        const double bytes = (double)hs_dtype_size(p.x.type) * (double)(p.rows * in) +
+                             (f32 ? 4.0 : (double)size) * (double)(out * in) +
+                             (double)hs_dtype_size(p.y.type) * (double)(p.rows * out) * (p.residual ? 2 : 1);
         if (s > 0) printf("%-44s %9.4f ms %8.1f TFLOP/s", what, 1e3 * s, flops / s * 1e-12);
-        if (s > 0 && p.rows == 1) printf(" %8.0f GB/s", (double)(out * in) * (f32 ? 4.0 : (double)size) / s * 1e-9);
+        if (s > 0 && p.rows == 1) printf(" %8.0f GB/s", bytes / s * 1e-9);
+        if (s > 0 && p.rows > 1 && b->copy > 0) printf(", operands at copying speed %.4f ms", 1e3 * bytes / b->copy);
         printf("\n");
         hs_weight_free(b->dev, b->w);
     }
@@ -139,10 +145,12 @@ static void products(bench *b) {
     product(b, "q, k, v: [d] to [3d]", (hs_linear){.x = b->act, .y = b->wide, .rows = n}, 3 * d, d, 0);
     product(b, "out: [d] to [d], gate, residual", gated, d, d, 0);
     product(b, "cross out: [d] to [d], residual", to_stream, d, d, 0);
+    product(b, "the same, no residual, rows in F32", (hs_linear){.x = b->act, .y = b->x, .rows = n}, d, d, 0);
     product(b, "cross q: [d] to [d]", (hs_linear){.x = b->act, .y = b->wide, .rows = n}, d, d, 0);
     product(b, "up: [d] to [ffn], GELU", (hs_linear){.x = b->act, .y = b->wide, .rows = n, .act = HS_ACT_GELU_TANH}, ff,
             d, 0);
     product(b, "down: [ffn] to [d], gate, residual", down, d, ff, 0);
+    product(b, "the same, no residual, rows in F32", (hs_linear){.x = b->wide, .y = b->x, .rows = n}, d, ff, 0);
     product(b, "head: [d] to [64], F32", (hs_linear){.x = b->x, .y = b->rope, .rows = n}, LATENT_COLUMNS, d, 1);
     product(b, "time: one row, [d] to [6d], F32", (hs_linear){.x = row, .y = row6, .rows = 1}, 6 * d, d, 1);
 }
