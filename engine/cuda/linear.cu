@@ -202,7 +202,8 @@ struct hs_cuda_plans {
     plan *first;
     cublasLtMatmulPreference_t limits;
     cudaEvent_t begin, end;
-    int gate_by_pass; /* HS_CUDA_GATED=pass in the environment, for measurements: gates are not left to the library */
+    size_t gate_piece; /* for measurements, HS_CUDA_GATED=pass in the environment: gates are not left to the library,
+                          products are made in pieces of so many bytes (pass16: of 16 MiB); else 0 */
 };
 
 typedef struct operands {
@@ -228,7 +229,7 @@ int hs_cuda_plans_open(hs_device *dev, hs_err *err) {
     const char *gated = getenv("HS_CUDA_GATED");
     const uint32_t align = 16, ordered = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* fp32, by a step of its own */
     if (!s) return hs_fail(err, HS_ENOMEM, "out of memory opening %s", dev->name);
-    s->gate_by_pass = gated && !strcmp(gated, "pass");
+    if (gated && !strncmp(gated, "pass", 4)) s->gate_piece = gated[4] ? (size_t)atoi(gated + 4) << 20 : PIECE;
     int rc = hs_cublaslt_load(&s->lt, err);
     if (rc) return rc;
     const cublasStatus_t e = s->lt->Create(&s->handle);
@@ -448,8 +449,8 @@ static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way ho
 }
 
 /* As many rows of so many bytes as are to be in scratch at a time. */
-static int64_t piece_rows(int64_t rows, size_t row) {
-    int64_t step = row ? (int64_t)(PIECE / row) : rows;
+static int64_t piece_rows(int64_t rows, size_t row, size_t most) {
+    int64_t step = row ? (int64_t)(most / row) : rows;
     if (step > 256) step = step / 256 * 256; /* whole tiles */
     return step < 1 ? 1 : step < rows ? step : rows;
 }
@@ -461,16 +462,16 @@ void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
     const size_t p_row = (size_t)out * sizeof(float);
     const bool vectors = in % WIDE == 0 && out % WIDE == 0 && aligned(a->x.p) && aligned(a->y.p);
     int64_t done = 0;
-    const bool whole =
-        whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p) && !(a->gate.p && hs_cuda_of(dev)->plans->gate_by_pass);
+    const size_t gate_piece = hs_cuda_of(dev)->plans->gate_piece, p_most = a->gate.p && gate_piece ? gate_piece : PIECE;
+    const bool whole = whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p) && !(a->gate.p && gate_piece);
     int how = a->rows <= FEW || !vectors ? WARPS : whole ? WHOLE : PRODUCT;
     for (; how <= WARPS && done < a->rows && !dev->sticky; how++) {
         const hs_dtype x_type = how == WARPS ? HS_F32 : l.type;
         const bool apart = how != WHOLE && (a->residual || a->y.type != HS_F32); /* the product from y */
         const size_t x_row = a->x.type != x_type ? (size_t)in * hs_dtype_size(x_type) : 0;
-        int64_t step = piece_rows(a->rows, x_row);
-        if (apart) step = piece_rows(step, p_row);
-        const int64_t spare = how == WHOLE && a->residual ? piece_rows(step, p_row) : step;
+        int64_t step = piece_rows(a->rows, x_row, PIECE);
+        if (apart) step = piece_rows(step, p_row, p_most);
+        const int64_t spare = how == WHOLE && a->residual ? piece_rows(step, p_row, PIECE) : step;
         const size_t g_bytes = how == WHOLE && a->gate.p ? padded(p_row) : 0, x_bytes = padded((size_t)step * x_row);
         const size_t p_bytes = apart || (how == WHOLE && a->residual) ? (size_t)spare * p_row : 0;
         const size_t bytes = g_bytes + x_bytes + p_bytes;
