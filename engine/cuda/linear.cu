@@ -229,7 +229,7 @@ int hs_cuda_plans_open(hs_device *dev, hs_err *err) {
     const char *gated = getenv("HS_CUDA_GATED");
     const uint32_t align = 16, ordered = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* fp32, by a step of its own */
     if (!s) return hs_fail(err, HS_ENOMEM, "out of memory opening %s", dev->name);
-    if (gated && !strncmp(gated, "pass", 4)) s->gate_piece = gated[4] ? (size_t)atoi(gated + 4) << 20 : PIECE;
+    if (gated && !strncmp(gated, "pass", 4)) s->gate_piece = gated[4] ? (size_t)atoi(gated + 4) << 20 : (size_t)PIECE;
     int rc = hs_cublaslt_load(&s->lt, err);
     if (rc) return rc;
     const cublasStatus_t e = s->lt->Create(&s->handle);
@@ -462,7 +462,8 @@ void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
     const size_t p_row = (size_t)out * sizeof(float);
     const bool vectors = in % WIDE == 0 && out % WIDE == 0 && aligned(a->x.p) && aligned(a->y.p);
     int64_t done = 0;
-    const size_t gate_piece = hs_cuda_of(dev)->plans->gate_piece, p_most = a->gate.p && gate_piece ? gate_piece : PIECE;
+    const size_t gate_piece = hs_cuda_of(dev)->plans->gate_piece,
+                 p_most = a->gate.p && gate_piece ? gate_piece : (size_t)PIECE;
     const bool whole = whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p) && !(a->gate.p && gate_piece);
     int how = a->rows <= FEW || !vectors ? WARPS : whole ? WHOLE : PRODUCT;
     for (; how <= WARPS && done < a->rows && !dev->sticky; how++) {
