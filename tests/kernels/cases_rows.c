@@ -344,6 +344,11 @@ static void channel_norm_list(void) {
     emit("pixels=5 C=96 silu=1 x=f32 outlier=1");
     emit("pixels=2001 C=24 silu=1 x=f32");
     emit("pixels=2001 C=24 silu=1 x=act");
+    for (int C = 192; C <= 768; C *= 2) { /* 8, 16 and 32 threads a pixel */
+        emit("pixels=37 C=%d silu=1 x=f32", C);
+        emit("pixels=37 C=%d silu=1 x=act", C);
+    }
+    emit("pixels=9 C=776 silu=1 x=f32"); /* wider than a warp holds */
 }
 
 static void channel_norm_setup(test *t) {
