@@ -358,22 +358,29 @@ void hs_op_modulation(hs_device *dev, hs_buf table, hs_buf e, int rows, int e_ro
 void hs_op_qk_norm(hs_device *dev, const hs_qk_norm *a) {
     const call c = {dev, "qk_norm"};
     hs_qk_norm q = *a;
+    range(&c, "parts", q.parts, 1, 2);
     VOLUME(&c, "x", q.rows, q.ld, q.d);
-    range(&c, "col", q.col, 0, q.ld - q.d);
+    if (dev->sticky) return;
+    range(&c, "col", q.col, 0, q.ld - q.parts * q.d);
     range(&c, "head_dim", q.head_dim, 1, MAX_HEAD_DIM);
     if (!dev->sticky && q.d % q.head_dim)
         bad(&c, "d %lld is not a multiple of head_dim %d", (long long)q.d, q.head_dim);
     if (q.rope.p && q.head_dim % 2) bad(&c, "rotation needs an even head_dim, found %d", q.head_dim);
     if (dev->sticky) return;
-    q.x = need(&c, "x", q.x, act(dev), VOLUME(&c, "x", q.rows, q.ld) - (q.ld - q.col - q.d));
-    q.gamma = need(&c, "gamma", q.gamma, T_F32, q.d);
+    q.x = need(&c, "x", q.x, act(dev), VOLUME(&c, "x", q.rows, q.ld) - (q.ld - q.col - q.parts * q.d));
     q.rope = q.rope.p ? need(&c, "rope", q.rope, T_F32, VOLUME(&c, "rope", q.rows, q.head_dim)) : HS_NOBUF;
-    q.mean = optional(&c, "mean", q.mean, T_F32, q.d);
-    apart(&c, "x", q.x, "gamma", q.gamma);
     apart(&c, "x", q.x, "rope", q.rope);
-    apart(&c, "mean", q.mean, "x", q.x);
-    apart(&c, "mean", q.mean, "gamma", q.gamma);
-    apart(&c, "mean", q.mean, "rope", q.rope);
+    for (int k = 0; k < q.parts; k++) {
+        q.gamma[k] = need(&c, "gamma", q.gamma[k], T_F32, q.d);
+        q.mean[k] = optional(&c, "mean", q.mean[k], T_F32, q.d);
+        apart(&c, "x", q.x, "gamma", q.gamma[k]);
+    }
+    for (int k = 0; k < q.parts; k++) {
+        apart(&c, "mean", q.mean[k], "x", q.x);
+        apart(&c, "mean", q.mean[k], "rope", q.rope);
+        for (int g = 0; g < q.parts; g++) apart(&c, "mean", q.mean[k], "gamma", q.gamma[g]);
+    }
+    if (q.parts == 2) apart(&c, "mean", q.mean[0], "mean", q.mean[1]);
     if (!dev->sticky) dev->ops->qk_norm(dev, &q);
 }
 

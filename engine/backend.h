@@ -124,14 +124,14 @@ void hs_op_norm(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64
 void hs_op_modulation(hs_device *dev, hs_buf table, hs_buf e, int rows, int e_rows, int64_t d, unsigned one_plus,
                       hs_buf y);
 
-/* In place on columns [col, col + d) of x [rows, ld] (act type): RMS over the d values, times gamma [d] (F32), then if
- * rope.p != NULL rotation of interleaved pairs (2j, 2j+1) within each head of size D, rope [rows, D/2, 2] = cos, sin
- * F32. mean [d] F32 or HS_NOBUF: mean over rows of the result (token means per head, for the drift of mask reuse).
- * spec 3.2, 3.3. */
+/* In place on x [rows, ld] (act type), on each of `parts` (1 or 2: queries, then keys) ranges of columns
+ * [col + k d, col + (k + 1) d): RMS over the d values, times gamma[k] [d] (F32), then if rope.p != NULL rotation of
+ * interleaved pairs (2j, 2j+1) within each head of size D, rope [rows, D/2, 2] = cos, sin F32. mean[k] [d] F32 or
+ * HS_NOBUF: mean over rows of the result (token means per head, for the drift of mask reuse). spec 3.2, 3.3. */
 typedef struct hs_qk_norm {
-    hs_buf x, gamma, rope, mean;
+    hs_buf x, gamma[2], rope, mean[2];
     int64_t rows, ld, col, d;
-    int head_dim;
+    int parts, head_dim;
     float eps;
 } hs_qk_norm;
 void hs_op_qk_norm(hs_device *dev, const hs_qk_norm *a);

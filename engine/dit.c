@@ -289,10 +289,11 @@ int hs_dit_set_text(hs_dit_run *r, int branch, hs_buf rows, int n, const hs_tap 
         hs_buf kv = layer_kv(r, branch, i);
         hs_op_linear(dev, &(hs_linear){.x = ctx, .y = kv, .w = m->blocks[i].cross_kv, .rows = nk});
         hs_op_qk_norm(dev, &(hs_qk_norm){.x = kv,
-                                         .gamma = m->blocks[i].cross_gk,
+                                         .gamma = {m->blocks[i].cross_gk},
                                          .rows = nk,
                                          .ld = 2 * d,
                                          .d = d,
+                                         .parts = 1,
                                          .head_dim = m->c->head_dim,
                                          .eps = m->c->eps});
     }
@@ -324,13 +325,14 @@ static void token_means(hs_dit_run *r, int i, float *ret) {
     for (int k = 0; k < 4; k++, ret += m->c->dim) {
         hs_copy(m->dev, r->copy, r->qkv);
         hs_op_qk_norm(m->dev, &(hs_qk_norm){.x = r->copy,
-                                            .gamma = k % 2 ? m->blocks[i].gk : m->blocks[i].gq,
-                                            .mean = r->mean,
+                                            .gamma = {k % 2 ? m->blocks[i].gk : m->blocks[i].gq},
+                                            .mean = {r->mean},
                                             .rope = k / 2 ? r->rope : HS_NOBUF,
                                             .rows = r->n,
                                             .ld = 3 * m->c->dim,
                                             .col = k % 2 * m->c->dim,
                                             .d = m->c->dim,
+                                            .parts = 1,
                                             .head_dim = m->c->head_dim,
                                             .eps = m->c->eps});
         hs_download(m->dev, ret, r->mean);
@@ -351,20 +353,16 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE1), MOD(SHIFT1), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->qkv, .w = b->qkv, .rows = n});
     if (policy->ret_means) token_means(r, i, policy->ret_means + 4 * i * d);
-    hs_qk_norm qk = {.x = r->qkv,
-                     .gamma = b->gq,
-                     .mean = hs_attn_mean(r->attn, policy, i, 0),
-                     .rope = r->rope,
-                     .rows = n,
-                     .ld = 3 * d,
-                     .d = d,
-                     .head_dim = (int)hd,
-                     .eps = eps};
-    hs_op_qk_norm(dev, &qk);
-    qk.gamma = b->gk;
-    qk.mean = hs_attn_mean(r->attn, policy, i, 1);
-    qk.col = d;
-    hs_op_qk_norm(dev, &qk);
+    hs_op_qk_norm(dev, &(hs_qk_norm){.x = r->qkv,
+                                     .gamma = {b->gq, b->gk},
+                                     .mean = {hs_attn_mean(r->attn, policy, i, 0), hs_attn_mean(r->attn, policy, i, 1)},
+                                     .rope = r->rope,
+                                     .rows = n,
+                                     .ld = 3 * d,
+                                     .d = d,
+                                     .parts = 2,
+                                     .head_dim = (int)hd,
+                                     .eps = eps});
     hs_attn_self(r->attn, policy, i, r->qkv, r->att);
     hs_op_linear(dev, &(hs_linear){.x = r->att, .y = r->x, .w = b->o, .rows = n, .residual = 1, .gate = MOD(GATE1)});
 
@@ -373,7 +371,9 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     hs_buf q = hs_buf_at(r->qkv, 0, n * d), kv = layer_kv(r, br, i);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = q, .w = b->cross_q, .rows = n});
     hs_op_qk_norm(
-        dev, &(hs_qk_norm){.x = q, .gamma = b->cross_gq, .rows = n, .ld = d, .d = d, .head_dim = (int)hd, .eps = eps});
+        dev,
+        &(hs_qk_norm){
+            .x = q, .gamma = {b->cross_gq}, .rows = n, .ld = d, .d = d, .parts = 1, .head_dim = (int)hd, .eps = eps});
     hs_op_attention(dev, &(hs_attention){.q = q,
                                          .k = kv,
                                          .v = hs_buf_at(kv, d, kv.n - d),

@@ -141,18 +141,23 @@ void hs_cpu_qk_norm(hs_device *dev, const hs_qk_norm *a) {
     const kernels *k = kernels_of(dev);
     const hs_qk_norm q = *a;
     const float *rope = q.rope.p;
-#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, q.rows *q.d))
+    const int threads = hs_cpu_threads(dev, q.parts * q.rows * q.d);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < q.rows; r++)
-        k->qk_row(at(q.x, r * q.ld + q.col), q.x.type, q.d, q.head_dim, q.gamma.p, rope ? rope + r * q.head_dim : NULL,
-                  q.eps);
-    if (!q.mean.p) return;
+        for (int part = 0; part < q.parts; part++)
+            k->qk_row(at(q.x, r * q.ld + q.col + part * q.d), q.x.type, q.d, q.head_dim, q.gamma[part].p,
+                      rope ? rope + r * q.head_dim : NULL, q.eps);
     enum { COLUMNS = 64 }; /* two cache lines of bf16 per row */
-#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, q.rows *q.d))
-    for (int64_t c = 0; c < q.d; c += COLUMNS) {
-        double sum[COLUMNS] = {0};
-        const int64_t n = least(COLUMNS, q.d - c);
-        k->add_rows(at(q.x, q.col + c), q.x.type, q.rows, q.ld, n, sum);
-        for (int64_t i = 0; i < n; i++) ((float *)q.mean.p)[c + i] = (float)(sum[i] / (double)q.rows);
+    for (int part = 0; part < q.parts; part++) {
+        float *mean = q.mean[part].p;
+        if (!mean) continue;
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t c = 0; c < q.d; c += COLUMNS) {
+            double sum[COLUMNS] = {0};
+            const int64_t n = least(COLUMNS, q.d - c);
+            k->add_rows(at(q.x, q.col + part * q.d + c), q.x.type, q.rows, q.ld, n, sum);
+            for (int64_t i = 0; i < n; i++) mean[c + i] = (float)(sum[i] / (double)q.rows);
+        }
     }
 }
 

@@ -11,14 +11,14 @@
  * convolutions of 2 x 2 taps whose weights are sums of the original ones (spec wan.md 5.4a), 4/9 of the work.
  */
 #include "cuda/cuda.h"
-#include "cuda/mma.h"
+#include "cuda/hopper.cuh"
 
 #include <type_traits>
 
 enum {
-    TILE_Y = 12, /* divides the sizes of 480p and 720p at all levels but the lowest */
-    TILE_X = 16, /* the 16 rows of one matrix fragment */
-    THREADS = TILE_Y * TILE_X,
+    TILE_Y = 12,                         /* divides the sizes of 480p and 720p at all levels but the lowest */
+    TILE_X = 16,                         /* the 16 rows of one matrix fragment */
+    THREADS = TILE_Y * TILE_X,           /* without tensor cores */
     PATCH = (TILE_Y + 2) * (TILE_X + 2), /* pixels under a tile, at most */
     CHUNK = 32,                          /* input channels of a step on tensor cores: 64 bytes of a pixel */
     CHUNK_F32 = 8,                       /* and without */
@@ -186,28 +186,35 @@ __device__ __forceinline__ unsigned piece_at(int row, int piece) {
     return (unsigned)(row * 64 + (((piece ^ (row >> 1)) & 3) << 4));
 }
 
-/* What a thread brings in: every THREADS-th piece, so always of the same place in a row and LOADED_ROWS rows apart,
- * which leaves the exchange as it is. A patch has room for all rows that this touches. */
-enum { LOADED_ROWS = THREADS / 4, PATCH_LOADS = (PATCH + LOADED_ROWS - 1) / LOADED_ROWS };
+/* The warps of a block: for 96 columns four, 96 pixels x 48 columns each, which read less from shared memory per
+ * product than six of 64 x 48 and so leave it to the copies; for fewer columns six, 32 pixels x all columns. */
+static __host__ __device__ constexpr int warps_of(int columns) {
+    return columns == 96 ? 4 : 6;
+}
 
-static int patch_loads(const conv_plan &p) {
-    return ((TILE_Y + p.ky - 1) * (TILE_X + p.kx - 1) + LOADED_ROWS - 1) / LOADED_ROWS;
+/* What a thread brings in: every so many-th piece as the block has threads, so always of the same place in a row and
+ * loaded_rows rows apart (a multiple of 8, which leaves the exchange as it is). A patch has room for all rows that this
+ * touches. */
+static __host__ __device__ constexpr int loaded_rows(int columns) {
+    return warps_of(columns) * 8;
+}
+static __host__ __device__ constexpr int loads_for(int pixels, int columns) {
+    return (pixels + loaded_rows(columns) - 1) / loaded_rows(columns);
 }
 
 /* Channels c.. of the pixels of frame x, -1 for zeros. DIRECT: x can be copied in pieces of 16 bytes (channels in
  * eights, aligned); otherwise value by value. */
-template <typename T, bool DIRECT>
-__device__ __forceinline__ void load_patch(const conv_plan &p, const int (&pixel)[PATCH_LOADS], const T *x, int c,
+template <typename T, bool DIRECT, int APART, int LOADS>
+__device__ __forceinline__ void load_patch(const conv_plan &p, const int (&pixel)[LOADS], const T *x, int c,
                                            unsigned char *to) {
 #pragma unroll
-    for (int k = 0; k < PATCH_LOADS; k++) {
+    for (int k = 0; k < LOADS; k++) {
         if (k >= p.loads) break;
         if (DIRECT) {
             const bool valid = (pixel[k] >= 0) & (c < p.cin);
-            copy_async16(shared_address(to) + k * LOADED_ROWS * 64, valid ? x + (int64_t)pixel[k] * p.cin + c : x,
-                         valid);
+            copy_async16(shared_address(to) + k * APART * 64, valid ? x + (int64_t)pixel[k] * p.cin + c : x, valid);
         } else {
-            T *values = (T *)(to + k * LOADED_ROWS * 64);
+            T *values = (T *)(to + k * APART * 64);
             for (int j = 0; j < 8; j++)
                 values[j] = pixel[k] >= 0 && c + j < p.cin ? x[(int64_t)pixel[k] * p.cin + c + j] : from_f32<T>(0);
         }
@@ -255,24 +262,67 @@ __device__ __forceinline__ void put_row(const conv_plan &p, const int64_t (&at)[
     }
 }
 
-/* COLUMNS: of the block; its six warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x several columns. */
-template <typename T, int COLUMNS, bool DIRECT>
-static __global__ void __launch_bounds__(THREADS, 2) conv_kernel(const __grid_constant__ conv_plan p) {
-    constexpr int WARPS_N = COLUMNS == 96 ? 2 : 1, WARPS_Y = 6 / WARPS_N, ROWS = TILE_Y / WARPS_Y,
-                  WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
-    constexpr int SLICE = COLUMNS * 64;      /* bytes of weights of a step */
-    extern __shared__ __align__(128) unsigned char shared[];
-    const tile a = tile_of(p, COLUMNS);
-    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, row0 = warp / WARPS_N * ROWS,
-              col0 = warp % WARPS_N * WIDTH;
-    const int width = TILE_X + p.kx - 1, taps = p.ky * p.kx, steps = p.kt * p.chunks * taps,
-              patch_bytes = p.loads * LOADED_ROWS * 64;
+/* ---- Hopper's products ------------------------------------------------------------------------------------------ */
+/* The slice of weights as the hardware wants an operand by rows of 64 bytes: its exchange of pieces (swizzle) is the
+ * one of piece_at. `address`: a multiple of 8 rows, plus 32 bytes for the second half of the channels. */
+__device__ __forceinline__ uint64_t weights_operand(unsigned address) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62;
+}
 
-    int pixel[PATCH_LOADS];
+#define HS_EIGHT(n)  "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define HS_EIGHTS(n) HS_EIGHT(n), HS_EIGHT(n + 1), HS_EIGHT(n + 2), HS_EIGHT(n + 3)
+#define HS_WGMMA_RS_96(TYPE)                                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " "                                       \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "                   \
+                 "{%48, %49, %50, %51}, %52, 1, 1, 1, 0;"                                                              \
+                 : HS_EIGHTS(0), HS_EIGHTS(4), HS_EIGHTS(8)                                                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+/* d += A B^T over 16 channels: A, a fragment of 16 pixels per warp, in registers; B, 96 columns, in shared memory. */
+template <typename T>
+__device__ __forceinline__ void product_96(float (&d)[12][4], const unsigned (&a)[4], uint64_t b) {
+#if HS_HOPPER
+    if constexpr (std::is_same<T, __nv_bfloat16>::value)
+        HS_WGMMA_RS_96("bf16");
+    else
+        HS_WGMMA_RS_96("f16");
+#endif
+}
+
+/* ---- the kernel on tensor cores --------------------------------------------------------------------------------- */
+/* Which products a block makes: COLUMNS of it; its warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x
+ * several columns. WGMMA: Hopper's products of a warpgroup, 64 pixels x all columns, whose weights the tensor cores
+ * read from shared memory themselves. */
+template <typename T_, int COLUMNS_, bool DIRECT_, bool WGMMA_> struct shape {
+    using T = T_;
+    static constexpr int COLUMNS = COLUMNS_, WARPS = warps_of(COLUMNS);
+    static constexpr bool DIRECT = DIRECT_, WGMMA = WGMMA_;
+    static constexpr int WARPS_N = COLUMNS == 96 && !WGMMA ? 2 : 1, WARPS_Y = WARPS / WARPS_N;
+    static constexpr int ROWS = TILE_Y / WARPS_Y, WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
+    static constexpr int NEXT_ROW = WGMMA ? WARPS_Y : 1; /* from an image row of a warp to the next */
+    static constexpr int SLICE = COLUMNS * 64;           /* bytes of weights of a step */
+    static constexpr int APART = loaded_rows(COLUMNS), LOADS = loads_for(PATCH, COLUMNS);
+};
+
+template <typename S>
+static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __grid_constant__ conv_plan p) {
+    using T = typename S::T;
+    constexpr int COLUMNS = S::COLUMNS, ROWS = S::ROWS, WIDTH = S::WIDTH, SLICE = S::SLICE, APART = S::APART,
+                  LOADS = S::LOADS;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const tile a = tile_of(p, COLUMNS);
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, col0 = warp % S::WARPS_N * WIDTH,
+              row0 = S::WGMMA ? warp : warp / S::WARPS_N * ROWS;
+    const int width = TILE_X + p.kx - 1, taps = p.ky * p.kx, steps = p.kt * p.chunks * taps,
+              patch_bytes = p.loads * APART * 64;
+
+    int pixel[LOADS];
     const int load_row = (int)threadIdx.x >> 2, load_piece = (int)threadIdx.x & 3;
 #pragma unroll
-    for (int k = 0; k < PATCH_LOADS; k++) {
-        const int i = load_row + k * LOADED_ROWS, py = i / width;
+    for (int k = 0; k < LOADS; k++) {
+        const int i = load_row + k * APART, py = i / width;
         pixel[k] = py < TILE_Y + p.ky - 1 ? patch_pixel(p, a, py, i % width) : -1;
     }
 
@@ -285,17 +335,16 @@ static __global__ void __launch_bounds__(THREADS, 2) conv_kernel(const __grid_co
     auto load = [&]() {
         if (ahead < steps) {
             if (ahead_tap == 0) {
-                load_patch<T, DIRECT>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
-                                      load_at + STAGES * SLICE + ahead_patch * patch_bytes);
+                load_patch<T, S::DIRECT, APART>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
+                                                load_at + STAGES * SLICE + ahead_patch * patch_bytes);
                 ahead_patch = ahead_patch + 1 == p.patches ? 0 : ahead_patch + 1;
                 ahead_chunk = ahead_chunk + 1 == p.chunks ? 0 : ahead_chunk + 1;
                 if (ahead_chunk == 0) x += frame;
             }
             const unsigned slice = shared_address(load_at) + ahead % STAGES * SLICE;
 #pragma unroll
-            for (int k = 0; k * THREADS < COLUMNS * 4; k++)
-                if (k * THREADS + (int)threadIdx.x < COLUMNS * 4)
-                    copy_async16(slice + k * LOADED_ROWS * 64, w + k * THREADS * 8, true);
+            for (int k = 0; k * APART < COLUMNS; k++)
+                if (k * APART + load_row < COLUMNS) copy_async16_cached(slice + k * APART * 64, w + k * APART * CHUNK);
             w += (int64_t)p.columns * CHUNK;
             ahead_tap = ahead_tap + 1 == taps ? 0 : ahead_tap + 1;
             ahead++;
@@ -306,43 +355,83 @@ static __global__ void __launch_bounds__(THREADS, 2) conv_kernel(const __grid_co
     float sum[ROWS][WIDTH / 8][4] = {};
     for (int s = 0; s < STAGES - 1; s++) load();
 
-    int dy = 0, dx = 0, patch = 0;
-    for (int s = 0; s < steps; s++) {
-        copy_wait<STAGES - 2>();
-        __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
-        load();
-        const unsigned x_at = shared_address(shared) + STAGES * SLICE + patch * patch_bytes,
-                       w_at = shared_address(shared) + s % STAGES * SLICE +
-                              piece_at(col0 + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+    int dy = 0, dx = 0, patch = 0, s = 0;
+    /* Pixels of image row r of this warp, 16 of the 32 channels: pieces 2 half, 2 half + 1. */
+    auto pixels_of = [&](unsigned(&m)[4], int r, int half) {
+        const int first = (row0 + r * S::NEXT_ROW + dy) * width + dx;
+        load_matrix4(m, shared_address(shared) + STAGES * SLICE + patch * patch_bytes +
+                            piece_at(first + (lane & 15), half * 2 + (lane >> 4)));
+    };
+    auto next_step = [&]() {
+        s++;
+        if (++dx < p.kx) return;
+        dx = 0;
+        if (++dy < p.ky) return;
+        dy = 0;
+        patch = patch + 1 == p.patches ? 0 : patch + 1;
+    };
+    if constexpr (S::WGMMA) {
+#if HS_HOPPER
+        /* Fragments may not be touched while products run (ptxas would put all in a row), so a block's own steps do not
+         * overlap: the other block of the multiprocessor fills the gaps. */
+        unsigned m[2][ROWS][4];
+        while (s < steps) {
+            copy_wait<STAGES - 2>();
+            fence_async();
+            products_wait<0>();
+            __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
+            load();
 #pragma unroll
-        for (int half = 0; half < 2; half++) { /* 16 of the 32 channels: pieces 2 half, 2 half + 1 */
-            unsigned b[WIDTH / 16][4];
+            for (int half = 0; half < 2; half++)
 #pragma unroll
-            for (int n = 0; n < WIDTH / 16; n++) load_matrix4(b[n], (w_at ^ (unsigned)half * 32) + n * 16 * 64);
+                for (int r = 0; r < ROWS; r++) pixels_of(m[half][r], r, half);
+            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE;
+            products_begin();
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                unsigned m[4];
-                load_matrix4(m, x_at + piece_at((row0 + r + dy) * width + (lane & 15) + dx, half * 2 + (lane >> 4)));
+            for (int half = 0; half < 2; half++)
 #pragma unroll
-                for (int n = 0; n < WIDTH / 16; n++) {
-                    mma16816<T>(sum[r][2 * n], m, b[n][0], b[n][1]);
-                    mma16816<T>(sum[r][2 * n + 1], m, b[n][2], b[n][3]);
+                for (int r = 0; r < ROWS; r++) product_96<T>(sum[r], m[half][r], weights_operand(w_at + half * 32));
+            products_commit();
+            next_step();
+        }
+        products_wait<0>();
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int n = 0; n < WIDTH / 8; n++) keep(sum[r][n]);
+#endif
+    } else {
+        while (s < steps) {
+            copy_wait<STAGES - 2>();
+            __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
+            load();
+            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE +
+                                  piece_at(col0 + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                unsigned b[WIDTH / 16][4];
+#pragma unroll
+                for (int n = 0; n < WIDTH / 16; n++) load_matrix4(b[n], (w_at ^ (unsigned)half * 32) + n * 16 * 64);
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    unsigned m[4];
+                    pixels_of(m, r, half);
+#pragma unroll
+                    for (int n = 0; n < WIDTH / 16; n++) {
+                        mma16816<T>(sum[r][2 * n], m, b[n][0], b[n][1]);
+                        mma16816<T>(sum[r][2 * n + 1], m, b[n][2], b[n][3]);
+                    }
                 }
             }
-        }
-        if (++dx == p.kx) {
-            dx = 0;
-            if (++dy == p.ky) {
-                dy = 0;
-                patch = patch + 1 == p.patches ? 0 : patch + 1;
-            }
+            next_step();
         }
     }
 
     const int column = a.n0 + col0 + (lane & 3) * 2;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        const int64_t at[2] = {output_at(p, a, row0 + r, lane >> 2), output_at(p, a, row0 + r, (lane >> 2) + 8)};
+        const int y = row0 + r * S::NEXT_ROW;
+        const int64_t at[2] = {output_at(p, a, y, lane >> 2), output_at(p, a, y, (lane >> 2) + 8)};
         if (p.y_f32)
             put_row<float>(p, at, column, sum[r]);
         else
@@ -399,36 +488,37 @@ static __global__ void __launch_bounds__(THREADS) conv_f32_kernel(const __grid_c
 }
 
 /* ---- the operation ---------------------------------------------------------------------------------------------- */
-template <typename T, int COLUMNS, bool DIRECT>
-static void launch(hs_device *dev, const conv_plan &p, unsigned blocks, size_t shared) {
-    if (hs_cuda_ok(dev,
-                   cudaFuncSetAttribute(conv_kernel<T, COLUMNS, DIRECT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        (int)shared),
+template <typename T, int COLUMNS, bool DIRECT, bool WGMMA = false>
+static void launch(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
+    using S = shape<T, COLUMNS, DIRECT, WGMMA>;
+    const int taps = p.ky * p.kx;
+    /* Patches that steps in flight can touch: those of the next STAGES - 1 steps and the one in use. */
+    p.patches = (STAGES - 1 + taps - 1) / taps + 1;
+    p.loads = loads_for((TILE_Y + p.ky - 1) * (TILE_X + p.kx - 1), COLUMNS);
+    p.tiles_n = p.columns / COLUMNS;
+    const size_t shared = (size_t)STAGES * S::SLICE + (size_t)p.patches * p.loads * S::APART * 64;
+    if (hs_cuda_ok(dev, cudaFuncSetAttribute(conv_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
                    "conv"))
-        conv_kernel<T, COLUMNS, DIRECT><<<blocks, THREADS, shared, hs_cuda_of(dev)->stream>>>(p);
+        conv_kernel<S><<<pixel_tiles *(unsigned)p.tiles_n, S::WARPS * 32, shared, hs_cuda_of(dev)->stream>>>(p);
 }
 
 template <typename T> static void launch_typed(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
     /* The value-by-value kernel takes 16 columns, which divide the padded columns of all the others. */
     const bool direct = p.cin % 8 == 0 && (uintptr_t)p.x % 16 == 0;
-    const int columns = direct ? tile_columns(dev->act, p.cout) : 16, taps = p.ky * p.kx;
-    /* Patches that steps in flight can touch: those of the next STAGES - 1 steps and the one in use. */
-    p.patches = (STAGES - 1 + taps - 1) / taps + 1;
-    p.loads = patch_loads(p);
+    const int columns = direct ? tile_columns(dev->act, p.cout) : 16;
     p.pairs = p.cout % 2 == 0 && ((uintptr_t)p.y | (uintptr_t)p.add) % (p.y_f32 ? 8 : 4) == 0;
-    p.tiles_n = p.columns / columns;
-    const unsigned blocks = pixel_tiles * (unsigned)p.tiles_n;
-    const size_t shared = (size_t)STAGES * columns * 64 + (size_t)p.patches * p.loads * LOADED_ROWS * 64;
     if (!direct)
-        launch<T, 16, false>(dev, p, blocks, shared);
+        launch<T, 16, false>(dev, p, pixel_tiles);
     else if (columns == 16)
-        launch<T, 16, true>(dev, p, blocks, shared);
+        launch<T, 16, true>(dev, p, pixel_tiles);
     else if (columns == 32)
-        launch<T, 32, true>(dev, p, blocks, shared);
+        launch<T, 32, true>(dev, p, pixel_tiles);
     else if (columns == 48)
-        launch<T, 48, true>(dev, p, blocks, shared);
+        launch<T, 48, true>(dev, p, pixel_tiles);
+    else if (hs_cuda_hopper(dev))
+        launch<T, 96, true, true>(dev, p, pixel_tiles);
     else
-        launch<T, 96, true>(dev, p, blocks, shared);
+        launch<T, 96, true>(dev, p, pixel_tiles);
 }
 
 void hs_cuda_conv(hs_device *dev, const hs_conv *a) {

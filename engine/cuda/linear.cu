@@ -1,9 +1,9 @@
 /* Products with prepared weights: y[M, out] = act(x[M, in] W^T + b), or y += gate * (x W^T + b).
  *
- * cuBLASLt multiplies, sums in fp32, and where its epilogue is the contract (bias, GELU in its tanh form, adding to y)
- * writes y itself. Everything else is a product in F32 and one pass over it (finish), a piece of rows at a time so that
- * scratch stays small. Matrices that do not consist of 16-byte vectors, and very few rows, where reading W is all there
- * is to do, go through a kernel of one warp per output.
+ * cuBLASLt multiplies, sums in fp32, and where its epilogue is the contract (bias, GELU in its tanh form, adding to y,
+ * a gate as a factor per column) writes y itself. Everything else is a product in F32 and one pass over it (finish), a
+ * piece of rows at a time so that scratch stays small. Matrices that do not consist of 16-byte vectors, and very few
+ * rows, where reading W is all there is to do, go through a kernel of one warp per output.
  *
  * For every shape the library is asked once. Large products try its first few answers and keep the fastest of those
  * that give the same bits as the first: which one wins may vary from run to run, results may not.
@@ -15,6 +15,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <type_traits>
 
@@ -121,6 +122,16 @@ static __device__ float activate(hs_act act, float v) {
     return v;
 }
 
+static unsigned blocks_for(int64_t n, int64_t per_block) {
+    return (unsigned)((n + per_block - 1) / per_block);
+}
+
+/* The library adds the bias after it has applied the gate. */
+static __global__ void gate_bias(const float *gate, const float *bias, int64_t out, float *gated) {
+    const int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (c < out) gated[c] = gate[c] * bias[c];
+}
+
 /* What is to be done with a product p [rows, out] F32; y may be p itself. */
 typedef struct rest {
     const float *bias, *gate; /* gate NULL: 1 */
@@ -148,10 +159,6 @@ template <typename T, int N> __global__ void finish(const float *p, int64_t rows
     }
 }
 
-static unsigned blocks_for(int64_t n, int64_t per_block) {
-    return (unsigned)((n + per_block - 1) / per_block);
-}
-
 static bool aligned(const void *p) {
     return (uintptr_t)p % 16 == 0;
 }
@@ -177,7 +184,7 @@ typedef struct shape {
     int64_t rows, out, in;
     int type, y_type; /* hs_dtype of x and W, of y */
     int epilogue;     /* cublasLtEpilogue_t */
-    int add;          /* to y */
+    int add, gated;   /* to y; times a factor per column */
 } shape;
 
 typedef struct plan {
@@ -195,10 +202,13 @@ struct hs_cuda_plans {
     plan *first;
     cublasLtMatmulPreference_t limits;
     cudaEvent_t begin, end;
+    size_t gate_piece; /* for measurements, HS_CUDA_GATED=pass in the environment: gates are not left to the library,
+                          products are made in pieces of so many bytes (pass16: of 16 MiB); else 0 */
 };
 
 typedef struct operands {
     const void *w, *bias, *x;
+    const float *gate, *ungated; /* for gated shapes: `bias` is then room for gate times `ungated` */
     void *y;
     void *spare; /* for the results of trials: y itself where it is not added to */
     int64_t spare_rows;
@@ -216,8 +226,10 @@ static int set_limit(struct hs_cuda_plans *s, cublasLtMatmulPreferenceAttributes
 int hs_cuda_plans_open(hs_device *dev, hs_err *err) {
     hs_cuda *c = hs_cuda_of(dev);
     struct hs_cuda_plans *s = c->plans = (struct hs_cuda_plans *)hs_calloc(1, sizeof *s);
+    const char *gated = getenv("HS_CUDA_GATED");
     const uint32_t align = 16, ordered = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* fp32, by a step of its own */
     if (!s) return hs_fail(err, HS_ENOMEM, "out of memory opening %s", dev->name);
+    if (gated && !strncmp(gated, "pass", 4)) s->gate_piece = gated[4] ? (size_t)atoi(gated + 4) << 20 : (size_t)PIECE;
     int rc = hs_cublaslt_load(&s->lt, err);
     if (rc) return rc;
     const cublasStatus_t e = s->lt->Create(&s->handle);
@@ -263,11 +275,11 @@ void hs_cuda_plans_close(hs_device *dev) {
 /* x [rows, in] -> y [rows, out], rows as in the layouts. */
 static cublasStatus_t multiply(const hs_cuda *c, plan *p, const cublasLtMatmulAlgo_t *algo, const operands *o,
                                cublasLtMatrixLayout_t of_x, cublasLtMatrixLayout_t of_y, void *y) {
-    const float one = 1, zero = 0;
+    const float one = 1, zero = 0, *alpha = p->of.gated ? o->gate : &one;
     const hs_cublaslt *lt = c->plans->lt;
     lt->MatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &o->bias, sizeof o->bias);
-    return lt->Matmul(c->plans->handle, p->op, &one, o->w, p->w, o->x, of_x, p->of.add ? &one : &zero, y, of_y, y, of_y,
-                      algo, c->workspace, c->workspace_bytes, c->stream);
+    return lt->Matmul(c->plans->handle, p->op, alpha, o->w, p->w, o->x, of_x, p->of.add ? &one : &zero, y, of_y, y,
+                      of_y, algo, c->workspace, c->workspace_bytes, c->stream);
 }
 
 static cublasStatus_t multiply_some(const hs_cuda *c, plan *p, const cublasLtMatmulAlgo_t *algo, const operands *o) {
@@ -326,12 +338,16 @@ static void plan_make(hs_device *dev, plan *p, const operands *o) {
     const cudaDataType_t type = cuda_type(s->type), y_type = cuda_type(s->y_type);
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)s->epilogue;
+    /* A factor per row of the library's matrix: per column of ours. */
+    const cublasLtPointerMode_t alpha =
+        s->gated ? CUBLASLT_POINTER_MODE_ALPHA_DEVICE_VECTOR_BETA_HOST : CUBLASLT_POINTER_MODE_HOST;
     cublasLtMatmulHeuristicResult_t answer[CANDIDATES];
     const bool tuned = (double)s->rows * (double)s->out * (double)s->in >= TUNED_WORK;
     int n = 0;
     if (lt->MatmulDescCreate(&p->op, s->type == HS_F32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F,
                              CUDA_R_32F) ||
         lt->MatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) ||
+        lt->MatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_POINTER_MODE, &alpha, sizeof alpha) ||
         lt->MatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) ||
         lt->MatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &o->bias, sizeof o->bias) ||
         lt->MatrixLayoutCreate(&p->w, type, (uint64_t)s->in, (uint64_t)s->out, s->in) ||
@@ -340,8 +356,8 @@ static void plan_make(hs_device *dev, plan *p, const operands *o) {
         lt->MatmulAlgoGetHeuristic(c->plans->handle, p->op, p->w, p->x, p->y, p->y, c->plans->limits,
                                    tuned ? CANDIDATES : 1, answer, &n) ||
         n < 1 || answer[0].state) {
-        hs_log(HS_LOG_DEBUG, "product [%lld, %lld] x [%lld], epilogue %d: not offered by cuBLASLt", (long long)s->rows,
-               (long long)s->in, (long long)s->out, s->epilogue);
+        hs_log(HS_LOG_DEBUG, "product [%lld, %lld] x [%lld], epilogue %d%s: not offered by cuBLASLt",
+               (long long)s->rows, (long long)s->in, (long long)s->out, s->epilogue, s->gated ? ", gated" : "");
         return;
     }
     p->algo = answer[0].algo;
@@ -356,6 +372,11 @@ static int library(hs_device *dev, const shape *s, const operands *o) {
     struct hs_cuda_plans *all = hs_cuda_of(dev)->plans;
     plan *p = all->first;
     while (p && memcmp(&p->of, s, sizeof *s)) p = p->next;
+    if (p && !p->usable) return 0;
+    if (s->gated)
+        gate_bias<<<blocks_for(s->out, THREADS), THREADS, 0, hs_cuda_of(dev)->stream>>>(o->gate, o->ungated, s->out,
+                                                                                        (float *)o->bias);
+    if (s->gated && !HS_CUDA_LAUNCHED(dev, "linear")) return 0;
     if (!p) {
         p = (plan *)hs_calloc(1, sizeof *p);
         if (!p) {
@@ -386,15 +407,15 @@ typedef enum way {
 
 /* The library's epilogue that is this operation as a whole, or -1. F32 has none: pedantic arithmetic comes first. */
 static int whole_epilogue(const hs_linear *a, hs_dtype type) {
-    if (type == HS_F32 || a->gate.p || a->act == HS_ACT_SILU) return -1;
+    if (type == HS_F32 || a->act == HS_ACT_SILU) return -1;
     if (a->act == HS_ACT_NONE) return CUBLASLT_EPILOGUE_BIAS;
     return a->y.type == HS_F32 ? -1 : CUBLASLT_EPILOGUE_GELU_BIAS; /* its tanh is good to 16 bits */
 }
 
 /* A piece of rows; x is of the type that the way wants. p: where y is not, the product's place in F32; for WHOLE, room
- * for `spare_rows` of trials. 0 if the library has no such product. */
+ * for `spare_rows` of trials. gated: room for gate times bias, for WHOLE. 0 if the library has no such product. */
 static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way how, hs_buf x, hs_buf y, int64_t rows,
-                     void *p, int64_t spare_rows) {
+                     void *p, int64_t spare_rows, void *gated) {
     const char *w = (const char *)a->w->impl;
     const int64_t out = a->w->out, in = a->w->in;
     const rest f = {(const float *)(w + l->bias), (const float *)a->gate.p, a->act, a->residual != 0};
@@ -403,12 +424,14 @@ static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way ho
     s.rows = rows, s.out = out, s.in = in, s.type = (int)l->type;
     if (spare_rows > rows) spare_rows = rows;
     if (how == WHOLE) {
-        const operands o = {w, w + (y.type == HS_F32 ? l->bias : l->bias_typed), x.p, y.p, p, spare_rows};
-        s.y_type = (int)y.type, s.epilogue = whole_epilogue(a, l->type), s.add = a->residual != 0;
+        const void *bias = f.gate ? gated : w + (y.type == HS_F32 ? l->bias : l->bias_typed);
+        const operands o = {w, bias, x.p, f.gate, f.bias, y.p, p, spare_rows};
+        s.y_type = (int)y.type, s.epilogue = whole_epilogue(a, l->type);
+        s.add = a->residual != 0, s.gated = f.gate != NULL;
         return library(dev, &s, &o);
     }
     if (how == PRODUCT) {
-        const operands o = {w, NULL, x.p, p, p, rows};
+        const operands o = {w, NULL, x.p, NULL, NULL, p, p, rows};
         s.y_type = HS_F32, s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
         if (!library(dev, &s, &o)) return 0;
     } else {
@@ -426,30 +449,34 @@ static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way ho
 }
 
 /* As many rows of so many bytes as are to be in scratch at a time. */
-static int64_t piece_rows(int64_t rows, size_t row) {
-    int64_t step = row ? (int64_t)(PIECE / row) : rows;
+static int64_t piece_rows(int64_t rows, size_t row, size_t most) {
+    int64_t step = row ? (int64_t)(most / row) : rows;
     if (step > 256) step = step / 256 * 256; /* whole tiles */
     return step < 1 ? 1 : step < rows ? step : rows;
 }
 
-/* Scratch is [x of another type][product, or what WHOLE needs]. */
+/* Scratch is [gate times bias][x of another type][product, or what WHOLE needs]. */
 void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
     const layout l = layout_of(dev, a->w);
     const int64_t in = a->w->in, out = a->w->out;
     const size_t p_row = (size_t)out * sizeof(float);
     const bool vectors = in % WIDE == 0 && out % WIDE == 0 && aligned(a->x.p) && aligned(a->y.p);
     int64_t done = 0;
-    int how = a->rows <= FEW || !vectors ? WARPS : whole_epilogue(a, l.type) < 0 ? PRODUCT : WHOLE;
+    const size_t gate_piece = hs_cuda_of(dev)->plans->gate_piece,
+                 p_most = a->gate.p && gate_piece ? gate_piece : (size_t)PIECE;
+    const bool whole = whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p) && !(a->gate.p && gate_piece);
+    int how = a->rows <= FEW || !vectors ? WARPS : whole ? WHOLE : PRODUCT;
     for (; how <= WARPS && done < a->rows && !dev->sticky; how++) {
         const hs_dtype x_type = how == WARPS ? HS_F32 : l.type;
         const bool apart = how != WHOLE && (a->residual || a->y.type != HS_F32); /* the product from y */
         const size_t x_row = a->x.type != x_type ? (size_t)in * hs_dtype_size(x_type) : 0;
-        int64_t step = piece_rows(a->rows, x_row);
-        if (apart) step = piece_rows(step, p_row);
-        const int64_t spare = how == WHOLE && a->residual ? piece_rows(step, p_row) : step;
-        const size_t x_bytes = padded((size_t)step * x_row);
+        int64_t step = piece_rows(a->rows, x_row, PIECE);
+        if (apart) step = piece_rows(step, p_row, p_most);
+        const int64_t spare = how == WHOLE && a->residual ? piece_rows(step, p_row, PIECE) : step;
+        const size_t g_bytes = how == WHOLE && a->gate.p ? padded(p_row) : 0, x_bytes = padded((size_t)step * x_row);
         const size_t p_bytes = apart || (how == WHOLE && a->residual) ? (size_t)spare * p_row : 0;
-        char *scratch = x_bytes + p_bytes ? (char *)hs_cuda_scratch(dev, x_bytes + p_bytes) : NULL;
+        const size_t bytes = g_bytes + x_bytes + p_bytes;
+        char *gated = bytes ? (char *)hs_cuda_scratch(dev, bytes) : NULL, *scratch = gated + g_bytes;
         while (done < a->rows && !dev->sticky) {
             const int64_t rows = a->rows - done < step ? a->rows - done : step;
             hs_buf x = hs_buf_at(a->x, done * in, rows * in), y = hs_buf_at(a->y, done * out, rows * out);
@@ -458,7 +485,7 @@ void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
                 hs_cuda_copy(dev, other, x);
                 x = other;
             }
-            if (!run_piece(dev, a, &l, (way)how, x, y, rows, p_bytes ? scratch + x_bytes : y.p, spare)) break;
+            if (!run_piece(dev, a, &l, (way)how, x, y, rows, p_bytes ? scratch + x_bytes : y.p, spare, gated)) break;
             done += rows;
         }
     }

@@ -20,6 +20,10 @@ __device__ __forceinline__ unsigned shared_address(const void *p) {
 __device__ __forceinline__ void copy_async16(unsigned dst, const void *src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
 }
+/* The same through the L1 cache: for what the other block of the multiprocessor reads as well. */
+__device__ __forceinline__ void copy_async16_cached(unsigned dst, const void *src) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+}
 /* Everything this thread copied since the last commit is one group. */
 __device__ __forceinline__ void copy_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");

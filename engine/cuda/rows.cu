@@ -13,8 +13,7 @@ enum {
     THREADS = 256,
     WIDE = 8,        /* elements a thread moves at once */
     NORM_HELD = 8,   /* vectors of 4 that a thread holds of a row in norm_held */
-    QK_HELD = 4,     /* vectors of WIDE in qk_held */
-    QK_BLOCKS = 4,   /* per multiprocessor, where token means are summed on the way */
+    QK_HELD = 5,     /* vectors of WIDE in qk_held: 5 x 8 x 128 threads are the 14B model's width */
     MEAN_SIDE = 32,  /* columns, and slices of rows, of a block in column_means */
     COUNT_BLOCKS = 4 /* per multiprocessor */
 };
@@ -184,57 +183,144 @@ void hs_cuda_modulation(hs_device *dev, hs_buf table, hs_buf e, int rows, int e_
 }
 
 /* ---- queries and keys -------------------------------------------------------------------------------------------- */
-/* Rows group, group + groups, ... of x are one group of `lanes` threads' work; with MEANS it leaves the sums of its
- * rows' columns in part [groups, d]. d and head_dim are multiples of WIDE, d at most lanes * WIDE * QK_HELD. */
-template <typename T, bool MEANS>
-static __global__ void qk_held(T *x, int64_t rows, int64_t ld, int d, const float *gamma, const float *rope,
-                               int head_dim, float eps, int lanes, float *part) {
-    const int lane = (int)threadIdx.x % lanes, per_block = THREADS / lanes;
-    const int64_t mine = threadIdx.x / lanes, groups = (int64_t)gridDim.x * per_block;
-    float sums[MEANS ? QK_HELD : 1][WIDE] = {};
-    for (int64_t first = (int64_t)blockIdx.x * per_block; first < rows; first += groups) {
-        const int64_t row = first + mine;
-        vec<T, WIDE> v[QK_HELD];
+/* WIDE values as the words they travel in: kept apart, 16-bit values would take a register each. */
+template <typename T> struct packed { uint32_t w[WIDE * sizeof(T) / 4]; };
+
+/* Past the L1 cache, which keeps gamma and angles instead. */
+template <typename T> static __device__ __forceinline__ void load_once(packed<T> &v, const T *p) {
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof v / 16); i++) {
+        const uint4 u = __ldcg((const uint4 *)p + i);
+        v.w[4 * i] = u.x, v.w[4 * i + 1] = u.y, v.w[4 * i + 2] = u.z, v.w[4 * i + 3] = u.w;
+    }
+}
+template <typename T> static __device__ __forceinline__ void store(T *p, const packed<T> &v) {
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof v / 16); i++)
+        ((uint4 *)p)[i] = make_uint4(v.w[4 * i], v.w[4 * i + 1], v.w[4 * i + 2], v.w[4 * i + 3]);
+}
+
+/* Values 2i and 2i + 1. */
+static __device__ __forceinline__ float2 pair_of(const packed<__nv_bfloat16> &v, int i) {
+    return make_float2(__uint_as_float(v.w[i] << 16), __uint_as_float(v.w[i] & 0xffff0000u));
+}
+static __device__ __forceinline__ float2 pair_of(const packed<__half> &v, int i) {
+    return make_float2(__half2float(__ushort_as_half((unsigned short)(v.w[i] & 0xffff))),
+                       __half2float(__ushort_as_half((unsigned short)(v.w[i] >> 16))));
+}
+static __device__ __forceinline__ float2 pair_of(const packed<float> &v, int i) {
+    return make_float2(__uint_as_float(v.w[2 * i]), __uint_as_float(v.w[2 * i + 1]));
+}
+static __device__ __forceinline__ void set_pair(packed<__nv_bfloat16> &v, int i, float a, float b) {
+    v.w[i] = __bfloat16_as_ushort(__float2bfloat16_rn(a)) | (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(b))
+                                                                << 16;
+}
+static __device__ __forceinline__ void set_pair(packed<__half> &v, int i, float a, float b) {
+    v.w[i] = __half_as_ushort(__float2half_rn(a)) | (uint32_t)__half_as_ushort(__float2half_rn(b)) << 16;
+}
+static __device__ __forceinline__ void set_pair(packed<float> &v, int i, float a, float b) {
+    v.w[2 * i] = __float_as_uint(a), v.w[2 * i + 1] = __float_as_uint(b);
+}
+
+typedef struct qk_plan {
+    void *x; /* at the first column */
+    const float *gamma[2], *rope;
+    float *part; /* [groups, d] sums of columns, for MEANS */
+    int64_t rows, ld;
+    int d, head_dim, parts, lanes;
+    float eps;
+} qk_plan;
+
+/* Blocks per multiprocessor, by the registers that a row, the next one and the sums take. */
+static constexpr int qk_blocks(int held, bool means) {
+    return held > 3 || means ? 2 : 3;
+}
+
+/* A group of `lanes` threads owns one range of columns and every so many rows; groups that follow each other have the
+ * ranges of one row, so that they find its angles in the cache. While a row is worked on the next one is on its way:
+ * bytes in flight, not arithmetic, are what a pass over memory lacks. A thread's HELD vectors lie lanes * WIDE columns
+ * apart, a multiple of head_dim: they turn by the same angles. The number of groups is a multiple of `parts`. */
+template <typename T, int HELD, bool MEANS>
+static __global__ void __launch_bounds__(THREADS, qk_blocks(HELD, MEANS)) qk_held(const __grid_constant__ qk_plan p) {
+    __shared__ float partial[2][THREADS / 32]; /* of alternate rows: one barrier a row is enough */
+    const int lanes = p.lanes, lane = (int)threadIdx.x & (lanes - 1), mine = (int)threadIdx.x / lanes;
+    const int64_t group = (int64_t)blockIdx.x * (THREADS / lanes) + mine;
+    const int64_t step = (int64_t)gridDim.x * (THREADS / lanes) / p.parts, rounds = (p.rows + step - 1) / step;
+    const int part = (int)(group % p.parts), d = p.d, c0 = lane * WIDE, apart = lanes * WIDE;
+    const float *const gamma = p.gamma[part] + c0, *const rope = p.rope ? p.rope + c0 % p.head_dim : NULL;
+    T *const x = (T *)p.x + (int64_t)part * d + c0;
+    packed<T> v[HELD], next[HELD] = {};
+    vec<float, WIDE> turn, next_turn = {};
+    float sums[MEANS ? HELD : 1][WIDE] = {};
+    int64_t row = group / p.parts;
+    auto load = [&](int64_t r) {
+        if (r >= p.rows) return;
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (c0 + k * apart < d) load_once(next[k], x + r * p.ld + k * apart);
+        if (rope) next_turn = *(const vec<float, WIDE> *)(rope + r * p.head_dim);
+    };
+    load(row);
+    for (int64_t round = 0; round < rounds; round++, row += step) {
         float squares = 0;
 #pragma unroll
-        for (int k = 0; k < QK_HELD; k++) {
-            const int c = (k * lanes + lane) * WIDE;
-            if (row >= rows || c >= d) continue;
-            v[k] = *(const vec<T, WIDE> *)(x + row * ld + c);
-            for (int e = 0; e < WIDE; e++) squares += to_f32(v[k].v[e]) * to_f32(v[k].v[e]);
+        for (int k = 0; k < HELD; k++) {
+            v[k] = next[k];
+            if (c0 + k * apart >= d) continue;
+#pragma unroll
+            for (int i = 0; i < WIDE / 2; i++) {
+                const float2 u = pair_of(v[k], i);
+                squares += u.x * u.x + u.y * u.y;
+            }
         }
-        const float scale = 1 / sqrtf(row_sum(squares, lanes) / (float)d + eps);
+        turn = next_turn;
+        load(row + step);
+        for (int k = 16; k; k /= 2) squares += __shfl_xor_sync(~0u, squares, k);
+        if (lanes > 32) {
+            float *const all = partial[round & 1];
+            if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = squares;
+            __syncthreads();
+            squares = 0;
+            for (int k = 0; k < lanes / 32; k++) squares += all[mine * (lanes / 32) + k];
+        }
+        if (row >= p.rows) continue; /* only in the last round */
+        const float scale = 1 / sqrtf(squares / (float)d + p.eps);
 #pragma unroll
-        for (int k = 0; k < QK_HELD; k++) {
-            const int c = (k * lanes + lane) * WIDE;
-            if (row >= rows || c >= d) continue;
-            const vec<float, WIDE> g = *(const vec<float, WIDE> *)(gamma + c);
-            vec<float, WIDE> turn;
-            if (rope) turn = *(const vec<float, WIDE> *)(rope + row * head_dim + c % head_dim);
+        for (int k = 0; k < HELD; k++) {
+            if (c0 + k * apart >= d) continue;
+            const vec<float, WIDE> g = *(const vec<float, WIDE> *)(gamma + k * apart);
 #pragma unroll
-            for (int e = 0; e < WIDE; e += 2) {
-                float a = to_f32(v[k].v[e]) * scale * g.v[e], b = to_f32(v[k].v[e + 1]) * scale * g.v[e + 1];
-                if (rope) {
-                    const float cosine = turn.v[e], sine = turn.v[e + 1], a0 = a;
-                    a = a0 * cosine - b * sine;
-                    b = a0 * sine + b * cosine;
-                }
-                v[k].v[e] = from_f32<T>(a);
-                v[k].v[e + 1] = from_f32<T>(b);
+            for (int i = 0; i < WIDE / 2; i++) {
+                float2 u = pair_of(v[k], i);
+                u.x *= scale * g.v[2 * i], u.y *= scale * g.v[2 * i + 1];
+                if (rope)
+                    u = make_float2(u.x * turn.v[2 * i] - u.y * turn.v[2 * i + 1],
+                                    u.x * turn.v[2 * i + 1] + u.y * turn.v[2 * i]);
+                set_pair(v[k], i, u.x, u.y);
                 if (MEANS) {
-                    sums[k][e] += to_f32(v[k].v[e]);
-                    sums[k][e + 1] += to_f32(v[k].v[e + 1]);
+                    const float2 rounded = pair_of(v[k], i);
+                    sums[k][2 * i] += rounded.x, sums[k][2 * i + 1] += rounded.y;
                 }
             }
-            *(vec<T, WIDE> *)(x + row * ld + c) = v[k];
+            store(x + row * p.ld + k * apart, v[k]);
         }
     }
     if (!MEANS) return;
-    part += ((int64_t)blockIdx.x * per_block + mine) * d;
+    float *const out = p.part + group * d + c0;
 #pragma unroll
-    for (int k = 0; k < QK_HELD; k++)
-        for (int e = 0; e < WIDE && (k * lanes + lane) * WIDE < d; e++)
-            part[(k * lanes + lane) * WIDE + e] = sums[k][e];
+    for (int k = 0; k < HELD; k++)
+        for (int e = 0; e < WIDE && c0 + k * apart < d; e++) out[k * apart + e] = sums[k][e];
+}
+
+/* Of WIDE elements, of a thread. */
+static int qk_vectors(int64_t d, int lanes) {
+    return (int)((d + lanes * WIDE - 1) / (lanes * WIDE));
+}
+
+template <typename T, bool MEANS> static void launch_qk_held(const qk_plan &p, unsigned blocks, cudaStream_t stream) {
+    const int held = qk_vectors(p.d, p.lanes);
+    const auto kernel = held > 3 ? qk_held<T, QK_HELD, MEANS> : held > 2 ? qk_held<T, 3, MEANS> : qk_held<T, 2, MEANS>;
+    kernel<<<blocks, THREADS, 0, stream>>>(p);
 }
 
 /* Any sizes: a block per row, a thread per pair. */
@@ -258,52 +344,72 @@ static __global__ void qk_any(T *x, int64_t ld, int64_t d, const float *gamma, c
     }
 }
 
-/* mean[c] = sum of column c over the rows of x / count. A block sums MEAN_SIDE columns in as many slices of rows. */
+/* Sums of columns over the rows of x [rows, ld], divided by count: column c of part c / d goes to mean0 or mean1,
+ * either of which may be missing. A block sums MEAN_SIDE columns in as many slices of rows. */
 template <typename T>
-static __global__ void column_means(const T *x, int64_t rows, int64_t ld, int64_t d, float count, float *mean) {
+static __global__ void column_means(const T *x, int64_t rows, int64_t ld, int64_t columns, int64_t d, float count,
+                                    float *mean0, float *mean1) {
     __shared__ float slice[MEAN_SIDE][MEAN_SIDE];
     const int64_t c = (int64_t)blockIdx.x * MEAN_SIDE + threadIdx.x;
+    float *const mean = c < d ? mean0 : mean1;
     float sum = 0;
-    for (int64_t r = threadIdx.y; r < rows && c < d; r += MEAN_SIDE) sum += to_f32(x[r * ld + c]);
+#pragma unroll 8
+    for (int64_t r = threadIdx.y; r < rows; r += MEAN_SIDE)
+        if (c < columns) sum += to_f32(x[r * ld + c]);
     slice[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
-    if (threadIdx.y || c >= d) return;
+    if (threadIdx.y || c >= columns || !mean) return;
     for (int k = 1; k < MEAN_SIDE; k++) sum += slice[k][threadIdx.x];
-    mean[c] = sum / count;
+    mean[c < d ? c : c - d] = sum / count;
+}
+
+/* Any sizes, one range of columns after the other. */
+template <typename T> static void qk_norm_any(const hs_qk_norm *a, cudaStream_t stream) {
+    for (int k = 0; k < a->parts; k++) {
+        T *x = (T *)a->x.p + a->col + k * a->d;
+        qk_any<<<(unsigned)a->rows, THREADS, 0, stream>>>(x, a->ld, a->d, (const float *)a->gamma[k].p,
+                                                          (const float *)a->rope.p, a->head_dim, a->eps);
+        if (a->mean[k].p)
+            column_means<<<blocks_for(a->d, MEAN_SIDE), dim3(MEAN_SIDE, MEAN_SIDE), 0, stream>>>(
+                x, a->rows, a->ld, a->d, a->d, (float)a->rows, (float *)a->mean[k].p, (float *)NULL);
+    }
 }
 
 void hs_cuda_qk_norm(hs_device *dev, const hs_qk_norm *a) {
     hs_cuda *cu = hs_cuda_of(dev);
-    const float *gamma = (const float *)a->gamma.p, *rope = (const float *)a->rope.p;
     const int lanes = lanes_for(a->d, WIDE * QK_HELD), per_block = THREADS / lanes;
-    const bool held = a->d % WIDE == 0 && a->ld % WIDE == 0 && a->col % WIDE == 0 && a->head_dim % WIDE == 0 &&
-                      a->d <= (int64_t)lanes * WIDE * QK_HELD && aligned(a->x.p) && aligned(gamma) && aligned(rope);
-    unsigned blocks = blocks_for(a->rows, per_block);
-    float *part = NULL, *mean = (float *)a->mean.p;
-    if (held && mean) {
-        if (blocks > (unsigned)(cu->sms * QK_BLOCKS)) blocks = (unsigned)(cu->sms * QK_BLOCKS);
-        part = (float *)hs_cuda_scratch(dev, (size_t)blocks * per_block * (size_t)a->d * sizeof *part);
-        if (!part) return;
-    }
-    const dim3 mean_block(MEAN_SIDE, MEAN_SIDE);
-    const unsigned mean_blocks = blocks_for(a->d, MEAN_SIDE);
+    const bool means = a->mean[0].p || a->mean[1].p;
+    bool held = a->d % WIDE == 0 && a->ld % WIDE == 0 && a->col % WIDE == 0 && a->head_dim % WIDE == 0 &&
+                lanes * WIDE % a->head_dim == 0 && a->d <= (int64_t)lanes * WIDE * QK_HELD && aligned(a->x.p) &&
+                aligned(a->rope.p);
+    for (int k = 0; k < a->parts; k++) held = held && aligned(a->gamma[k].p);
+    qk_plan p = {};
+    const unsigned most = (unsigned)(cu->sms * qk_blocks(qk_vectors(a->d, lanes), means));
+    unsigned blocks = blocks_for(a->rows * a->parts, per_block);
+    if (blocks > most) blocks = most;
+    if (blocks * (unsigned)per_block % (unsigned)a->parts) blocks++;
+    const int64_t groups = (int64_t)blocks * per_block;
+    if (held && means && !(p.part = (float *)hs_cuda_scratch(dev, (size_t)(groups * a->d) * sizeof *p.part))) return;
+    p.rope = (const float *)a->rope.p;
+    p.rows = a->rows, p.ld = a->ld, p.d = (int)a->d, p.head_dim = a->head_dim, p.parts = a->parts;
+    p.lanes = lanes, p.eps = a->eps;
+    for (int k = 0; k < a->parts; k++) p.gamma[k] = (const float *)a->gamma[k].p;
     hs_cuda_typed(dev->act, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        T *x = (T *)a->x.p + a->col;
-        if (held && mean)
-            qk_held<T, true><<<blocks, THREADS, 0, cu->stream>>>(x, a->rows, a->ld, (int)a->d, gamma, rope, a->head_dim,
-                                                                 a->eps, lanes, part);
+        p.x = (T *)a->x.p + a->col;
+        if (held && means)
+            launch_qk_held<T, true>(p, blocks, cu->stream);
         else if (held)
-            qk_held<T, false><<<blocks, THREADS, 0, cu->stream>>>(x, a->rows, a->ld, (int)a->d, gamma, rope,
-                                                                  a->head_dim, a->eps, lanes, NULL);
+            launch_qk_held<T, false>(p, blocks, cu->stream);
         else
-            qk_any<<<(unsigned)a->rows, THREADS, 0, cu->stream>>>(x, a->ld, a->d, gamma, rope, a->head_dim, a->eps);
-        if (mean && held)
-            column_means<<<mean_blocks, mean_block, 0, cu->stream>>>(part, (int64_t)blocks * per_block, a->d, a->d,
-                                                                     (float)a->rows, mean);
-        else if (mean)
-            column_means<<<mean_blocks, mean_block, 0, cu->stream>>>(x, a->rows, a->ld, a->d, (float)a->rows, mean);
+            qk_norm_any<T>(a, cu->stream);
     });
+    if (held && means) {
+        const int64_t columns = a->parts * a->d;
+        column_means<<<blocks_for(columns, MEAN_SIDE), dim3(MEAN_SIDE, MEAN_SIDE), 0, cu->stream>>>(
+            p.part, groups / a->parts, columns, columns, a->d, (float)a->rows, (float *)a->mean[0].p,
+            (float *)a->mean[1].p);
+    }
     HS_CUDA_LAUNCHED(dev, "qk_norm");
 }
 
@@ -356,24 +462,35 @@ typedef struct terms {
 } terms;
 
 /* In double like ref: solver coefficients cancel, and the operation is bound by memory even where double is slow. */
-static __global__ void add_up(terms t, int64_t n, float *y) {
-    const int64_t i = thread_index();
+template <int N> static __global__ void add_up(terms t, int64_t n, float *y) {
+    const int64_t i = thread_index() * N;
     if (i >= n) return;
-    double sum = 0;
+    double sum[N] = {};
 #pragma unroll
-    for (int k = 0; k < 6; k++)
-        if (k < t.count) sum += t.c[k] * (double)t.x[k][i];
-    y[i] = (float)sum;
+    for (int k = 0; k < 6; k++) {
+        if (k >= t.count) continue;
+        const vec<float, N> x = *(const vec<float, N> *)(t.x[k] + i);
+        for (int e = 0; e < N; e++) sum[e] += t.c[k] * (double)x.v[e];
+    }
+    vec<float, N> out;
+    for (int e = 0; e < N; e++) out.v[e] = (float)sum[e];
+    *(vec<float, N> *)(y + i) = out;
 }
 
 void hs_cuda_combine(hs_device *dev, int count, const double *c, const hs_buf *x, hs_buf y) {
     terms t = {};
     t.count = count;
+    bool wide = y.n % 4 == 0 && aligned(y.p);
     for (int k = 0; k < count; k++) {
         t.c[k] = c[k];
         t.x[k] = (const float *)x[k].p;
+        wide = wide && aligned(x[k].p);
     }
-    add_up<<<blocks_for(y.n, THREADS), THREADS, 0, hs_cuda_of(dev)->stream>>>(t, y.n, (float *)y.p);
+    cudaStream_t stream = hs_cuda_of(dev)->stream;
+    if (wide)
+        add_up<4><<<blocks_for(y.n, THREADS * 4), THREADS, 0, stream>>>(t, y.n, (float *)y.p);
+    else
+        add_up<1><<<blocks_for(y.n, THREADS), THREADS, 0, stream>>>(t, y.n, (float *)y.p);
     HS_CUDA_LAUNCHED(dev, "combine");
 }
 

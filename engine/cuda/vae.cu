@@ -64,64 +64,48 @@ template <typename T> __device__ __forceinline__ float silu(float v) {
     return std::is_same<T, float>::value ? v / (1 + expf(-v)) : __fdividef(v, 1 + __expf(-v));
 }
 
-/* Eight values in a row; both addresses aligned to 16 bytes. */
-template <typename T> __device__ __forceinline__ void load8(float (&v)[8], const T *p) {
-    union {
-        uint4 u[sizeof(T) / 2];
-        T t[8];
-    } r;
-#pragma unroll
-    for (int i = 0; i < (int)sizeof(T) / 2; i++) r.u[i] = ((const uint4 *)p)[i];
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = to_f32(r.t[i]);
-}
-template <typename T> __device__ __forceinline__ void store8(T *p, const float (&v)[8]) {
-    union {
-        uint4 u[sizeof(T) / 2];
-        T t[8];
-    } r;
-#pragma unroll
-    for (int i = 0; i < 8; i++) r.t[i] = from_f32<T>(v[i]);
-#pragma unroll
-    for (int i = 0; i < (int)sizeof(T) / 2; i++) ((uint4 *)p)[i] = r.u[i];
-}
+template <typename T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) vec { T v[N]; };
 
 __device__ __forceinline__ float norm_scale(float square_sum, int C) {
     return sqrtf((float)C) / fmaxf(sqrtf(square_sum), 1e-12f);
 }
 
-/* `lanes` neighbouring threads (a power of two up to 32) share a pixel and hold OCTETS x 8 of its channels each: the
- * widths of the model, 3 * 2^k octets, keep all of them busy. */
-enum { OCTETS = 3 };
+/* `lanes` neighbouring threads (a power of two up to 32) share a pixel and hold HELD of its channels each, in pieces of
+ * 16 bytes that alternate between them: the widths of the model, 24 * 2^k, keep all of them busy. */
+enum { HELD = 24 };
 template <typename X, typename Y>
 static __global__ void channel_norm_kernel(const X *__restrict__ x, const float *__restrict__ gamma, Y *__restrict__ y,
                                            int64_t pixels, int C, int lanes, int apply_silu) {
+    constexpr int N = 16 / sizeof(X);
     const int64_t pixel = thread_index() / lanes;
     const int lane = (int)threadIdx.x & (lanes - 1);
     const bool here = pixel < pixels; /* the others must take part in the exchange */
-    float v[OCTETS][8], sum = 0;
+    float v[HELD / N][N], sum = 0;
 #pragma unroll
-    for (int k = 0; k < OCTETS; k++) {
-        const int c = (lane + k * lanes) * 8;
+    for (int k = 0; k < HELD / N; k++) {
+        const int c = (lane + k * lanes) * N;
         if (!here || c >= C) continue;
-        load8(v[k], x + pixel * C + c);
+        const vec<X, N> in = *(const vec<X, N> *)(x + pixel * C + c);
 #pragma unroll
-        for (int i = 0; i < 8; i++) sum += v[k][i] * v[k][i];
+        for (int i = 0; i < N; i++) {
+            v[k][i] = to_f32(in.v[i]);
+            sum += v[k][i] * v[k][i];
+        }
     }
     for (int o = lanes / 2; o > 0; o /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, o);
     const float scale = norm_scale(sum, C);
 #pragma unroll
-    for (int k = 0; k < OCTETS; k++) {
-        const int c = (lane + k * lanes) * 8;
+    for (int k = 0; k < HELD / N; k++) {
+        const int c = (lane + k * lanes) * N;
         if (!here || c >= C) continue;
-        float g[8];
-        load8(g, gamma + c);
+        const vec<float, N> g = *(const vec<float, N> *)(gamma + c);
+        vec<Y, N> out;
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float u = v[k][i] * scale * g[i];
-            v[k][i] = apply_silu ? silu<Y>(u) : u;
+        for (int i = 0; i < N; i++) {
+            const float u = v[k][i] * scale * g.v[i];
+            out.v[i] = from_f32<Y>(apply_silu ? silu<Y>(u) : u);
         }
-        store8(y + pixel * C + c, v[k]);
+        *(vec<Y, N> *)(y + pixel * C + c) = out;
     }
 }
 
@@ -148,8 +132,8 @@ template <typename X, typename Y>
 static void channel_norm(hs_device *dev, hs_buf x, int64_t pixels, int C, hs_buf gamma, int apply_silu, hs_buf y) {
     cudaStream_t stream = hs_cuda_of(dev)->stream;
     int lanes = 1;
-    while (lanes < 32 && lanes * OCTETS * 8 < C) lanes *= 2;
-    if (C % 8 == 0 && C <= lanes * OCTETS * 8 && aligned16(x.p) && aligned16(gamma.p) && aligned16(y.p))
+    while (lanes < 32 && lanes * HELD < C) lanes *= 2;
+    if (C % 8 == 0 && C <= lanes * HELD && aligned16(x.p) && aligned16(gamma.p) && aligned16(y.p))
         channel_norm_kernel<X, Y><<<blocks_for(pixels * lanes), THREADS, 0, stream>>>(
             (const X *)x.p, (const float *)gamma.p, (Y *)y.p, pixels, C, lanes, apply_silu);
     else

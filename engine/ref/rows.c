@@ -54,19 +54,22 @@ static void rotate(float *x, int64_t d, int head_dim, const float *angle) {
 
 void hs_ref_qk_norm(hs_device *dev, const hs_qk_norm *a) {
     (void)dev;
-    const float *gamma = a->gamma.p, *rope = a->rope.p;
-    float *x = (float *)a->x.p + a->col, *mean = a->mean.p;
+    const float *rope = a->rope.p;
+    for (int k = 0; k < a->parts; k++) {
+        const float *gamma = a->gamma[k].p;
+        float *x = (float *)a->x.p + a->col + k * a->d, *mean = a->mean[k].p;
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < a->rows; r++) {
-        float *xr = x + r * a->ld;
-        const double scale = rms(xr, a->d, a->eps);
-        for (int64_t i = 0; i < a->d; i++) xr[i] = (float)(xr[i] / scale * gamma[i]);
-        if (rope) rotate(xr, a->d, a->head_dim, rope + r * a->head_dim);
-    }
-    for (int64_t i = 0; mean && i < a->d; i++) {
-        double sum = 0;
-        for (int64_t r = 0; r < a->rows; r++) sum += x[r * a->ld + i];
-        mean[i] = (float)(sum / (double)a->rows);
+        for (int64_t r = 0; r < a->rows; r++) {
+            float *xr = x + r * a->ld;
+            const double scale = rms(xr, a->d, a->eps);
+            for (int64_t i = 0; i < a->d; i++) xr[i] = (float)(xr[i] / scale * gamma[i]);
+            if (rope) rotate(xr, a->d, a->head_dim, rope + r * a->head_dim);
+        }
+        for (int64_t i = 0; mean && i < a->d; i++) {
+            double sum = 0;
+            for (int64_t r = 0; r < a->rows; r++) sum += x[r * a->ld + i];
+            mean[i] = (float)(sum / (double)a->rows);
+        }
     }
 }
 

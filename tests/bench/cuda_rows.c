@@ -4,8 +4,10 @@
  *     (default: cuda, bf16, 32760 tokens = 832x480, 1536 and 8960 = the 1.3B model; 75600, 5120 and 13824: 720p, 14B)
  *
  * Times are the device's own (hs_lap), of at least 50 ms of calls after one that is not counted (it tunes). The last
- * column of a row operation is its traffic, every operand once, against a plain copy of the activations. --verbose
- * shows what tuning found. Exit code: 0, 1 something failed, 2 usage, 77 no such device.
+ * column of a row operation is its traffic, every operand once, against a plain copy of the activations; of a product,
+ * how long that copy would take for its operands: no product is faster than this and its plain relative. --verbose
+ * shows what tuning found; with HS_CUDA_GATED=pass in the environment gated products are made without cuBLASLt's
+ * alpha vector. Exit code: 0, 1 something failed, 2 usage, 77 no such device.
  */
 #include "backend.h"
 
@@ -22,7 +24,7 @@ typedef struct bench {
     int failed;
     double copy;                    /* bytes per second */
     hs_buf act, wide, x, vec, gate; /* [n, d] act, [n, max(3d, ff)] act, [n, d] F32, [6 * d] F32 twice */
-    hs_buf rope, mean;              /* [n, HEAD_DIM] F32, [d] F32 */
+    hs_buf rope, mean;              /* [n, HEAD_DIM] F32, [2 * d] F32 */
     hs_weight *w;
     hs_linear product;
     void *noise; /* [NOISE] act type */
@@ -37,23 +39,28 @@ static void convert_rows(bench *b) {
 static void norm_rows(bench *b) {
     hs_op_norm(b->dev, HS_NORM_LAYER, b->x, b->n, b->d, b->vec, b->gate, 1e-6f, b->act);
 }
-static void turn(bench *b, hs_buf mean) {
-    hs_op_qk_norm(b->dev, &(hs_qk_norm){.x = b->wide,
-                                        .gamma = b->vec,
-                                        .rope = b->rope,
-                                        .mean = mean,
-                                        .rows = b->n,
-                                        .ld = 3 * b->d,
-                                        .col = b->d,
-                                        .d = b->d,
-                                        .head_dim = HEAD_DIM,
-                                        .eps = 1e-6f});
+/* Queries alone as cross-attention has them (parts 1), queries and keys as self-attention has them (2). */
+static void turn(bench *b, int parts, int means) {
+    hs_op_qk_norm(b->dev,
+                  &(hs_qk_norm){.x = b->wide,
+                                .gamma = {b->vec, hs_buf_at(b->vec, b->d, b->d)},
+                                .rope = parts == 2 ? b->rope : HS_NOBUF,
+                                .mean = {means ? b->mean : HS_NOBUF, means ? hs_buf_at(b->mean, b->d, b->d) : HS_NOBUF},
+                                .rows = b->n,
+                                .ld = parts == 2 ? 3 * b->d : b->d,
+                                .d = b->d,
+                                .parts = parts,
+                                .head_dim = HEAD_DIM,
+                                .eps = 1e-6f});
 }
-static void turn_only(bench *b) {
-    turn(b, HS_NOBUF);
+static void norm_queries(bench *b) {
+    turn(b, 1, 0);
 }
-static void turn_and_mean(bench *b) {
-    turn(b, b->mean);
+static void turn_both(bench *b) {
+    turn(b, 2, 0);
+}
+static void turn_and_means(bench *b) {
+    turn(b, 2, 1);
 }
 static void combine_rows(bench *b) {
     const int64_t n = b->x.n / 2;
@@ -115,8 +122,12 @@ static void product(bench *b, const char *what, hs_linear p, int64_t out, int64_
     } else {
         b->product.w = b->w;
         const double s = seconds_of(b, what, multiply), flops = 2.0 * (double)p.rows * (double)out * (double)in;
+        const double bytes = (double)hs_dtype_size(p.x.type) * (double)(p.rows * in) +
+                             (f32 ? 4.0 : (double)size) * (double)(out * in) +
+                             (double)hs_dtype_size(p.y.type) * (double)(p.rows * out) * (p.residual ? 2 : 1);
         if (s > 0) printf("%-44s %9.4f ms %8.1f TFLOP/s", what, 1e3 * s, flops / s * 1e-12);
-        if (s > 0 && p.rows == 1) printf(" %8.0f GB/s", (double)(out * in) * (f32 ? 4.0 : (double)size) / s * 1e-9);
+        if (s > 0 && p.rows == 1) printf(" %8.0f GB/s", bytes / s * 1e-9);
+        if (s > 0 && p.rows > 1 && b->copy > 0) printf(", operands at copying speed %.4f ms", 1e3 * bytes / b->copy);
         printf("\n");
         hs_weight_free(b->dev, b->w);
     }
@@ -134,10 +145,12 @@ static void products(bench *b) {
     product(b, "q, k, v: [d] to [3d]", (hs_linear){.x = b->act, .y = b->wide, .rows = n}, 3 * d, d, 0);
     product(b, "out: [d] to [d], gate, residual", gated, d, d, 0);
     product(b, "cross out: [d] to [d], residual", to_stream, d, d, 0);
+    product(b, "the same, no residual, rows in F32", (hs_linear){.x = b->act, .y = b->x, .rows = n}, d, d, 0);
     product(b, "cross q: [d] to [d]", (hs_linear){.x = b->act, .y = b->wide, .rows = n}, d, d, 0);
     product(b, "up: [d] to [ffn], GELU", (hs_linear){.x = b->act, .y = b->wide, .rows = n, .act = HS_ACT_GELU_TANH}, ff,
             d, 0);
     product(b, "down: [ffn] to [d], gate, residual", down, d, ff, 0);
+    product(b, "the same, no residual, rows in F32", (hs_linear){.x = b->wide, .y = b->x, .rows = n}, d, ff, 0);
     product(b, "head: [d] to [64], F32", (hs_linear){.x = b->x, .y = b->rope, .rows = n}, LATENT_COLUMNS, d, 1);
     product(b, "time: one row, [d] to [6d], F32", (hs_linear){.x = row, .y = row6, .rows = 1}, 6 * d, d, 1);
 }
@@ -170,7 +183,7 @@ static int prepare(bench *b, hs_err *err) {
         (rc = hs_device_alloc(b->dev, HS_F32, 6 * d, "vectors", &b->vec, err)) ||
         (rc = hs_device_alloc(b->dev, HS_F32, 6 * d, "vectors", &b->gate, err)) ||
         (rc = hs_device_alloc(b->dev, HS_F32, n * HEAD_DIM, "angles", &b->rope, err)) ||
-        (rc = hs_device_alloc(b->dev, HS_F32, d, "means", &b->mean, err)))
+        (rc = hs_device_alloc(b->dev, HS_F32, 2 * d, "means", &b->mean, err)))
         return rc;
     fill(b, b->act), fill(b, b->wide), fill(b, b->x), fill(b, b->vec), fill(b, b->gate), fill(b, b->rope);
     return hs_device_check(b->dev, err);
@@ -217,8 +230,9 @@ int main(int argc, char **argv) {
     rows(&b, "copy, 16 bits", copy_rows, 2 * size * values);
     rows(&b, "conversion from F32", convert_rows, (4 + size) * values);
     rows(&b, "norm and modulation", norm_rows, (4 + size) * values);
-    rows(&b, "norm and rotation of queries", turn_only, 2 * size * values + angles);
-    rows(&b, "  and token means", turn_and_mean, 2 * size * values + angles);
+    rows(&b, "norm of cross-attention's queries", norm_queries, 2 * size * values);
+    rows(&b, "norm and rotation of queries and keys", turn_both, 4 * size * values + angles);
+    rows(&b, "  and token means", turn_and_means, 4 * size * values + angles);
     rows(&b, "sum of two, F32", combine_rows, 6 * values);
     products(&b);
     hs_buf all[] = {b.act, b.wide, b.x, b.vec, b.gate, b.rope, b.mean};

@@ -47,6 +47,10 @@ static void linear_list(void) {
     emit("rows=1100 in=1000 out=9 x=f32 y=f32 residual=1 gate=1 wt=bf16");
     emit("rows=200 in=384 out=384 x=act y=act act=gelu bias=1 wt=bf16 outlier=1");
     emit("rows=65 in=1536 out=384 x=act y=f32 residual=1 gate=1 bias=1 wt=bf16 outlier=1");
+    for (int i = 0; i < 4; i++) { /* whole vectors, with and without each of gate and bias; x converted first */
+        emit("rows=37 in=64 out=40 x=act y=f32 residual=1 gate=%d bias=%d wt=bf16", i / 2, i % 2);
+        emit("rows=130 in=72 out=264 x=f32 y=f32 residual=1 gate=%d bias=%d wt=f32", i / 2, i % 2);
+    }
 }
 
 static void linear_setup(test *t) {
@@ -156,6 +160,9 @@ static void conv_list(void) {
     emit("cin=24 cout=100 kt=1 ky=3 kx=3 up2=1 T=2 Y=13 X=17 y=act bias=1 wt=f32");
     emit("cin=12 cout=50 kt=3 ky=3 kx=3 T=1 Y=25 X=17 y=act add=1 bias=1 wt=bf16");
     emit("cin=72 cout=97 kt=3 ky=1 kx=1 T=3 Y=13 X=18 y=f32 add=1 wt=bf16");
+    emit("cin=8 cout=96 kt=1 ky=1 kx=1 T=1 Y=1 X=1 y=act bias=1 wt=bf16"); /* one step */
+    emit("cin=40 cout=192 kt=1 ky=1 kx=1 T=2 Y=5 X=19 y=f32 add=inplace bias=1 wt=bf16");
+    emit("cin=16 cout=384 kt=3 ky=3 kx=3 T=1 Y=4 X=5 y=f32 bias=1 wt=bf16");
     emit("cin=33 cout=24 kt=1 ky=3 kx=3 up2=1 T=4 Y=6 X=5 y=act wt=f32");
     emit("cin=3 cout=1 kt=1 ky=3 kx=3 up2=1 T=1 Y=5 X=3 y=f32 bias=1 wt=f16");
     emit("cin=16 cout=8 kt=1 ky=3 kx=3 up2=1 T=2 Y=3 X=4 y=act add=1 bias=1 wt=f32");

@@ -122,66 +122,104 @@ static void qk_norm_list(void) {
     emit("rows=6 ld=5128 col=8 d=5120 D=128 rope=1 mean=1");
     emit("rows=2 ld=8208 col=0 d=8208 D=8 rope=1 mean=1");
     emit("rows=5003 ld=24 col=8 d=16 D=8 rope=1 mean=1"); /* more than one round of a GPU's blocks */
+    for (int i = 0; i < LENGTHS; i++) {                   /* q and k at once */
+        emit("parts=2 rows=%d ld=1160 col=8 d=384 D=128 rope=1 mean=%d", lengths[i], i % 4);
+        emit("parts=2 rows=%d ld=144 col=16 d=64 D=%d mean=3", lengths[i], i % 2 ? 64 : 16);
+    }
+    emit("parts=2 rows=5 ld=4608 col=0 d=1536 D=128 rope=1 mean=3 outlier=1");
+    emit("parts=2 rows=4 ld=4608 col=0 d=1536 D=96 rope=1 mean=3"); /* heads that do not divide a warp's columns */
+    emit("parts=2 rows=3 ld=15360 col=0 d=5120 D=128 rope=1 mean=3");
+    emit("parts=2 rows=3 ld=17500 col=4 d=8200 D=8 rope=1 mean=3"); /* one group of threads per block, off alignment */
+    emit("parts=2 rows=3 ld=16416 col=8 d=8200 D=8 rope=1 mean=2");
+    emit("parts=2 rows=2 ld=20496 col=8 d=10240 D=128 rope=1 mean=1");
+    emit("parts=2 rows=2 ld=20512 col=16 d=10248 D=8 mean=3"); /* wider than a block holds */
+    emit("parts=2 rows=6 ld=15 col=3 d=5 D=5 mean=3");         /* odd */
+    emit("parts=2 rows=9 ld=100 col=3 d=48 D=8 rope=1 mean=3");
+    emit("parts=2 rows=9 ld=144 col=16 d=64 D=4 rope=1 mean=3"); /* heads narrower than a vector */
+    emit("parts=2 rows=5001 ld=48 col=0 d=24 D=8 rope=1 mean=3");
+    emit("parts=2 rows=1700 ld=5120 col=0 d=2560 D=128 rope=1 mean=3"); /* ragged rounds where a block has two rows */
 }
 
+static int64_t qk_parts(const test *t) {
+    return get(t, "parts") ? get(t, "parts") : 1;
+}
+
+/* mean: bit k asks for the means of part k */
 static void qk_norm_setup(test *t) {
     const int64_t rows = get(t, "rows"), ld = get(t, "ld"), d = get(t, "d"), D = get(t, "D");
     operand *x = OPERAND(t, "x", INOUT, ACT, 1, rows, ld);
     for (int64_t i = 0; i < x->n && get(t, "outlier"); i++)
         if (i / ld == 3) x->data[i] = to_type(t, ACT, 60.0 * x->data[i]);
-    OPERAND(t, "gamma", IN, F32, 1, d);
+    const int64_t parts = qk_parts(t);
+    OPERAND(t, "gamma", IN, F32, 1, parts, d);
     operand *rope = OPERAND(t, "rope", IN, F32, 1, rows, D / 2, 2);
     for (int64_t i = 0; i < rope->n; i += 2) {
         const double angle = 3 * rope->data[i];
         rope->data[i] = (float)cos(angle);
         rope->data[i + 1] = (float)sin(angle);
     }
-    if (get(t, "mean")) OPERAND(t, "mean", OUT, F32, 1, d);
+    if (get(t, "mean")) OPERAND(t, "mean", OUT, F32, 1, parts, d);
 }
 
 static void qk_norm_call(const test *t, const side *s) {
-    hs_op_qk_norm(s->dev, &(hs_qk_norm){.x = s->b[0],
-                                        .gamma = s->b[1],
-                                        .rope = get(t, "rope") ? s->b[2] : HS_NOBUF,
-                                        .mean = get(t, "mean") ? s->b[3] : HS_NOBUF,
-                                        .rows = get(t, "rows"),
-                                        .ld = get(t, "ld"),
-                                        .col = get(t, "col"),
-                                        .d = get(t, "d"),
-                                        .head_dim = (int)get(t, "D"),
-                                        .eps = 1e-6f});
+    const int64_t d = get(t, "d");
+    hs_qk_norm q = {.x = s->b[0],
+                    .rope = get(t, "rope") ? s->b[2] : HS_NOBUF,
+                    .rows = get(t, "rows"),
+                    .ld = get(t, "ld"),
+                    .col = get(t, "col"),
+                    .d = d,
+                    .parts = (int)qk_parts(t),
+                    .head_dim = (int)get(t, "D"),
+                    .eps = 1e-6f};
+    for (int k = 0; k < q.parts; k++) {
+        q.gamma[k] = hs_buf_at(s->b[1], k * d, d);
+        if (get(t, "mean") >> k & 1) q.mean[k] = hs_buf_at(s->b[3], k * d, d);
+    }
+    hs_op_qk_norm(s->dev, &q);
 }
 
 static void qk_norm_plain(test *t) {
-    const int64_t rows = get(t, "rows"), ld = get(t, "ld"), col = get(t, "col"), d = get(t, "d"), D = get(t, "D");
-    const float *gamma = t->o[1].data;
+    const int64_t rows = get(t, "rows"), ld = get(t, "ld"), d = get(t, "d"), D = get(t, "D"), parts = qk_parts(t);
     operand *y = &t->o[0];
-    for (int64_t r = 0; r < rows; r++) {
-        const float *x = y->data + r * ld + col, *rope = t->o[2].data + r * D;
+    for (int64_t u = 0; u < rows * parts; u++) {
+        const int64_t r = u / parts, at = r * ld + get(t, "col") + u % parts * d;
+        const float *x = y->data + at, *gamma = t->o[1].data + u % parts * d, *rope = t->o[2].data + r * D;
         float sum = 0;
-        for (int64_t i = 0; i < d; i++) sum += x[i] * x[i];
+        for (int64_t i = 0; i < d; i += D) { /* by heads: one long sum would lose more than any device does */
+            float head = 0;
+            for (int64_t k = i; k < i + D; k++) head += x[k] * x[k];
+            sum += head;
+        }
         const float scale = 1 / sqrtf(sum / (float)d + 1e-6f);
-        for (int64_t i = 0; i < d; i += 2) {
-            const float a = x[i] * scale * gamma[i], b = x[i + 1] * scale * gamma[i + 1];
-            const float c = get(t, "rope") ? rope[i % D] : 1, s = get(t, "rope") ? rope[i % D + 1] : 0;
+        for (int64_t i = 0; i < d && !get(t, "rope"); i++) {
+            const float a = x[i] * scale * gamma[i];
+            put(t, y, at + i, a, fabs((double)a), fabs((double)a));
+        }
+        for (int64_t i = 0; i < d && get(t, "rope"); i += 2) {
+            const float a = x[i] * scale * gamma[i], b = x[i + 1] * scale * gamma[i + 1], c = rope[i % D],
+                        s = rope[i % D + 1];
             const double mag = fabs((double)a) + fabs((double)b);
-            put(t, y, r * ld + col + i, a * c - b * s, mag, mag);
-            put(t, y, r * ld + col + i + 1, a * s + b * c, mag, mag);
+            put(t, y, at + i, a * c - b * s, mag, mag);
+            put(t, y, at + i + 1, a * s + b * c, mag, mag);
         }
     }
-    for (int64_t i = 0; i < d && get(t, "mean"); i++) {
+    for (int64_t i = 0; i < d * parts && get(t, "mean"); i++) {
+        if (!(get(t, "mean") >> i / d & 1)) continue;
+        const int64_t at = get(t, "col") + i;
         float sum = 0;
         double mag = 0;
         for (int64_t r = 0; r < rows; r++) {
-            sum += y->plain[r * ld + col + i];
-            mag += y->mag[r * ld + col + i];
+            sum += y->plain[r * ld + at];
+            mag += y->mag[r * ld + at];
         }
         put(t, &t->o[3], i, sum / (float)rows, mag / (double)rows, mag / (double)rows);
     }
 }
 
 static const char *const qk_norm_bench[] = {"qk_norm rows=2304 ld=1152 col=384 d=384 D=128 rope=1",
-                                            "qk_norm rows=4096 ld=4608 col=0 d=1536 D=128 rope=1", 0};
+                                            "qk_norm rows=4096 ld=4608 col=0 d=1536 D=128 rope=1",
+                                            "qk_norm parts=2 rows=4096 ld=4608 col=0 d=1536 D=128 rope=1 mean=3", 0};
 const operation op_qk_norm = {"qk_norm", qk_norm_list, qk_norm_setup, qk_norm_call, qk_norm_plain, NULL, qk_norm_bench};
 
 /* ---- gated_gelu ------------------------------------------------------------------------------------------------ */
@@ -306,6 +344,11 @@ static void channel_norm_list(void) {
     emit("pixels=5 C=96 silu=1 x=f32 outlier=1");
     emit("pixels=2001 C=24 silu=1 x=f32");
     emit("pixels=2001 C=24 silu=1 x=act");
+    for (int C = 192; C <= 768; C *= 2) { /* 8, 16 and 32 threads a pixel */
+        emit("pixels=37 C=%d silu=1 x=f32", C);
+        emit("pixels=37 C=%d silu=1 x=act", C);
+    }
+    emit("pixels=9 C=776 silu=1 x=f32"); /* wider than a warp holds */
 }
 
 static void channel_norm_setup(test *t) {

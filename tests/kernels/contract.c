@@ -174,8 +174,15 @@ static void row_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("modulation: output y (12 elements) overlaps table", MODULATION(cut(a, 12), cut(c, 4), cut(a, 12)));
     REFUSE("modulation: output y (12 elements) overlaps e", MODULATION(cut(a, 12), cut(c, 4), cut(c, 12)));
 
-    const hs_qk_norm q = {
-        .x = cut(a, 40), .gamma = cut(c, 8), .rows = 2, .ld = 20, .col = 4, .d = 8, .head_dim = 4, .eps = 1e-6f};
+    const hs_qk_norm q = {.x = cut(a, 40),
+                          .gamma = {cut(c, 8)},
+                          .rows = 2,
+                          .ld = 20,
+                          .col = 4,
+                          .d = 8,
+                          .parts = 1,
+                          .head_dim = 4,
+                          .eps = 1e-6f};
 #define QK(...)                                                                                                        \
     {                                                                                                                  \
         hs_qk_norm u = q;                                                                                              \
@@ -189,14 +196,27 @@ static void row_operations(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("qk_norm: d 8 is not a multiple of head_dim 3", QK(u.head_dim = 3));
     REFUSE("qk_norm: rotation needs an even head_dim, found 1", QK(u.head_dim = 1, u.rope = cut(b, 8)));
     REFUSE("qk_norm: rope holds 7 elements, 8 needed", QK(u.rope = cut(b, 7)));
-    REFUSE("qk_norm: mean holds 7 elements, 8 needed", QK(u.mean = cut(b, 7)));
-    REFUSE("qk_norm: output mean (8 elements) overlaps x", QK(u.mean = cut(a, 8)));
-    REFUSE("qk_norm: output mean (8 elements) overlaps gamma", QK(u.mean = cut(c, 8)));
-    REFUSE("qk_norm: output mean (8 elements) overlaps rope", QK(u.mean = cut(b, 8), u.rope = cut(b, 8)));
-    REFUSE("qk_norm: output x (32 elements) overlaps gamma", QK(u.gamma = hs_buf_at(a, 31, 8)));
+    REFUSE("qk_norm: mean holds 7 elements, 8 needed", QK(u.mean[0] = cut(b, 7)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps x", QK(u.mean[0] = cut(a, 8)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps gamma", QK(u.mean[0] = cut(c, 8)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps rope", QK(u.mean[0] = cut(b, 8), u.rope = cut(b, 8)));
+    REFUSE("qk_norm: output x (32 elements) overlaps gamma", QK(u.gamma[0] = hs_buf_at(a, 31, 8)));
     REFUSE("qk_norm: output x (32 elements) overlaps rope", QK(u.rope = hs_buf_at(a, 31, 8)));
-    REFUSE("qk_norm: gamma holds 7 elements, 8 needed", QK(u.gamma = cut(c, 7)));
+    REFUSE("qk_norm: gamma holds 7 elements, 8 needed", QK(u.gamma[0] = cut(c, 7)));
     REFUSE("qk_norm: head_dim is 0, must be 1 to", QK(u.head_dim = 0));
+    REFUSE("qk_norm: parts is 0, must be 1 to 2", QK(u.parts = 0));
+    REFUSE("qk_norm: parts is 3, must be 1 to 2", QK(u.parts = 3));
+#define BOTH u.parts = 2, u.gamma[1] = cut(c, 8)
+    ACCEPT(QK(BOTH, u.x = cut(a, 40)));
+    REFUSE("qk_norm: x holds 39 elements, 40 needed", QK(BOTH, u.x = cut(a, 39)));
+    REFUSE("qk_norm: col is 5, must be 0 to 4", QK(BOTH, u.col = 5));
+    REFUSE("qk_norm: gamma is missing (8 elements needed)", QK(u.parts = 2));
+    REFUSE("qk_norm: mean holds 7 elements, 8 needed", QK(BOTH, u.mean[1] = cut(b, 7)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps gamma", QK(BOTH, u.gamma[1] = cut(b, 8), u.mean[0] = cut(b, 8)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps x", QK(BOTH, u.mean[1] = cut(a, 8)));
+    REFUSE("qk_norm: output mean (8 elements) overlaps mean", QK(BOTH, u.mean[0] = cut(b, 8), u.mean[1] = cut(b, 8)));
+    REFUSE("qk_norm: output x (40 elements) overlaps gamma", QK(BOTH, u.gamma[1] = hs_buf_at(a, 39, 8)));
+#undef BOTH
 
     ACCEPT(hs_op_gated_gelu(dev, cut(a, 12), 2, 3, cut(b, 6)));
     REFUSE("gated_gelu: ab holds 11 elements, 12 needed", hs_op_gated_gelu(dev, cut(a, 11), 2, 3, cut(b, 6)));

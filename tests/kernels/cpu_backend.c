@@ -86,8 +86,16 @@ static uint64_t all_rows(hs_device *dev) {
     uint64_t h = 1;
     hs_op_norm(dev, HS_NORM_LAYER, x, ROWS, D, v, v, 1e-6f, y);
     h = hash_buf(h, y);
-    const hs_qk_norm q = {
-        .x = y, .gamma = v, .rope = rope, .mean = mean, .rows = ROWS, .ld = D, .d = D, .head_dim = HEAD, .eps = 1e-6f};
+    const hs_qk_norm q = {.x = y,
+                          .gamma = {v},
+                          .rope = rope,
+                          .mean = {mean},
+                          .rows = ROWS,
+                          .ld = D,
+                          .d = D,
+                          .parts = 1,
+                          .head_dim = HEAD,
+                          .eps = 1e-6f};
     hs_op_qk_norm(dev, &q);
     h = hash_buf(hash_buf(h, y), mean);
     hs_op_gated_gelu(dev, px, ROWS, PIXELS * C / ROWS / 2, py);
