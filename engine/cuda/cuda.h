@@ -17,6 +17,7 @@
 
 typedef struct hs_cuda {
     int ordinal, sms, cc; /* cc: 90 for compute capability 9.0 */
+    int portable;         /* Hopper's own kernels are not used */
     size_t shared_max;    /* bytes of shared memory a block may opt in to */
     cudaStream_t stream;
     void *workspace; /* for cuBLASLt */
