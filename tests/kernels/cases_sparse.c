@@ -30,6 +30,20 @@ static void list_block_scores(void) {
     emit("n=1500 heads=1 D=16 block=400 stride=2");      /* blocks of 200, wider than a tile */
     emit("n=600 heads=3 D=64 block=64 stride=1 skip=2"); /* exact mass */
     emit("n=300 heads=2 D=64 block=128 stride=1");       /* ... of blocks as wide as a tile */
+    /* Tiles of 128 x 256 folded tokens: several each way, last ones cut, last folds of 1, 3 and all tokens, parts of
+     * every width, more heads than want scores, vectors far apart. */
+    emit("n=1400 heads=2 D=128 block=64 stride=4");
+    emit("n=1403 heads=3 D=128 block=128 stride=4 skip=2 pad=520");
+    emit("n=1101 heads=2 D=128 block=256 stride=4 spread=5");
+    emit("n=700 heads=5 D=128 block=256 stride=2 skip=21");
+    emit("n=5000 heads=1 D=128 block=128 stride=16");
+    emit("n=600 heads=2 D=128 block=256 stride=1 skip=1");
+    emit("n=700 heads=1 D=64 block=1024 stride=1");             /* four tiles to a block, the last one without keys */
+    emit("n=300 heads=2 D=192 block=64 stride=8 pad=64");       /* three slabs to a token */
+    emit("n=1200 heads=4 D=64 block=64 stride=1 skip=4");       /* more tiles than processors, two bands of them */
+    emit("n=1300 heads=2 D=128 block=64 stride=4 padded=2048"); /* a last tile of half keys, half zeros */
+    emit("n=900 heads=2 D=128 block=64 stride=4 padded=2304");  /* ... of zeros alone */
+    emit("n=40 heads=3 D=128 block=64 stride=16 skip=7");       /* nobody wants any */
 }
 
 static void setup_block_scores(test *t) {
