@@ -62,6 +62,14 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* The same for all memory: before and after threads of other blocks are waited for, of which one writes what the other
+ * has TMA read. */
+__device__ __forceinline__ void fence_async_all() {
+#if HS_HOPPER
+    asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+
 /* Barriers of the block by number (1 to 15) for `threads` of it: wait for all, or only count oneself. */
 template <int ID> __device__ __forceinline__ void named_sync(int threads) {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "r"(threads) : "memory");
