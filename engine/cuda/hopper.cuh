@@ -62,8 +62,7 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* The same for all memory: before and after threads of other blocks are waited for, of which one writes what the other
- * has TMA read. */
+/* The same for what ordinary stores wrote anywhere, before other blocks are told of it. */
 __device__ __forceinline__ void fence_async_all() {
 #if HS_HOPPER
     asm volatile("fence.proxy.async;" ::: "memory");

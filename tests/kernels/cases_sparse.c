@@ -217,9 +217,10 @@ static void plain_centroid_scores(test *t) {
 /* ---- select: operands bits, dense, scores, top_p, want ------------------------------------------------------------
  */
 static void list_select(void) {
-    static const int cols[] = {1, 2, 31, 32, 33, 70};
+    static const int cols[] = {1, 2, 31, 32, 33, 70}, long_rows[] = {256, 257, 512, 591, 641, 1000, 1182, 1280, 1281};
     for (int i = 0; i < 6; i++)
         for (int rule = 0; rule <= HS_SELECT_UPTO; rule++) emit("heads=4 rows=5 cols=%d rule=%d", cols[i], rule);
+    for (int i = 0; i < 9; i++) emit("heads=4 rows=3 cols=%d rule=%d skip=4", long_rows[i], i % 3);
     emit("heads=4 rows=3 cols=1200 extra=70 rule=0 least=100");
     emit("heads=4 rows=1 cols=5000 rule=2");
     emit("heads=4 rows=3 cols=40 extra=25 rule=1"); /* padded columns are chosen and dropped */
@@ -349,6 +350,11 @@ static void list_cluster(void) {
     emit("n=6 heads=2 D=64 clusters=9 rounds=3 first=3"); /* fewer tokens than clusters: equal starts, empty clusters */
     emit("n=10 heads=2 D=64 clusters=300 rounds=2 first=3"); /* equal starts far apart */
     emit("n=1300 heads=3 D=40 clusters=129 rounds=3 first=5 skip=2 pad=8");
+    emit("n=1300 heads=3 D=128 clusters=129 rounds=3 first=5 skip=2 pad=8"); /* several tiles each way */
+    emit("n=2100 heads=2 D=128 clusters=300 rounds=2 first=1 loose=1 pad=264");
+    emit("n=700 heads=4 D=128 clusters=50 rounds=4 first=10 loose=1 skip=1");
+    emit("n=600 heads=2 D=64 clusters=128 rounds=2 first=3 loose=1");
+    emit("n=500 heads=3 D=128 clusters=9 rounds=2 skip=7");
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3");          /* long enough to stop by itself */
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3 compat=1"); /* ... both heads together */
     emit("n=300 heads=3 D=64 clusters=6 rounds=3 first=5 loose=1");     /* far from its end: every round counts */
