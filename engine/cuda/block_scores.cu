@@ -5,8 +5,9 @@
  * at once into exponentials relative to the tile's own row maxima and adds them up over the parts of blocks it covers;
  * only these sums, per folded query one float per block, and the maxima go to memory. A second, small kernel brings the
  * rows of a block of queries onto common maxima, divides and adds up. Where the sums would be large, heads and rows go
- * through in groups.
+ * through in groups. Hopper has wider tiles (fold_hopper.cuh), everything else is the same.
  */
+#include "cuda/fold_hopper.cuh"
 #include "cuda/tile.cuh"
 
 enum {
@@ -19,22 +20,6 @@ enum {
     SUMS_LIMIT = 64 << 20, /* bytes of sums and maxima at a time: they stay near the second-level cache */
 };
 static_assert(LOGITS_SHARED <= FOLD_MMA_SHARED, "logits take the place of the slabs");
-
-/* Columns are parts of blocks: a block of `per` folded keys is `parts` parts of `width` <= 128, the last one may be
- * shorter, and a tile takes `group` whole parts. */
-struct fold {
-    const void *q, *k;
-    const uint8_t *want;
-    float *sums;   /* [heads of this launch, rows, cols * parts] */
-    float2 *stats; /* [heads of this launch, rows, tiles]: row maximum in powers of two, sum below it */
-    float *scores; /* [heads, score_rows, cols] */
-    int64_t ld_q, ld_k, len, keys;
-    int64_t first, rows; /* folded queries of this launch, of every head */
-    int64_t score_rows;
-    int head, stride, dim; /* head: the first of this launch */
-    int per, width, parts, group, cols, tiles;
-    float scale; /* of logits, to powers of two */
-};
 
 /* The folded key in column x of a tile, or -1. */
 static __device__ __forceinline__ int64_t key_of(const fold &f, int tile, int x) {
@@ -216,25 +201,49 @@ static __global__ void __launch_bounds__(256) fold_rows(fold f) {
     }
 }
 
-/* A group of heads and rows. */
-static void launch(hs_device *dev, const hs_block_scores *a, const fold *f, int heads) {
-    const cudaStream_t stream = hs_cuda_of(dev)->stream;
-    const dim3 grid((unsigned)f->tiles, (unsigned)((f->rows + TILE - 1) / TILE), (unsigned)heads);
-    const dim3 blocks((unsigned)((f->rows + f->per - 1) / f->per), 1, (unsigned)heads);
-    const int reach = copies_reach(a->q.p, a->ld_q, a->head_dim) && copies_reach(a->k.p, a->ld_k, a->head_dim) &&
-                      hs_cuda_of(dev)->shared_max >= FOLD_MMA_SHARED;
+/* ---- launches --------------------------------------------------------------------------------------------------- */
+
+/* Hopper's tiles begin at any block if blocks are a power of two of folded keys; 0: it does not fit. */
+static int plan_wide(hs_device *dev, const hs_block_scores *a, const fold *f, fold_maps *maps) {
+    const hs_cuda *c = hs_cuda_of(dev);
+    const int64_t folds = (a->len + a->stride - 1) / a->stride, whole = a->len / a->stride;
+    if (c->cc != 90 || c->portable || dev->act == HS_F32 || c->shared_max < WIDE_SHARED) return 0;
+    if (f->per < 4 || f->per & (f->per - 1) || f->dim % WIDE_DEPTH || whole < 1) return 0;
+    if (!copies_reach(f->q, f->ld_q, f->dim) || !copies_reach(f->k, f->ld_k, f->dim)) return 0;
+    for (int i = 0; i < 2; i++) {
+        const int64_t dims[4] = {f->dim, f->stride, i ? whole : folds, a->heads};
+        const int64_t q[3] = {f->ld_q, f->ld_q * f->stride, f->dim}, k[3] = {f->ld_k, f->ld_k * f->stride, f->dim};
+        if (!hopper_map_4d(&maps->q[i], dev->act == HS_BF16, f->q, dims, q, WIDE_ROWS) ||
+            !hopper_map_4d(&maps->k[i], dev->act == HS_BF16, f->k, dims, k, WIDE_COLS))
+            return 0;
+    }
+    return 1;
+}
+
+template <typename K> static int with_shared(hs_device *dev, K *kernel, int bytes) {
+    return hs_cuda_ok(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                      "block scores");
+}
+
+static void launch_wide(hs_device *dev, const fold *f, const fold_maps *maps) {
+    auto *kernel = dev->act == HS_BF16 ? fold_wgmma<__nv_bfloat16> : fold_wgmma<__half>;
+    const int64_t tiles = (f->rows + WIDE_ROWS - 1) / WIDE_ROWS * f->tiles * f->heads;
+    const int sms = hs_cuda_of(dev)->sms;
+    if (!with_shared(dev, kernel, WIDE_SHARED)) return;
+    kernel<<<(unsigned)(tiles < sms ? tiles : sms), WIDE_THREADS, WIDE_SHARED, hs_cuda_of(dev)->stream>>>(*f, *maps);
+}
+
+static void launch_tiles(hs_device *dev, const fold *f) {
+    const dim3 grid((unsigned)f->tiles, (unsigned)((f->rows + TILE - 1) / TILE), (unsigned)f->heads);
+    const int tensor = dev->act != HS_F32 && copies_reach(f->q, f->ld_q, f->dim) &&
+                       copies_reach(f->k, f->ld_k, f->dim) && hs_cuda_of(dev)->shared_max >= FOLD_MMA_SHARED;
+    const int shared = tensor ? FOLD_MMA_SHARED : LOGITS_SHARED;
     void (*kernel)(fold) = nullptr;
     hs_cuda_typed(dev->act, [&](auto *t) { kernel = fold_fma<std::decay_t<decltype(*t)>>; });
-    if (reach && dev->act == HS_BF16) kernel = fold_mma<__nv_bfloat16>;
-    if (reach && dev->act == HS_F16) kernel = fold_mma<__half>;
-    const int tensor = reach && dev->act != HS_F32, shared = tensor ? FOLD_MMA_SHARED : LOGITS_SHARED;
-    if (!hs_cuda_ok(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                    "block scores"))
-        return;
-    kernel<<<grid, tensor ? (int)mma_tile::THREADS : (int)fma_tile::THREADS, (size_t)shared, stream>>>(*f);
-    if (!HS_CUDA_LAUNCHED(dev, "block scores")) return;
-    fold_rows<<<blocks, 256, 0, stream>>>(*f);
-    HS_CUDA_LAUNCHED(dev, "block scores, rows");
+    if (tensor) kernel = dev->act == HS_BF16 ? fold_mma<__nv_bfloat16> : fold_mma<__half>;
+    if (!with_shared(dev, kernel, shared)) return;
+    kernel<<<grid, tensor ? (int)mma_tile::THREADS : (int)fma_tile::THREADS, (size_t)shared, hs_cuda_of(dev)->stream>>>(
+        *f);
 }
 
 static int64_t smaller(int64_t a, int64_t b) {
@@ -256,17 +265,19 @@ void hs_cuda_block_scores(hs_device *dev, const hs_block_scores *a) {
     f.score_rows = (a->len + a->block - 1) / a->block;
     f.cols = (int)(a->padded ? a->padded / a->block : f.score_rows);
     f.per = a->block / a->stride;
-    f.parts = (f.per + TILE - 1) / TILE;
-    f.width = (f.per + f.parts - 1) / f.parts;
-    f.group = TILE / f.width;
-    f.tiles = (int)(((int64_t)f.cols * f.parts + f.group - 1) / f.group);
     f.scale = (float)(1.4426950408889634 / (sqrt((double)a->head_dim) * a->stride));
+    fold_maps maps;
+    const int wide = plan_wide(dev, a, &f, &maps), tile = wide ? (int)WIDE_COLS : (int)TILE;
+    f.parts = (f.per + tile - 1) / tile;
+    f.width = (f.per + f.parts - 1) / f.parts;
+    f.group = tile / f.width;
+    f.tiles = (int)(((int64_t)f.cols * f.parts + f.group - 1) / f.group);
 
     const int64_t folded = (a->len + a->stride - 1) / a->stride;
     const int64_t row_bytes = (int64_t)f.cols * f.parts * 4 + (int64_t)f.tiles * 8;
     const int64_t blocks = smaller(f.score_rows, SUMS_LIMIT / (f.per * row_bytes) + 1);
     const int64_t rows = smaller(blocks * f.per, folded);
-    const int64_t heads = smaller(smaller(a->heads, 65535), SUMS_LIMIT / (rows * row_bytes) + 1);
+    const int64_t heads = smaller(smaller(a->heads, WIDE_HEADS), SUMS_LIMIT / (rows * row_bytes) + 1);
     char *room = (char *)hs_cuda_scratch(dev, (size_t)(heads * rows * row_bytes));
     if (!room) return;
     f.stats = (float2 *)room; /* first: it needs the alignment */
@@ -274,7 +285,15 @@ void hs_cuda_block_scores(hs_device *dev, const hs_block_scores *a) {
     for (int64_t h = 0; h < a->heads && !dev->sticky; h += heads)
         for (f.first = 0; f.first < folded && !dev->sticky; f.first += rows) {
             f.head = (int)h;
+            f.heads = (int)smaller(heads, a->heads - h);
             f.rows = smaller(rows, folded - f.first);
-            launch(dev, a, &f, (int)smaller(heads, a->heads - h));
+            if (wide)
+                launch_wide(dev, &f, &maps);
+            else
+                launch_tiles(dev, &f);
+            if (dev->sticky || !HS_CUDA_LAUNCHED(dev, "block scores")) return;
+            const dim3 grid((unsigned)((f.rows + f.per - 1) / f.per), 1, (unsigned)f.heads);
+            fold_rows<<<grid, 256, 0, hs_cuda_of(dev)->stream>>>(f);
+            HS_CUDA_LAUNCHED(dev, "block scores, rows");
         }
 }

@@ -1,52 +1,40 @@
 /* k-means of the tokens of each head, for SVG2's masks. spec haste.md 4.2
  *
- * A round is six launches over all heads: assign, scan, place, add, mean, update. Which heads still run is decided on
- * the device, by update, and read by the next round; a head that has stopped or reuses costs empty blocks. Rounds are
- * launched to the largest number that any head may want, since the host does not wait to learn how many do.
+ * A call is one launch: blocks that are all on the GPU at once go through the steps of every round together and wait
+ * for each other in between: assign, scan, place, add, mean, update. Which heads still run is decided by update; a head
+ * that has stopped or reuses is passed over, and where no head wants anything the launch ends at once.
  *
  * The nearest centroid c of a token x has the largest x.c - |c|^2 / 2. On tensor cores a centroid is the sum of two
  * 16-bit halves, after a power of two that brings its largest component to [1/2, 1): that keeps 16 (bf16) or 22 bits of
  * it, and |c|^2 is that of what is kept, so labels are exact for centroids moved by less than their 2^-17th part.
- * Tokens are grouped by counting per run of 512 tokens, which is stable; sums are over 128 grouped tokens at a time,
- * whatever the sizes of the clusters. Nothing depends on the order in which blocks run.
+ * Hopper multiplies with the first half only and compares doubtful tokens again (cluster_hopper.cuh). Tokens are
+ * grouped by counting per run of 512 tokens, which is stable; sums are over 32 grouped tokens at a time, whatever the
+ * sizes of the clusters. Nothing depends on the order in which blocks run.
  */
-#include "cuda/tile.cuh"
+#include "cuda/cluster_hopper.cuh"
+
+#include <cooperative_groups.h>
 
 enum {
-    RUN = 512,     /* tokens whose labels are counted together */
-    SEGMENT = 128, /* grouped tokens that are added up together */
+    SEGMENT = 32,  /* grouped tokens that are added up together: one per lane */
+    AT_ONCE = 8,   /* tokens whose loads are under way in a warp */
     STAGES = 4,    /* slabs of centroids under way */
     MAX_SLABS = 4, /* of a token: head sizes of more than 256 go without tensor cores */
-    GROUP = 8,     /* clusters of a block of mean and update: a warp each */
-    PLACE_THREADS = 512,
-    SCAN_THREADS = 1024,
 };
 static const float STANDS_STILL = 1e-4f; /* contract of hs_op_cluster */
+static const float NEVER = 3e38f;        /* half the square of a centroid that is none */
 
-struct kmeans {
-    const void *x;
-    const uint8_t *want;
-    float *centroids; /* [heads, clusters, dim] */
-    int32_t *label, *order, *start;
-    int *running; /* [2, heads] does the head take part in the even, the odd rounds? */
-    float2 *bias; /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
-    void *halves; /* [heads, padded, 2, slabs * SLAB] of x's type */
-    int *counts;  /* [heads, runs, clusters] labels; after scan: those of earlier runs */
-    float *sums;  /* [heads, segments + clusters, dim]; a cluster's sum in a segment is at their numbers' sum */
-    float *next;  /* [heads, clusters, dim] means */
-    float *moved; /* [heads, clusters] */
-    int64_t len, ld;
-    int64_t runs, segments, padded; /* padded: clusters, up to whole tiles */
-    uint64_t seed;
-    int heads, dim, clusters, slabs, iters_first, iters_next, compat;
-};
+enum { EVERY_HEAD = -1 };
 
-static __device__ __forceinline__ int rounds_of(const kmeans &m, int h) {
-    return m.want[h] > 1 ? m.iters_first : m.want[h] ? m.iters_next : 0;
-}
-
-static __device__ __forceinline__ int runs_in(const kmeans &m, int round, int h) {
-    return m.running[(round & 1) * m.heads + h];
+/* The warps of the launch share `items` of every head that runs in a round: calls work(head, item). */
+template <typename W>
+static __device__ __forceinline__ void share_by_warps(const kmeans &m, int round, int items, W work) {
+    /* neighbours are in different blocks, so that few items keep all processors busy */
+    for (int i = (int)(threadIdx.x / 32 * gridDim.x + blockIdx.x); i < m.heads * items;
+         i += (int)(gridDim.x * (blockDim.x / 32))) {
+        const int head = i / items;
+        if (round == EVERY_HEAD || runs_in(m, round, head)) work(head, i % items);
+    }
 }
 
 /* ---- assign ----------------------------------------------------------------------------------------------------- */
@@ -107,200 +95,247 @@ static __device__ __forceinline__ void write_labels(const kmeans &m, int head, i
     if (threadIdx.x >= TILE || token >= m.len) return;
     for (int w = 1; w < Tile::WARPS; w++)
         better(best[threadIdx.x][0], label[threadIdx.x][0], best[threadIdx.x][w], label[threadIdx.x][w]);
-    const int mine = label[threadIdx.x][0];
-    m.label[head * m.len + token] = mine;
-    atomicAdd(&m.counts[(head * m.runs + token / RUN) * m.clusters + mine], 1);
+    write_label(m, head, token, label[threadIdx.x][0]);
 }
 
 /* 128 tokens of a head against all its centroids: the tokens stay in shared memory, centroids stream past. */
-template <typename T> __global__ void __launch_bounds__(mma_tile::THREADS, 2) assign_mma(kmeans m, int round) {
-    extern __shared__ __align__(128) unsigned char shared[];
-    const int64_t tiles = (m.len + TILE - 1) / TILE, first = blockIdx.x % tiles * TILE;
-    const int head = (int)(blockIdx.x / tiles), chunk = threadIdx.x % CHUNK;
-    if (!runs_in(m, round, head)) return;
-    T *tokens = (T *)shared, *stages = tokens + m.slabs * SLAB_SIZE;
-    const T *x = (const T *)m.x + (int64_t)head * m.dim;
-    const int wide = 2 * m.slabs, steps = (int)(m.padded / TILE) * wide;
-    const T *halves = (const T *)m.halves + (int64_t)head * m.padded * wide * SLAB;
-    auto load = [&](int step) {
-        T *slab = stages + step % STAGES * SLAB_SIZE;
-        const T *from = halves + (int64_t)(step / wide) * TILE * wide * SLAB + step % wide * SLAB + chunk * CHUNK;
-        for (int r = threadIdx.x / CHUNK; r < TILE; r += mma_tile::THREADS / CHUNK)
-            copy_chunk(slab, r, chunk, from + (int64_t)r * wide * SLAB, true);
-    };
-    for (int s = 0; s < m.slabs; s++)
-        for (int r = threadIdx.x / CHUNK; r < TILE; r += mma_tile::THREADS / CHUNK) {
-            const int d = s * SLAB + chunk * CHUNK;
-            const bool there = first + r < m.len && d < m.dim;
-            copy_chunk(tokens + s * SLAB_SIZE, r, chunk, there ? x + (first + r) * m.ld + d : x, there);
-        }
-    for (int step = 0; step < STAGES - 1; step++) { /* the tokens belong to the first group */
-        if (step < steps) load(step);
-        copy_commit();
+template <typename T> struct near_by_mma {
+    using type = T;
+    enum { THREADS = mma_tile::THREADS, BLOCKS = 2, HALVES = 2, COLS = TILE };
+    __device__ __forceinline__ void begin() {}
+    __device__ __forceinline__ void assign(const kmeans &m, int round, unsigned char *shared) {
+        const int64_t tiles = (m.len + TILE - 1) / TILE;
+        for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
+            if (runs_in(m, round, (int)(item / tiles))) tile(m, (int)(item / tiles), item % tiles * TILE, (T *)shared);
     }
-    nearest<mma_tile> n;
-    mma_tile c;
-    n.clear();
-    c.clear();
-    for (int step = 0; step < steps; step++) {
-        copy_wait<STAGES - 2>();
-        __syncthreads(); /* the slab of this step is there for all, that of the last one free */
-        if (step + STAGES - 1 < steps) load(step + STAGES - 1);
-        copy_commit();
-        c.multiply(tokens + step % m.slabs * SLAB_SIZE, stages + step % STAGES * SLAB_SIZE);
-        if (step % wide == wide - 1) {
-            n.look(c, m.bias + head * m.padded, step / wide * TILE);
-            c.clear();
+    static __device__ __forceinline__ void tile(const kmeans &m, int head, int64_t first, T *tokens) {
+        const int chunk = threadIdx.x % CHUNK, wide = 2 * m.slabs, steps = (int)(m.padded / TILE) * wide;
+        T *stages = tokens + m.slabs * SLAB_SIZE;
+        const T *x = (const T *)m.x + (int64_t)head * m.dim;
+        const T *halves = (const T *)m.halves + (int64_t)head * m.padded * wide * SLAB;
+        auto load = [&](int step) {
+            T *slab = stages + step % STAGES * SLAB_SIZE;
+            const T *from = halves + (int64_t)(step / wide) * TILE * wide * SLAB + step % wide * SLAB + chunk * CHUNK;
+            for (int r = threadIdx.x / CHUNK; r < TILE; r += THREADS / CHUNK)
+                copy_chunk(slab, r, chunk, from + (int64_t)r * wide * SLAB, true);
+        };
+        for (int s = 0; s < m.slabs; s++)
+            for (int r = threadIdx.x / CHUNK; r < TILE; r += THREADS / CHUNK) {
+                const int d = s * SLAB + chunk * CHUNK;
+                const bool there = first + r < m.len && d < m.dim;
+                copy_chunk(tokens + s * SLAB_SIZE, r, chunk, there ? x + (first + r) * m.ld + d : x, there);
+            }
+        for (int step = 0; step < STAGES - 1; step++) { /* the tokens belong to the first group */
+            if (step < steps) load(step);
+            copy_commit();
         }
-    }
-    write_labels(m, head, first, n);
-}
-
-template <typename T> __global__ void __launch_bounds__(fma_tile::THREADS) assign_fma(kmeans m, int round) {
-    __shared__ __align__(16) float shared[FMA_SHARED / 4];
-    const int64_t tiles = (m.len + TILE - 1) / TILE, first = blockIdx.x % tiles * TILE;
-    const int head = (int)(blockIdx.x / tiles);
-    if (!runs_in(m, round, head)) return;
-    const T *x = (const T *)m.x + (int64_t)head * m.dim;
-    const float *centroids = m.centroids + (int64_t)head * m.clusters * m.dim;
-    nearest<fma_tile> n;
-    fma_tile c;
-    n.clear();
-    for (int c0 = 0; c0 < m.clusters; c0 += TILE) {
+        nearest<mma_tile> n;
+        mma_tile c;
+        n.clear();
         c.clear();
-        c.multiply(
-            m.dim, [&](int r, int d) { return first + r < m.len ? to_f32(x[(first + r) * m.ld + d]) : 0; },
-            [&](int r, int d) { return c0 + r < m.clusters ? centroids[(int64_t)(c0 + r) * m.dim + d] : 0; }, shared);
-        n.look(c, m.bias + head * m.padded, c0);
+        for (int step = 0; step < steps; step++) {
+            copy_wait<STAGES - 2>();
+            __syncthreads(); /* the slab of this step is there for all, that of the last one free */
+            if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+            copy_commit();
+            c.multiply(tokens + step % m.slabs * SLAB_SIZE, stages + step % STAGES * SLAB_SIZE);
+            if (step % wide == wide - 1) {
+                n.look(c, m.bias + head * m.padded, step / wide * TILE);
+                c.clear();
+            }
+        }
+        write_labels(m, head, first, n);
+        __syncthreads(); /* the next tile may overwrite all */
     }
-    write_labels(m, head, first, n);
-}
+};
+
+template <typename T> struct near_by_fma {
+    using type = T;
+    enum { THREADS = fma_tile::THREADS, BLOCKS = 1, HALVES = 0, COLS = TILE };
+    __device__ __forceinline__ void begin() {}
+    __device__ __forceinline__ void assign(const kmeans &m, int round, unsigned char *shared) {
+        const int64_t tiles = (m.len + TILE - 1) / TILE;
+        for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
+            if (runs_in(m, round, (int)(item / tiles)))
+                tile(m, (int)(item / tiles), item % tiles * TILE, (float *)shared);
+    }
+    static __device__ __forceinline__ void tile(const kmeans &m, int head, int64_t first, float *shared) {
+        const T *x = (const T *)m.x + (int64_t)head * m.dim;
+        const float *centroids = m.centroids + (int64_t)head * m.clusters * m.dim;
+        nearest<fma_tile> n;
+        fma_tile c;
+        n.clear();
+        for (int c0 = 0; c0 < m.clusters; c0 += TILE) {
+            c.clear();
+            c.multiply(
+                m.dim, [&](int r, int d) { return first + r < m.len ? to_f32(x[(first + r) * m.ld + d]) : 0; },
+                [&](int r, int d) { return c0 + r < m.clusters ? centroids[(int64_t)(c0 + r) * m.dim + d] : 0; },
+                shared);
+            n.look(c, m.bias + head * m.padded, c0);
+        }
+        write_labels(m, head, first, n);
+        __syncthreads(); /* the next tile may overwrite all */
+    }
+};
 
 /* ---- group ------------------------------------------------------------------------------------------------------ */
 
-/* A block per head: counts become the numbers of equal labels in earlier runs, their totals the starts. */
-static __global__ void __launch_bounds__(SCAN_THREADS) scan(kmeans m, int round) {
-    const int head = blockIdx.x;
-    if (!runs_in(m, round, head)) return;
-    int *counts = m.counts + head * m.runs * m.clusters;
-    int32_t *start = m.start + (int64_t)head * (m.clusters + 1);
-    for (int c = threadIdx.x; c < m.clusters; c += SCAN_THREADS) {
-        int total = 0;
+/* A warp takes 32 clusters: counts become the numbers of equal labels in earlier runs. */
+static __device__ void scan(const kmeans &m, int round) {
+    share_by_warps(m, round, (m.clusters + 31) / 32, [&](int head, int group) {
+        const int c = group * 32 + (int)threadIdx.x % 32;
+        int *counts = m.counts + head * m.runs * m.clusters + c, total = 0;
+        if (c >= m.clusters) return;
         for (int64_t r0 = 0; r0 < m.runs; r0 += 16) { /* loads first: they need not wait for each other */
             int n[16];
 #pragma unroll
-            for (int r = 0; r < 16; r++) n[r] = r0 + r < m.runs ? counts[(r0 + r) * m.clusters + c] : 0;
+            for (int r = 0; r < 16; r++) n[r] = r0 + r < m.runs ? counts[(r0 + r) * m.clusters] : 0;
 #pragma unroll
             for (int r = 0; r < 16; r++) {
-                if (r0 + r < m.runs) counts[(r0 + r) * m.clusters + c] = total;
+                if (r0 + r < m.runs) counts[(r0 + r) * m.clusters] = total;
                 total += n[r];
             }
         }
-        start[c + 1] = total;
-    }
-    if (threadIdx.x == 0) start[0] = 0;
-    __syncthreads();
-    if (threadIdx.x >= 32) return;
-    for (int c0 = 0, before = 0; c0 < m.clusters; c0 += 32) { /* the first warp adds the totals up */
-        const int c = c0 + (int)threadIdx.x;
-        int sum = c < m.clusters ? start[c + 1] : 0;
-        for (int d = 1; d < 32; d *= 2) {
-            const int left = __shfl_up_sync(~0u, sum, d);
-            if ((int)threadIdx.x >= d) sum += left;
-        }
-        if (c < m.clusters) start[c + 1] = before + sum;
-        before += __shfl_sync(~0u, sum, 31);
-    }
+        m.totals[(int64_t)head * m.clusters + c] = total;
+    });
 }
 
-/* A run of tokens to their places: behind the start, the equal labels of earlier runs, and those before in this one. */
-static __global__ void __launch_bounds__(PLACE_THREADS) place(kmeans m, int round) {
-    __shared__ int label[RUN];
-    const int head = (int)(blockIdx.x / m.runs);
-    const int64_t run = blockIdx.x % m.runs, first = run * RUN;
-    if (!runs_in(m, round, head)) return;
-    const int count = (int)(m.len - first < RUN ? m.len - first : RUN);
-    for (int i = threadIdx.x; i < count; i += PLACE_THREADS) label[i] = m.label[head * m.len + first + i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < count; i += PLACE_THREADS) {
-        const int mine = label[i];
-        int rank = 0;
-        for (int j = 0; j < i; j++) rank += label[j] == mine;
-        const int at = m.start[(int64_t)head * (m.clusters + 1) + mine] +
-                       m.counts[(head * m.runs + run) * m.clusters + mine] + rank;
-        m.order[head * m.len + at] = (int32_t)(first + i);
-    }
+/* A warp takes a run of tokens to their places: behind the start, the equal labels of earlier runs, and those before in
+ * this one. The first run of a head also says where clusters start. */
+static __device__ void place(const kmeans &m, int round, unsigned char *shared) {
+    const int lane = threadIdx.x % 32;
+    const bool fits = (int64_t)m.clusters * 4 * (blockDim.x / 32) <= m.shared;
+    share_by_warps(m, round, (int)m.runs, [&](int head, int run) {
+        int *counts = m.counts + (head * m.runs + run) * m.clusters; /* nobody else reads this run's */
+        int *next = fits ? (int *)shared + threadIdx.x / 32 * m.clusters : counts, before = 0;
+        const int *totals = m.totals + (int64_t)head * m.clusters;
+        for (int c0 = 0; c0 < m.clusters; c0 += 32 * AT_ONCE) {
+            int total[AT_ONCE], earlier[AT_ONCE];
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; n++) {
+                const int c = c0 + n * 32 + lane;
+                total[n] = c < m.clusters ? totals[c] : 0;
+                earlier[n] = c < m.clusters ? counts[c] : 0;
+            }
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; n++) {
+                const int c = c0 + n * 32 + lane;
+                int end = total[n];
+                for (int d = 1; d < 32; d *= 2) {
+                    const int left = __shfl_up_sync(~0u, end, d);
+                    if (lane >= d) end += left;
+                }
+                if (c < m.clusters) next[c] = before + end - total[n] + earlier[n];
+                if (c < m.clusters && run == 0) m.start[(int64_t)head * (m.clusters + 1) + c + 1] = before + end;
+                before += __shfl_sync(~0u, end, 31);
+            }
+        }
+        if (run == 0 && lane == 0) m.start[(int64_t)head * (m.clusters + 1)] = 0;
+        int label[RUN / 32];
+        const int64_t first = head * m.len + (int64_t)run * RUN;
+        const int count = (int)(m.len - (int64_t)run * RUN < RUN ? m.len - (int64_t)run * RUN : RUN);
+#pragma unroll
+        for (int n = 0; n < RUN / 32; n++) label[n] = n * 32 + lane < count ? m.label[first + n * 32 + lane] : -1;
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < RUN / 32; n++) {
+            const unsigned same = __match_any_sync(~0u, label[n]);
+            const int rank = __popc(same & ((1u << lane) - 1));
+            int at = 0;
+            if (label[n] >= 0 && rank == 0) {
+                at = next[label[n]];
+                next[label[n]] = at + __popc(same);
+            }
+            at = __shfl_sync(~0u, at, __ffs(same) - 1) + rank;
+            if (label[n] >= 0) m.order[head * m.len + at] = run * RUN + n * 32 + lane;
+            __syncwarp();
+        }
+        __syncwarp();
+    });
 }
 
 /* ---- move ------------------------------------------------------------------------------------------------------- */
 
-/* A segment of grouped tokens: one sum per cluster that it meets. */
-template <typename T> __global__ void __launch_bounds__(128) add(kmeans m, int round) {
-    __shared__ int order[SEGMENT], label[SEGMENT];
-    const int head = (int)(blockIdx.x / m.segments);
-    const int64_t segment = blockIdx.x % m.segments, first = segment * SEGMENT;
-    if (!runs_in(m, round, head)) return;
-    const int count = (int)(m.len - first < SEGMENT ? m.len - first : SEGMENT);
-    for (int i = threadIdx.x; i < count; i += 128) {
-        order[i] = m.order[head * m.len + first + i];
-        label[i] = m.label[head * m.len + order[i]];
-    }
-    __syncthreads();
-    float *sums = m.sums + (head * (m.segments + m.clusters) + segment) * m.dim;
-    for (int d = threadIdx.x; d < m.dim; d += 128) {
-        const T *x = (const T *)m.x + (int64_t)head * m.dim + d;
-        for (int i = 0; i < count;) {
-            const int cluster = label[i];
-            double sum = 0;
-            for (int n = 8; n == 8; i += n) { /* eight at a time: their loads do not wait for each other */
-                float v[8];
-                n = 0;
-                for (int e = 0; e < 8; e++) {
-                    const int same = i + e < count && label[i + e] == cluster; /* labels ascend */
-                    v[e] = same ? to_f32(x[order[i + e] * m.ld]) : 0;
-                    n += same;
+/* V neighbours of a vector at once. */
+template <typename T, int V> struct alignas(V * sizeof(T)) several { T at[V]; };
+
+/* A warp adds up a segment of grouped tokens: one sum per cluster that it meets. */
+template <typename T, int V> static __device__ void add(const kmeans &m, int round) {
+    const int lane = threadIdx.x % 32;
+    share_by_warps(m, round, (int)m.segments, [&](int head, int segment) {
+        const int64_t place = segment * SEGMENT + lane;
+        const int token = place < m.len ? m.order[head * m.len + place] : 0;
+        const int label = place < m.len ? m.label[head * m.len + token] : -1;
+        float *sums = m.sums + (head * (m.segments + m.clusters) + segment) * m.dim;
+        const int count = (int)(m.len - segment * SEGMENT < SEGMENT ? m.len - segment * SEGMENT : SEGMENT);
+        for (int i = 0, end; i < count; i = end) {
+            const int cluster = __shfl_sync(~0u, label, i);
+            end = i + __popc(__ballot_sync(~0u, label == cluster)); /* labels ascend */
+            for (int d0 = 0; d0 < m.dim; d0 += 32 * V) {
+                const int d = d0 + lane * V;
+                const T *x = (const T *)m.x + (int64_t)head * m.dim + d;
+                double sum[V] = {};
+                for (int t0 = i; t0 < end; t0 += AT_ONCE) {
+                    several<T, V> v[AT_ONCE];
+#pragma unroll
+                    for (int t = 0; t < AT_ONCE; t++) {
+                        const int64_t row = __shfl_sync(~0u, token, t0 + t < end ? t0 + t : i);
+                        if (d < m.dim && t0 + t < end) v[t] = *(const several<T, V> *)(x + row * m.ld);
+                    }
+                    float part[V] = {};
+#pragma unroll
+                    for (int t = 0; t < AT_ONCE; t++)
+#pragma unroll
+                        for (int e = 0; e < V; e++)
+                            if (d < m.dim && t0 + t < end) part[e] += to_f32(v[t].at[e]);
+#pragma unroll
+                    for (int e = 0; e < V; e++) sum[e] += part[e];
                 }
-                for (int e = 0; e < 8; e++) sum += v[e];
+                several<float, V> result;
+#pragma unroll
+                for (int e = 0; e < V; e++) result.at[e] = (float)sum[e];
+                if (d < m.dim) *(several<float, V> *)(sums + (int64_t)cluster * m.dim + d) = result;
             }
-            sums[(int64_t)cluster * m.dim + d] = (float)sum;
         }
-    }
+    });
 }
 
 /* Where each centroid would go, and how far that is; nowhere if it has no tokens. */
-static __global__ void __launch_bounds__(GROUP * 32) mean(kmeans m, int round) {
-    const int64_t groups = (m.clusters + GROUP - 1) / GROUP;
-    const int head = (int)(blockIdx.x / groups), lane = threadIdx.x % 32;
-    const int c = (int)(blockIdx.x % groups) * GROUP + (int)threadIdx.x / 32;
-    if (!runs_in(m, round, head) || c >= m.clusters) return;
-    const int32_t *start = m.start + (int64_t)head * (m.clusters + 1);
-    const int64_t begin = start[c], end = start[c + 1], at = ((int64_t)head * m.clusters + c) * m.dim;
-    const float *sums = m.sums + (head * (m.segments + m.clusters) + c) * m.dim;
-    double move = 0;
-    for (int d = lane; d < m.dim; d += 32) {
-        const float was = m.centroids[at + d];
-        double sum = 0;
+template <int V> static __device__ void mean(const kmeans &m, int round) {
+    const int lane = threadIdx.x % 32;
+    share_by_warps(m, round, m.clusters, [&](int head, int c) {
+        const int32_t *start = m.start + (int64_t)head * (m.clusters + 1);
+        const int64_t begin = start[c], end = start[c + 1], at = ((int64_t)head * m.clusters + c) * m.dim;
+        const float *sums = m.sums + (head * (m.segments + m.clusters) + c) * m.dim;
+        double move = 0;
+        for (int d = lane * V; d < m.dim; d += 32 * V) {
+            const several<float, V> was = *(const several<float, V> *)(m.centroids + at + d);
+            double sum[V] = {};
 #pragma unroll 4
-        for (int64_t s = begin / SEGMENT; begin < end && s * SEGMENT < end; s++) sum += sums[s * m.dim + d];
-        const float next = begin < end ? (float)(sum / (double)(end - begin)) : was;
-        m.next[at + d] = next;
-        move += ((double)next - was) * ((double)next - was);
-    }
-    move = warp_sum(move);
-    if (lane == 0) m.moved[(int64_t)head * m.clusters + c] = (float)sqrt(move);
+            for (int64_t s = begin / SEGMENT; begin < end && s * SEGMENT < end; s++) {
+                const several<float, V> part = *(const several<float, V> *)(sums + s * m.dim + d);
+#pragma unroll
+                for (int e = 0; e < V; e++) sum[e] += part.at[e];
+            }
+            several<float, V> next;
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                next.at[e] = begin < end ? (float)(sum[e] / (double)(end - begin)) : was.at[e];
+                move += ((double)next.at[e] - was.at[e]) * ((double)next.at[e] - was.at[e]);
+            }
+            *(several<float, V> *)(m.next + at + d) = next;
+        }
+        move = warp_sum(move);
+        /* the bits of floats that are not negative are ordered as they are; NaN moves nothing */
+        if (lane == 0 && move > 0) atomicMax(&m.most[(round & 1) * m.heads + head], __float_as_int((float)sqrt(move)));
+    });
 }
 
-/* The furthest move of the running heads among [from, to), the same in all threads. */
+/* The furthest move of the running heads among [from, to). */
 static __device__ float furthest(const kmeans &m, int round, int from, int to) {
-    __shared__ float most[GROUP];
     float x = 0;
     for (int h = from; h < to; h++)
-        for (int c = threadIdx.x; c < m.clusters && runs_in(m, round, h); c += GROUP * 32)
-            x = fmaxf(x, m.moved[(int64_t)h * m.clusters + c]);
-    x = warp_max(x);
-    if (threadIdx.x % 32 == 0) most[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (int w = 0; w < GROUP; w++) x = fmaxf(x, most[w]);
+        if (runs_in(m, round, h)) x = fmaxf(x, __int_as_float(m.most[(round & 1) * m.heads + h]));
     return x;
 }
 
@@ -317,74 +352,107 @@ static __device__ int64_t first_token(const kmeans &m, int head, int c) {
     return width ? c * width + (int64_t)(h % (uint64_t)width) : (int64_t)(h % (uint64_t)m.len);
 }
 
-/* What assign needs of a centroid (a warp's work). The two halves are of T; F32 has no halves, the product is exact. */
-template <typename T> static __device__ void prepare(const kmeans &m, int head, int c, int halves) {
-    const int lane = threadIdx.x % 32, width = m.slabs * SLAB;
+/* What assign needs of a centroid (a warp's work): HALVES roundings of it to T, each of what the ones before leave. F32
+ * has none, the product is exact. */
+template <typename T, int HALVES> static __device__ void prepare(const kmeans &m, int head, int c) {
+    const int lane = threadIdx.x % 32, width = HALVES ? m.slabs * SLAB : m.dim;
     const float *centroid = m.centroids + ((int64_t)head * m.clusters + c) * m.dim;
-    T *high = (T *)m.halves + ((int64_t)head * m.padded + c) * 2 * width, *low = high + width;
+    T *halves = (T *)m.halves + ((int64_t)head * m.padded + c) * HALVES * width;
     float most = 0;
     for (int d = lane; d < m.dim && c < m.clusters; d += 32) most = fmaxf(most, fabsf(centroid[d]));
     most = warp_max(most);
     int exponent = 0;
-    if (halves && most > 0 && most < INFINITY) frexpf(most, &exponent);
+    if (HALVES && most > 0 && most < INFINITY) frexpf(most, &exponent);
     double norm = 0;
-    for (int d = lane; d < (halves ? width : m.dim); d += 32) {
+    for (int d = lane; d < width; d += 32) {
         float x = c < m.clusters && d < m.dim ? centroid[d] : 0;
-        if (halves) {
-            x = ldexpf(x, -exponent);
-            high[d] = from_f32<T>(x);
-            low[d] = from_f32<T>(x - to_f32(high[d]));
-            x = ldexpf(to_f32(high[d]) + to_f32(low[d]), exponent);
+        if (HALVES) {
+            float left = ldexpf(x, -exponent), kept = 0;
+            for (int n = 0; n < HALVES; n++) {
+                const T half = from_f32<T>(left);
+                halves[n * width + d] = half;
+                kept += to_f32(half);
+                left -= to_f32(half);
+            }
+            x = ldexpf(kept, exponent);
         }
         norm += (double)x * x;
     }
     norm = warp_sum(norm);
     if (lane == 0)
-        m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : INFINITY);
+        m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : NEVER);
+}
+
+static __device__ __forceinline__ int rounds_of(const kmeans &m, int h) {
+    return m.want[h] > 1 ? m.iters_first : m.want[h] ? m.iters_next : 0;
 }
 
 /* The end of a round and the beginning of the next; round -1 is the beginning of all. */
-template <typename T> __global__ void __launch_bounds__(GROUP * 32) update(kmeans m, int round, int halves) {
-    const int64_t groups = m.padded / GROUP;
-    const int head = (int)(blockIdx.x / groups), lane = threadIdx.x % 32;
-    const int c = (int)(blockIdx.x % groups) * GROUP + (int)threadIdx.x / 32;
-    int moves = round < 0 ? m.want[head] > 1 : runs_in(m, round, head);
-    if (moves && round >= 0)
-        moves = !(furthest(m, round, m.compat ? 0 : head, m.compat ? m.heads : head + 1) < STANDS_STILL);
-    const int goes_on = (round < 0 || moves) && round + 1 < rounds_of(m, head);
-    if (threadIdx.x == 0) m.running[((round + 1) & 1) * m.heads + head] = goes_on; /* all blocks of a head agree */
-    float *centroid = m.centroids + ((int64_t)head * m.clusters + c) * m.dim;
-    const T *token = (const T *)m.x + (int64_t)head * m.dim;
-    if (round < 0 && moves) token += first_token(m, head, c) * m.ld;
-    for (int d = lane; d < m.dim && moves && c < m.clusters; d += 32)
-        centroid[d] = round < 0 ? to_f32(token[d]) : m.next[((int64_t)head * m.clusters + c) * m.dim + d];
-    __syncwarp();
-    if (!goes_on) return;
-    prepare<T>(m, head, c, halves);
-    for (int64_t r = lane; r < m.runs && c < m.clusters; r += 32) m.counts[(head * m.runs + r) * m.clusters + c] = 0;
+template <typename T, int HALVES> static __device__ void update(const kmeans &m, int round) {
+    const int lane = threadIdx.x % 32;
+    share_by_warps(m, EVERY_HEAD, (int)m.padded, [&](int head, int c) {
+        const int moves =
+            round < 0 ? m.want[head] > 1
+                      : runs_in(m, round, head) &&
+                            !(furthest(m, round, m.compat ? 0 : head, m.compat ? m.heads : head + 1) < STANDS_STILL);
+        const int goes_on = (round < 0 || moves) && round + 1 < rounds_of(m, head);
+        if (lane == 0 && c == 0) {
+            m.running[((round + 1) & 1) * m.heads + head] = goes_on;
+            m.most[((round + 1) & 1) * m.heads + head] = 0;
+        }
+        const int64_t at = ((int64_t)head * m.clusters + c) * m.dim;
+        const T *token = (const T *)m.x + (int64_t)head * m.dim;
+        if (round < 0 && moves) token += first_token(m, head, c) * m.ld;
+        for (int d = lane; d < m.dim && moves && c < m.clusters; d += 32)
+            m.centroids[at + d] = round < 0 ? to_f32(token[d]) : m.next[at + d];
+        __syncwarp();
+        if (goes_on) prepare<T, HALVES>(m, head, c);
+    });
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < m.heads * m.runs * m.clusters;
+         i += (int64_t)gridDim.x * blockDim.x)
+        m.counts[i] = 0;
 }
 
 /* ---- the rounds ------------------------------------------------------------------------------------------------- */
-template <typename T> static void launch(hs_device *dev, const kmeans &m, void (*assign)(kmeans, int), int halves) {
-    const cudaStream_t stream = hs_cuda_of(dev)->stream;
-    const int rounds = m.iters_first > m.iters_next ? m.iters_first : m.iters_next;
-    const unsigned heads = (unsigned)m.heads, tiles = (unsigned)((m.len + TILE - 1) / TILE);
-    const unsigned groups = (unsigned)((m.clusters + GROUP - 1) / GROUP), prepared = (unsigned)(m.padded / GROUP);
-    const int threads = halves ? (int)mma_tile::THREADS : (int)fma_tile::THREADS;
-    const size_t shared = halves ? (size_t)(m.slabs + STAGES) * SLAB_SIZE * 2 : 0;
-    if (!hs_cuda_ok(dev, cudaFuncSetAttribute(assign, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
-                    "clusters"))
-        return;
-    update<T><<<heads * prepared, GROUP * 32, 0, stream>>>(m, -1, halves);
-    for (int round = 0; round < rounds && HS_CUDA_LAUNCHED(dev, "clusters"); round++) {
-        assign<<<heads * tiles, threads, shared, stream>>>(m, round);
-        scan<<<heads, SCAN_THREADS, 0, stream>>>(m, round);
-        place<<<heads *(unsigned)m.runs, PLACE_THREADS, 0, stream>>>(m, round);
-        add<T><<<heads *(unsigned)m.segments, 128, 0, stream>>>(m, round);
-        mean<<<heads * groups, GROUP * 32, 0, stream>>>(m, round);
-        update<T><<<heads * prepared, GROUP * 32, 0, stream>>>(m, round, halves);
+
+/* The same in all threads of the launch. */
+static __device__ int anybody(const kmeans &m, int round) {
+    int any = 0;
+    for (int h = threadIdx.x; h < m.heads; h += blockDim.x) any |= round < 0 ? m.want[h] : runs_in(m, round, h);
+    return __syncthreads_or(any);
+}
+
+template <typename Near>
+__global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __grid_constant__ kmeans m) {
+    using T = typename Near::type;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    if (!anybody(m, -1)) return;
+    const cooperative_groups::grid_group all = cooperative_groups::this_grid();
+    Near near;
+    near.begin();
+    update<T, Near::HALVES>(m, -1);
+    for (int round = 0;; round++) {
+        fence_async_all(); /* the halves, for copies of others */
+        all.sync();
+        if (!anybody(m, round)) return;
+        near.assign(m, round, shared);
+        all.sync();
+        scan(m, round);
+        all.sync();
+        place(m, round, shared);
+        all.sync();
+        if (m.fours)
+            add<T, 4>(m, round);
+        else
+            add<T, 1>(m, round);
+        all.sync();
+        if (m.fours)
+            mean<4>(m, round);
+        else
+            mean<1>(m, round);
+        all.sync();
+        update<T, Near::HALVES>(m, round);
     }
-    HS_CUDA_LAUNCHED(dev, "clusters");
 }
 
 /* Cuts bytes off the room. */
@@ -395,17 +463,63 @@ static void *take(char **room, int64_t bytes) {
 }
 
 /* Places everything; returns how many bytes it takes. */
-static int64_t lay_out(kmeans *m, char *room) {
+static int64_t lay_out(kmeans *m, char *room, int halves) {
     char *end = room;
     const int64_t heads = m->heads, clusters = m->clusters, dim = m->dim;
     m->running = (int *)take(&end, 2 * heads * 4);
+    m->most = (int *)take(&end, 2 * heads * 4);
     m->bias = (float2 *)take(&end, heads * m->padded * 8);
-    m->halves = take(&end, heads * m->padded * 2 * m->slabs * SLAB * 2);
+    m->halves = take(&end, heads * m->padded * halves * m->slabs * SLAB * 2);
     m->counts = (int *)take(&end, heads * m->runs * clusters * 4);
+    m->totals = (int *)take(&end, heads * clusters * 4);
     m->sums = (float *)take(&end, heads * (m->segments + clusters) * dim * 4);
     m->next = (float *)take(&end, heads * clusters * dim * 4);
-    m->moved = (float *)take(&end, heads * clusters * 4);
     return end - room;
+}
+
+/* 0: this way of assigning does not fit; 1 also after a sticky error. */
+template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t shared) {
+    const hs_cuda *c = hs_cuda_of(dev);
+    if (shared > c->shared_max) return 0;
+    m->shared = (int)shared;
+    m->padded = (int64_t)(m->clusters + Near::COLS - 1) / Near::COLS * Near::COLS;
+    char *room = (char *)hs_cuda_scratch(dev, (size_t)lay_out(m, nullptr, Near::HALVES));
+    if (!room) return 1;
+    lay_out(m, room, Near::HALVES);
+    if (Near::HALVES == 1) {
+        const bool bf16 = dev->act == HS_BF16;
+        const int64_t width = m->slabs * SLAB;
+        if (!hopper_map(&m->tokens, bf16, m->x, m->dim, m->len, m->heads, m->ld, m->dim, NEAR_ROWS) ||
+            !hopper_map(&m->rounded, bf16, m->halves, width, m->padded, m->heads, width, m->padded * width, NEAR_COLS))
+            return 0;
+    }
+    int blocks = 0;
+    void *args[] = {m};
+    const void *kernel = (const void *)rounds<Near>;
+    if (!hs_cuda_ok(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+                    "clusters") ||
+        !hs_cuda_ok(dev, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, Near::THREADS, shared),
+                    "clusters"))
+        return 1;
+    if (blocks < 1) return 0;
+    hs_cuda_ok(dev,
+               cudaLaunchCooperativeKernel(kernel, dim3((unsigned)(blocks * c->sms)), dim3(Near::THREADS), args, shared,
+                                           c->stream),
+               "clusters");
+    return 1;
+}
+
+/* 16-bit types go to tensor cores where they can. */
+template <typename T> static void launch_fast(hs_device *dev, kmeans *m) {
+    const hs_cuda *c = hs_cuda_of(dev);
+    const int reach = copies_reach(m->x, m->ld, m->dim);
+    /* fewer tokens than clusters: more than two centroids may be equal, of which the first must win */
+    if (c->cc == 90 && !c->portable && reach && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->len >= m->clusters &&
+        launch<near_by_wgmma<T>>(dev, m, NEAR_SHARED))
+        return;
+    if (reach && m->slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, m, (size_t)(m->slabs + STAGES) * SLAB_SIZE * 2))
+        return;
+    launch<near_by_fma<T>>(dev, m, FMA_SHARED);
 }
 
 void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
@@ -420,7 +534,6 @@ void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
     m.ld = a->ld;
     m.runs = (a->len + RUN - 1) / RUN;
     m.segments = (a->len + SEGMENT - 1) / SEGMENT;
-    m.padded = (int64_t)(a->clusters + TILE - 1) / TILE * TILE;
     m.seed = a->seed;
     m.heads = a->heads;
     m.dim = a->head_dim;
@@ -429,16 +542,10 @@ void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
     m.iters_first = a->iters_first;
     m.iters_next = a->iters_next;
     m.compat = a->compat;
-    const int halves = dev->act != HS_F32 && m.slabs <= MAX_SLABS && copies_reach(m.x, m.ld, m.dim) &&
-                       hs_cuda_of(dev)->shared_max >= (size_t)(m.slabs + STAGES) * SLAB_SIZE * 2;
-    char *room = (char *)hs_cuda_scratch(dev, (size_t)lay_out(&m, nullptr));
-    if (!room) return;
-    lay_out(&m, room);
+    m.fours = m.dim % 4 == 0 && m.ld % 4 == 0 && (uintptr_t)m.x % 16 == 0 && (uintptr_t)m.centroids % 16 == 0;
     switch (dev->act) {
-    case HS_BF16:
-        launch<__nv_bfloat16>(dev, m, halves ? assign_mma<__nv_bfloat16> : assign_fma<__nv_bfloat16>, halves);
-        break;
-    case HS_F16: launch<__half>(dev, m, halves ? assign_mma<__half> : assign_fma<__half>, halves); break;
-    default: launch<float>(dev, m, assign_fma<float>, 0);
+    case HS_BF16: launch_fast<__nv_bfloat16>(dev, &m); break;
+    case HS_F16: launch_fast<__half>(dev, &m); break;
+    default: launch<near_by_fma<float>>(dev, &m, FMA_SHARED);
     }
 }

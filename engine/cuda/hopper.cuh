@@ -62,6 +62,13 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* The same for what ordinary stores wrote anywhere, before other blocks are told of it. */
+__device__ __forceinline__ void fence_async_all() {
+#if HS_HOPPER
+    asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+
 /* Barriers of the block by number (1 to 15) for `threads` of it: wait for all, or only count oneself. */
 template <int ID> __device__ __forceinline__ void named_sync(int threads) {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "r"(threads) : "memory");
@@ -79,6 +86,14 @@ __device__ __forceinline__ void tma_load(unsigned dst, const CUtensorMap *map, u
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
         "[%2];" ::"r"(dst),
         "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+__device__ __forceinline__ void tma_load_4d(unsigned dst, const CUtensorMap *map, unsigned bar, int x, int y, int z,
+                                            int w) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+        "[%2];" ::"r"(dst),
+        "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w)
         : "memory");
 }
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap *map) {
@@ -220,17 +235,33 @@ static inline PFN_cuTensorMapEncodeTiled_v12000 hopper_encoder() {
     return found;
 }
 
-/* A tensor [z][y][x] of 16-bit values, x contiguous, strides in elements (multiples of 8, p aligned to 16 bytes), read
- * in boxes of 64 x `rows` (at most 256) x 1. 0: it cannot be described. */
+/* `rank` dimensions, the innermost first; strides in elements (multiples of 8) of all but the first, p aligned to 16
+ * bytes. 0: it cannot be described. */
+static inline int hopper_map_of(CUtensorMap *ret, bool bf16, const void *p, int rank, const int64_t *dims,
+                                const int64_t *strides, const cuuint32_t *box) {
+    const PFN_cuTensorMapEncodeTiled_v12000 encode = hopper_encoder();
+    const cuuint32_t step[4] = {1, 1, 1, 1};
+    cuuint64_t dim[4], stride[3];
+    for (int i = 0; i < rank; i++) dim[i] = (cuuint64_t)dims[i];
+    for (int i = 0; i + 1 < rank; i++) stride[i] = (cuuint64_t)strides[i] * 2;
+    return encode &&
+           encode(ret, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, (cuuint32_t)rank,
+                  (void *)p, dim, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/* A tensor [z][y][x] of 16-bit values, x contiguous, strides in elements, read in boxes of 64 x `rows` (at most 256)
+ * x 1. */
 static inline int hopper_map(CUtensorMap *ret, bool bf16, const void *p, int64_t x, int64_t y, int64_t z,
                              int64_t y_stride, int64_t z_stride, int rows) {
-    const PFN_cuTensorMapEncodeTiled_v12000 encode = hopper_encoder();
-    const cuuint64_t dim[3] = {(cuuint64_t)x, (cuuint64_t)y, (cuuint64_t)z};
-    const cuuint64_t stride[2] = {(cuuint64_t)y_stride * 2, (cuuint64_t)z_stride * 2};
-    const cuuint32_t box[3] = {64, (cuuint32_t)rows, 1}, step[3] = {1, 1, 1};
-    return encode &&
-           encode(ret, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, (void *)p, dim,
-                  stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    const int64_t dims[3] = {x, y, z}, strides[2] = {y_stride, z_stride};
+    const cuuint32_t box[3] = {64, (cuuint32_t)rows, 1};
+    return hopper_map_of(ret, bf16, p, 3, dims, strides, box);
+}
+/* A tensor [w][z][y][x], read in boxes of 64 x 1 x `rows` x 1: rows are along z. */
+static inline int hopper_map_4d(CUtensorMap *ret, bool bf16, const void *p, const int64_t (&dims)[4],
+                                const int64_t (&strides)[3], int rows) {
+    const cuuint32_t box[4] = {64, 1, (cuuint32_t)rows, 1};
+    return hopper_map_of(ret, bf16, p, 4, dims, strides, box);
 }
 #endif

@@ -8,6 +8,7 @@
 
 enum {
     SELECT_THREADS = 128,
+    SELECT_LANE = 40,     /* columns of a lane: rows of up to 1280 columns are in the registers of a warp */
     SELECT_SHARED = 4000, /* columns of a row that 48 KiB of shared memory have room for; longer rows are read again */
     REUSE_HEADS = 32,     /* warps of the one block that decides */
 };
@@ -123,35 +124,6 @@ static __device__ __forceinline__ int goes_on(const selection &s, int count, dou
     return p >= 1 || kept < p * sum;
 }
 
-/* Mass and number of the scores above `bits`, the same in all threads. wide: the scores as doubles, because every
- * conversion costs as much as eight comparisons; or NULL. */
-static __device__ void mass_above(const float *x, const double *wide, int n, int bits, double *ret_mass,
-                                  int *ret_count) {
-    __shared__ double mass[SELECT_THREADS / 32];
-    __shared__ int count[SELECT_THREADS / 32];
-    double m = 0;
-    int k = 0;
-    for (int c = threadIdx.x; c < n; c += SELECT_THREADS)
-        if (__float_as_int(x[c]) > bits) {
-            m += wide ? wide[c] : x[c];
-            k++;
-        }
-    m = warp_sum(m);
-    k = warp_sum(k);
-    __syncthreads(); /* those of the call before have been read */
-    if (threadIdx.x % 32 == 0) {
-        mass[threadIdx.x / 32] = m;
-        count[threadIdx.x / 32] = k;
-    }
-    __syncthreads();
-    *ret_mass = 0;
-    *ret_count = 0;
-    for (int w = 0; w < SELECT_THREADS / 32; w++) {
-        *ret_mass += mass[w];
-        *ret_count += count[w];
-    }
-}
-
 /* How many of `equal` columns of the same score follow `count` columns of mass `kept`. */
 static __device__ int take_equal(const selection &s, int count, double kept, double sum, float p, float score,
                                  int equal) {
@@ -167,22 +139,15 @@ static __device__ int take_equal(const selection &s, int count, double kept, dou
     return taken;
 }
 
-static __global__ void __launch_bounds__(SELECT_THREADS) select_row(selection s) {
-    extern __shared__ double shared[]; /* [all] doubles, then floats */
-    __shared__ int taken;
-    const int64_t head = blockIdx.x / s.rows;
-    if (!s.want[head]) return;
-    const float p = s.top_p[head], *x = s.scores + (int64_t)blockIdx.x * s.all;
-    double *wide = s.all <= SELECT_SHARED ? shared : nullptr;
-    if (wide) {
-        float *row = (float *)(wide + s.all);
-        for (int c = threadIdx.x; c < s.all; c += SELECT_THREADS) wide[c] = row[c] = x[c];
-        x = row;
-        __syncthreads();
-    }
-    double sum, kept;
-    int positive, count, equal, above;
-    mass_above(x, wide, s.all, 0, &sum, &positive);
+/* Kept are all scores above `bits` and the first `taken` of those that equal them. */
+struct cut {
+    int bits, taken;
+};
+/* mass(bits, &mass, &count): of the scores above bits, the same in all threads that share the row. */
+template <typename M> static __device__ __forceinline__ cut find_cut(const selection &s, float p, M mass) {
+    double sum, kept, unused;
+    int positive, count, above;
+    mass(0, &sum, &positive);
     /* The answer lies in (low, high]: above high a selection goes on, above low it does not. Scores of zero are the
      * answer where not even all others are enough. */
     int low = -1, high = 0;
@@ -192,31 +157,117 @@ static __global__ void __launch_bounds__(SELECT_THREADS) select_row(selection s)
     }
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
-        mass_above(x, wide, s.all, middle, &kept, &count);
+        mass(middle, &kept, &count);
         if (goes_on(s, count, kept, sum, p, 1))
             high = middle;
         else
             low = middle;
     }
-    mass_above(x, wide, s.all, high, &kept, &count);
-    double unused;
-    mass_above(x, wide, s.all, high - 1, &unused, &above);
-    equal = above - count;
-    if (threadIdx.x == 0) taken = take_equal(s, count, kept, sum, p, __int_as_float(high), equal);
-    __syncthreads();
-    if (threadIdx.x >= 32) return;
-    /* the first warp writes the words; the columns of equal score come first to last */
-    uint32_t *bits = s.bits + (int64_t)blockIdx.x * s.words;
-    for (int w = 0, before = 0; w < s.words; w++) {
-        const int c = w * 32 + (int)threadIdx.x, score = c < s.cols ? __float_as_int(x[c]) : -1;
-        const uint32_t same = __ballot_sync(~0u, c < s.cols && score == high);
-        const int place = before + __popc(same & ((1u << threadIdx.x) - 1));
-        uint32_t word = __ballot_sync(~0u, c < s.cols && (score > high || (score == high && place < taken)));
+    mass(high, &kept, &count);
+    mass(high - 1, &unused, &above);
+    return {high, take_equal(s, count, kept, sum, p, __int_as_float(high), above - count)};
+}
+
+/* A warp writes the words of a row; the columns of equal score come first to last. score_of(w): the bits of this lane's
+ * column of word w. WORDS: the most there can be, known to the compiler, or 0. */
+template <int WORDS, typename G>
+static __device__ __forceinline__ void write_words(const selection &s, int64_t row, const cut &at, G score_of) {
+    const int lane = threadIdx.x % 32;
+    int before = 0;
+    auto write = [&](int w) {
+        const bool there = w * 32 + lane < s.cols;
+        const int score = score_of(w);
+        const uint32_t same = __ballot_sync(~0u, there && score == at.bits);
+        const int place = before + __popc(same & ((1u << lane) - 1));
+        uint32_t word = __ballot_sync(~0u, there && (score > at.bits || (score == at.bits && place < at.taken)));
         if (w == 0 && s.rule & HS_SELECT_BLOCK0) word |= 1;
-        if (threadIdx.x == 0) bits[w] = word;
+        if (lane == 0) s.bits[row * s.words + w] = word;
         before += __popc(same);
+    };
+    if constexpr (WORDS) {
+#pragma unroll
+        for (int w = 0; w < WORDS; w++)
+            if (w < s.words) write(w);
+    } else {
+        for (int w = 0; w < s.words; w++) write(w);
     }
-    if (threadIdx.x == 0 && blockIdx.x % s.rows == 0) s.dense[head] = p >= 1 && !s.rule;
+    if (lane == 0 && row % s.rows == 0) s.dense[row / s.rows] = s.top_p[row / s.rows] >= 1 && !s.rule;
+}
+
+/* A warp per row, which stays in its registers: as floats to compare and as doubles to add up. */
+template <int N>
+static __global__ void __launch_bounds__(SELECT_THREADS) select_in_registers(selection s, int64_t all) {
+    const int64_t row = (int64_t)blockIdx.x * (SELECT_THREADS / 32) + threadIdx.x / 32;
+    if (row >= all || !s.want[row / s.rows]) return;
+    const int lane = threadIdx.x % 32;
+    int bits[N];
+    double wide[N];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        const int c = n * 32 + lane;
+        const float x = c < s.all ? s.scores[row * s.all + c] : -1; /* below every score */
+        bits[n] = __float_as_int(x);
+        wide[n] = x;
+    }
+    const cut at = find_cut(s, s.top_p[row / s.rows], [&](int above, double *ret_mass, int *ret_count) {
+        double mass[2] = {0, 0};
+        int count = 0;
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            if (bits[n] > above) {
+                mass[n % 2] += wide[n];
+                count++;
+            }
+        *ret_mass = warp_sum(mass[0] + mass[1]);
+        *ret_count = __reduce_add_sync(~0u, count);
+    });
+    write_words<N>(s, row, at, [&](int w) { return bits[w]; });
+}
+
+/* A block per row of any length: in shared memory, as floats and as doubles, because every conversion costs as much as
+ * eight comparisons; or read again and again. */
+static __global__ void __launch_bounds__(SELECT_THREADS) select_row(selection s) {
+    extern __shared__ double shared[]; /* [all] doubles, then floats */
+    __shared__ double masses[SELECT_THREADS / 32];
+    __shared__ int counts[SELECT_THREADS / 32];
+    const int64_t row = blockIdx.x, head = row / s.rows;
+    if (!s.want[head]) return;
+    const float *x = s.scores + row * s.all;
+    double *wide = s.all <= SELECT_SHARED ? shared : nullptr;
+    if (wide) {
+        float *floats = (float *)(wide + s.all);
+        for (int c = threadIdx.x; c < s.all; c += SELECT_THREADS) wide[c] = floats[c] = x[c];
+        x = floats;
+        __syncthreads();
+    }
+    const cut at = find_cut(s, s.top_p[head], [&](int above, double *ret_mass, int *ret_count) {
+        double mass = 0;
+        int count = 0;
+        for (int c = threadIdx.x; c < s.all; c += SELECT_THREADS)
+            if (__float_as_int(x[c]) > above) {
+                mass += wide ? wide[c] : x[c];
+                count++;
+            }
+        mass = warp_sum(mass);
+        count = warp_sum(count);
+        __syncthreads(); /* those of the call before have been read */
+        if (threadIdx.x % 32 == 0) {
+            masses[threadIdx.x / 32] = mass;
+            counts[threadIdx.x / 32] = count;
+        }
+        __syncthreads();
+        *ret_mass = 0;
+        *ret_count = 0;
+        for (int w = 0; w < SELECT_THREADS / 32; w++) {
+            *ret_mass += masses[w];
+            *ret_count += counts[w];
+        }
+    });
+    if (threadIdx.x < 32)
+        write_words<0>(s, row, at, [&](int w) {
+            const int c = w * 32 + (int)threadIdx.x;
+            return c < s.cols ? __float_as_int(x[c]) : -1;
+        });
 }
 
 void hs_cuda_select(hs_device *dev, const hs_select *a) {
@@ -233,8 +284,21 @@ void hs_cuda_select(hs_device *dev, const hs_select *a) {
     s.words = m->words;
     s.least = a->at_least > 1 ? a->at_least : 1;
     s.rule = a->rule;
-    const size_t shared = s.all <= SELECT_SHARED ? (size_t)s.all * (sizeof(double) + sizeof(float)) : 0;
-    select_row<<<(unsigned)((int64_t)m->heads * m->rows), SELECT_THREADS, shared, hs_cuda_of(dev)->stream>>>(s);
+    const cudaStream_t stream = hs_cuda_of(dev)->stream;
+    const int64_t rows = (int64_t)m->heads * m->rows;
+    const int lane = (s.all + 31) / 32; /* columns of a lane */
+    void (*kernel)(selection, int64_t) = lane <= 8    ? select_in_registers<8>
+                                         : lane <= 16 ? select_in_registers<16>
+                                         : lane <= 20 ? select_in_registers<20>
+                                         : lane <= 32 ? select_in_registers<32>
+                                                      : select_in_registers<SELECT_LANE>;
+    if (lane <= SELECT_LANE) {
+        const int each = SELECT_THREADS / 32;
+        kernel<<<(unsigned)((rows + each - 1) / each), SELECT_THREADS, 0, stream>>>(s, rows);
+    } else {
+        const size_t shared = s.all <= SELECT_SHARED ? (size_t)s.all * (sizeof(double) + sizeof(float)) : 0;
+        select_row<<<(unsigned)rows, SELECT_THREADS, shared, stream>>>(s);
+    }
     HS_CUDA_LAUNCHED(dev, "select");
 }
 

@@ -30,6 +30,20 @@ static void list_block_scores(void) {
     emit("n=1500 heads=1 D=16 block=400 stride=2");      /* blocks of 200, wider than a tile */
     emit("n=600 heads=3 D=64 block=64 stride=1 skip=2"); /* exact mass */
     emit("n=300 heads=2 D=64 block=128 stride=1");       /* ... of blocks as wide as a tile */
+    /* Tiles of 128 x 256 folded tokens: several each way, last ones cut, last folds of 1, 3 and all tokens, parts of
+     * every width, more heads than want scores, vectors far apart. */
+    emit("n=1400 heads=2 D=128 block=64 stride=4");
+    emit("n=1403 heads=3 D=128 block=128 stride=4 skip=2 pad=520");
+    emit("n=1101 heads=2 D=128 block=256 stride=4 spread=5");
+    emit("n=700 heads=5 D=128 block=256 stride=2 skip=21");
+    emit("n=5000 heads=1 D=128 block=128 stride=16");
+    emit("n=600 heads=2 D=128 block=256 stride=1 skip=1");
+    emit("n=700 heads=1 D=64 block=1024 stride=1");             /* four tiles to a block, the last one without keys */
+    emit("n=300 heads=2 D=192 block=64 stride=8 pad=64");       /* three slabs to a token */
+    emit("n=1200 heads=4 D=64 block=64 stride=1 skip=4");       /* more tiles than processors, two bands of them */
+    emit("n=1300 heads=2 D=128 block=64 stride=4 padded=2048"); /* a last tile of half keys, half zeros */
+    emit("n=900 heads=2 D=128 block=64 stride=4 padded=2304");  /* ... of zeros alone */
+    emit("n=40 heads=3 D=128 block=64 stride=16 skip=7");       /* nobody wants any */
 }
 
 static void setup_block_scores(test *t) {
@@ -203,9 +217,10 @@ static void plain_centroid_scores(test *t) {
 /* ---- select: operands bits, dense, scores, top_p, want ------------------------------------------------------------
  */
 static void list_select(void) {
-    static const int cols[] = {1, 2, 31, 32, 33, 70};
+    static const int cols[] = {1, 2, 31, 32, 33, 70}, long_rows[] = {256, 257, 512, 591, 641, 1000, 1182, 1280, 1281};
     for (int i = 0; i < 6; i++)
         for (int rule = 0; rule <= HS_SELECT_UPTO; rule++) emit("heads=4 rows=5 cols=%d rule=%d", cols[i], rule);
+    for (int i = 0; i < 9; i++) emit("heads=4 rows=3 cols=%d rule=%d skip=4", long_rows[i], i % 3);
     emit("heads=4 rows=3 cols=1200 extra=70 rule=0 least=100");
     emit("heads=4 rows=1 cols=5000 rule=2");
     emit("heads=4 rows=3 cols=40 extra=25 rule=1"); /* padded columns are chosen and dropped */
@@ -335,6 +350,11 @@ static void list_cluster(void) {
     emit("n=6 heads=2 D=64 clusters=9 rounds=3 first=3"); /* fewer tokens than clusters: equal starts, empty clusters */
     emit("n=10 heads=2 D=64 clusters=300 rounds=2 first=3"); /* equal starts far apart */
     emit("n=1300 heads=3 D=40 clusters=129 rounds=3 first=5 skip=2 pad=8");
+    emit("n=1300 heads=3 D=128 clusters=129 rounds=3 first=5 skip=2 pad=8"); /* several tiles each way */
+    emit("n=2100 heads=2 D=128 clusters=300 rounds=2 first=1 loose=1 pad=264");
+    emit("n=700 heads=4 D=128 clusters=50 rounds=4 first=10 loose=1 skip=1");
+    emit("n=600 heads=2 D=64 clusters=128 rounds=2 first=3 loose=1");
+    emit("n=500 heads=3 D=128 clusters=9 rounds=2 skip=7");
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3");          /* long enough to stop by itself */
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3 compat=1"); /* ... both heads together */
     emit("n=300 heads=3 D=64 clusters=6 rounds=3 first=5 loose=1");     /* far from its end: every round counts */

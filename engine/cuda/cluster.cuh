@@ -1,0 +1,39 @@
+/* What the ways of assigning tokens to centroids share: the state of a call, and how a label is written. */
+#ifndef HS_CLUSTER_CUH
+#define HS_CLUSTER_CUH
+#include "cuda/hopper.cuh"
+#include "cuda/tile.cuh"
+
+enum { RUN = 512 }; /* tokens whose labels are counted together */
+
+struct kmeans {
+    CUtensorMap tokens, rounded; /* Hopper: x and halves, as the copies see them */
+    const void *x;
+    const uint8_t *want;
+    float *centroids; /* [heads, clusters, dim] */
+    int32_t *label, *order, *start;
+    int *running; /* [2, heads] does the head take part in the even, the odd rounds? */
+    int *most;    /* [2, heads] the bits of the furthest move of the even, the odd rounds */
+    float2 *bias; /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
+    void *halves; /* [heads, padded, 2 or 1, slabs * SLAB] of x's type */
+    int *counts;  /* [heads, runs, clusters] labels; after scan: those of earlier runs */
+    int *totals;  /* [heads, clusters] */
+    float *sums;  /* [heads, segments + clusters, dim]; a cluster's sum in a segment is at their numbers' sum */
+    float *next;  /* [heads, clusters, dim] means */
+    int64_t len, ld;
+    int64_t runs, segments, padded; /* padded: clusters, up to whole tiles */
+    uint64_t seed;
+    int heads, dim, clusters, slabs, iters_first, iters_next, compat;
+    int fours;  /* vectors can be read four elements at a time */
+    int shared; /* bytes of shared memory of a block */
+};
+
+static __device__ __forceinline__ int runs_in(const kmeans &m, int round, int h) {
+    return m.running[(round & 1) * m.heads + h];
+}
+
+static __device__ __forceinline__ void write_label(const kmeans &m, int head, int64_t token, int label) {
+    m.label[head * m.len + token] = label;
+    atomicAdd(&m.counts[(head * m.runs + token / RUN) * m.clusters + label], 1);
+}
+#endif
