@@ -55,8 +55,10 @@ def transformer(name, device, toy=False):
 
 
 def vae(device, dtype, toy=False):
+    import diffusers
     from diffusers import AutoencoderKLWan
 
+    diffusers.utils.logging.set_verbosity_error()  # it warns of every change of type, with nothing to warn of
     small = dict(base_dim=8, num_res_blocks=1) if toy else {}
     return build(device, torch.float32, lambda: AutoencoderKLWan(**small)).to(dtype)
 
