@@ -7,7 +7,11 @@ fp32, fp16 and bf16, by diffusers on the GPU in fp32 and bf16 (its VAE in fp32, 
 and the first --cpu-clips by haste-run on the CPU in fp32. Prints medians of PSNR over the clips; OUT/parity.json has all.
 Goals: in bf16 haste-run is at most 1 dB farther from the CPU's fp32 frames than diffusers in bf16 is from diffusers in
 fp32; fp32 or fp16 reach 45 dB. Exit status 1 if one is missed. Without --cpu-clips, and for clips beyond them, diffusers
-in fp32 stands for the CPU's frames (the two agree to 93 dB on a CPU: docs/testing.md).
+in fp32 stands for the CPU's frames (the two agree to 93 dB on a CPU: docs/testing.md). Where the GPU machine's programs
+have no CPU backend: --keep N leaves the frames of the first N clips in OUT/clip-*.npz (about 10 MB each), and
+
+    python parity_gpu.py PROGRAMS OUT --kept        makes them with the CPU, elsewhere, and compares.
+
 Needs what diffusers_cpu.py needs. To try it without a GPU: --device cpu --count 1 --steps 2 --size 64x64 --frames 5.
 """
 import argparse
@@ -77,6 +81,30 @@ def diffusers(clips, dtype, vae, device):
             for i, p in enumerate(clips.prompts)]
 
 
+def haste_run(args):
+    program = os.path.join(args.programs, "haste-run")
+    return program if os.path.exists(program) else sys.exit(f"{program}: not there")
+
+
+def kept_file(args, i):
+    return os.path.join(args.out, f"clip-{i:02d}.npz")
+
+
+def make_kept(args, clips):
+    """The variants that --keep has left, and the CPU's frames of the same clips."""
+    made = {}
+    for i in range(len(clips.prompts)):
+        if not os.path.exists(kept_file(args, i)):
+            break
+        with np.load(kept_file(args, i)) as kept:
+            for name in kept.files:
+                made.setdefault(name, []).append(kept[name])
+    count = max((len(frames) for frames in made.values()), default=0)
+    made["haste CPU fp32"] = all_of("haste CPU fp32", lambda: [
+        haste(haste_run(args), clips, i, "cpu", "fp32", os.cpu_count() or 1) for i in range(count)])
+    return made
+
+
 def all_of(name, fn):
     """What fn returns; no clips, and the reason on the screen, if it fails."""
     start = time.perf_counter()
@@ -91,9 +119,7 @@ def all_of(name, fn):
 
 def make_all(args, clips):
     """{variant: [frames of every clip]}; the CPU's clips are made while the GPU works."""
-    program, made = os.path.join(args.programs, "haste-run"), {}
-    if not os.path.exists(program):
-        sys.exit(f"{program}: not there")
+    program, made = haste_run(args), {}
     cpu = concurrent.futures.ThreadPoolExecutor(1)
     gpu = concurrent.futures.ThreadPoolExecutor(4 if args.device == "cuda" else 1)
     threads = max(1, (os.cpu_count() or 2) * 3 // 4)
@@ -110,9 +136,9 @@ def make_all(args, clips):
 
 def compare(made):
     """[(what, against, [dB of each clip])]"""
-    pairs = [(name, "diffusers fp32") for name in made if name != "diffusers fp32"]
-    pairs += [(name, "haste CPU fp32") for name in made if name != "haste CPU fp32"]
-    return [(a, b, [float(psnr(x, y)) for x, y in zip(made[a], made[b])]) for a, b in pairs if made[a] and made[b]]
+    pairs = [(a, b) for b in ("diffusers fp32", "haste CPU fp32") for a in made if a != b]
+    return [(a, b, [float(psnr(x, y)) for x, y in zip(made[a], made[b])])
+            for a, b in pairs if made.get(a) and made.get(b)]
 
 
 def verdict(rows, made):
@@ -141,6 +167,8 @@ def main():
     p.add_argument("--prompts", default="prompts/evaluate.txt")
     p.add_argument("--count", type=int, default=16)
     p.add_argument("--cpu-clips", type=int, default=2)
+    p.add_argument("--keep", type=int, default=0)
+    p.add_argument("--kept", action="store_true")
     p.add_argument("--precisions", default="fp32,fp16,bf16", help="of haste-run on the device")
     p.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     p.add_argument("--size")
@@ -149,7 +177,9 @@ def main():
     args = p.parse_args()
     os.makedirs(args.out, exist_ok=True)
     clips = Clips(args)
-    made = make_all(args, clips)
+    made = make_kept(args, clips) if args.kept else make_all(args, clips)
+    for i in range(min(args.keep, len(clips.prompts))):
+        np.savez_compressed(kept_file(args, i), **{name: frames[i] for name, frames in made.items() if i < len(frames)})
     rows = compare(made)
     for i in range(len(clips.prompts)):
         os.remove(clips.noise(i))
@@ -157,7 +187,7 @@ def main():
     print(f"{'frames of':26s} {'against':16s} clips  median   least    most")
     for a, b, dbs in rows:
         print(f"{a:26s} {b:16s} {len(dbs):5d} {statistics.median(dbs):7.2f} {min(dbs):7.2f} {max(dbs):7.2f}")
-    with open(os.path.join(args.out, "parity.json"), "w", encoding="utf-8") as f:
+    with open(os.path.join(args.out, "parity-kept.json" if args.kept else "parity.json"), "w", encoding="utf-8") as f:
         json.dump({"settings": clips.value, "prompts": clips.prompts,
                    "psnr": [{"frames": a, "against": b, "dB": dbs} for a, b, dbs in rows]}, f, indent=1)
     sys.exit(0 if verdict(rows, made) else 1)
