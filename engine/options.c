@@ -75,7 +75,7 @@ static const hs_option_row rows[] = {
     {ID_COMPAT, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them, for comparison"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
     {ID_OUTPUT, 'o', "output", "PATH",
-     "out.mp4, .webm, .mkv (exact), .y4m, .md5, out_%04d.png or folder/ (exact),\n"
+     "out.mp4, .webm, .y4m, .md5; exact: .mkv, .rgb (raw), out_%04d.png, folder/;\n"
      "- for y4m on stdout, null: for nothing [haste-SEED.mp4]"},
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},

@@ -1,7 +1,7 @@
 /* Frame sinks: chooses the kind by path, counts and hashes every frame, and writes the kinds that need no codec.
  *
  * y4m is 4:4:4, 8 bit, limited range, BT.601 matrix: the format has no field for the matrix and FFmpeg and its
- * relatives read it as 601. That costs up to two levels per channel; mkv and png hold the exact frames.
+ * relatives read it as 601. That costs up to two levels per channel; mkv, png and rgb hold the exact frames.
  */
 #include "video.h"
 #include "video_sink.h"
@@ -68,7 +68,7 @@ static void md5_hex(hs_md5 m, char ret[33]) {
     for (int i = 0; i < 16; i++) snprintf(ret + 2 * i, 3, "%02x", (unsigned)(m.state[i / 4] >> 8 * (i % 4) & 0xff));
 }
 
-/* ---- plain files: y4m, md5 -------------------------------------------------------------------------------------- */
+/* ---- plain files: y4m, rgb, md5 ---------------------------------------------------------------------------------- */
 typedef struct plain {
     FILE *file;
     uint8_t *planes; /* one frame Y, Cb, Cr; NULL for md5 */
@@ -147,6 +147,18 @@ static int y4m_write(hs_sink *s, const uint8_t *rgb, hs_err *err) {
     return 0;
 }
 
+static int rgb_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
+    (void)p;
+    return plain_open(s, 0, err);
+}
+
+/* Pixels and nothing else: the reader must know the size. */
+static int rgb_write(hs_sink *s, const uint8_t *rgb, hs_err *err) {
+    const plain *f = s->impl;
+    const size_t n = 3 * (size_t)s->width * (size_t)s->height;
+    return fwrite(rgb, 1, n, f->file) == n ? 0 : plain_error(s, "write", err);
+}
+
 static int md5_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
     (void)p;
     return plain_open(s, 0, err);
@@ -182,6 +194,7 @@ static int null_finish(hs_sink *s, hs_err *err) {
 }
 
 static const hs_sink_ops y4m_ops = {y4m_check, y4m_open, y4m_write, plain_finish};
+static const hs_sink_ops rgb_ops = {no_check, rgb_open, rgb_write, plain_finish};
 static const hs_sink_ops md5_ops = {no_check, md5_open, hash_only, md5_finish};
 static const hs_sink_ops null_ops = {no_check, null_open, hash_only, null_finish};
 
@@ -225,6 +238,8 @@ static int choose(const char *path, const hs_sink_ops **ret, hs_err *err) {
         *ret = &null_ops;
     else if (!strcmp(path, "-") || !strcasecmp(ext, ".y4m"))
         *ret = &y4m_ops;
+    else if (!strcasecmp(ext, ".rgb"))
+        *ret = &rgb_ops;
     else if (!strcasecmp(ext, ".md5"))
         *ret = &md5_ops;
     else if (path[len - 1] == '/' || !strcasecmp(ext, ".png"))

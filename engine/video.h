@@ -1,4 +1,4 @@
-/* Frame sinks: where the finished RGB frames go. FFmpeg (mp4, webm, mkv), y4m, png, md5, null.
+/* Frame sinks: where the finished RGB frames go. FFmpeg (mp4, webm, mkv), y4m, raw RGB, png, md5, null.
  *
  * Frames arrive in order, one call each, RGB interleaved u8 [height, width, 3]. A sink that has been opened must be
  * closed; close finishes the file even after a failed or interrupted run, so what was written can be played. A partial
@@ -14,7 +14,7 @@ extern "C" {
 typedef struct hs_sink hs_sink;
 
 typedef struct hs_sink_params {
-    const char *path; /* extension decides: .mp4 .webm .mkv .y4m .md5; "-" = y4m on stdout; "null:" = discard;
+    const char *path; /* extension decides: .mp4 .webm .mkv .y4m .rgb .md5; "-" = y4m on stdout; "null:" = discard;
                          a path ending in ".png" with one %d (or %0Nd) or a path ending in "/" = numbered png files
                          frame_0000.png ... in that folder (created); "x.png" without %d is allowed for 1 frame */
     int width, height;
@@ -34,7 +34,7 @@ int hs_sink_open_memory(uint8_t *frames, int64_t capacity, int width, int height
 int hs_sink_write(hs_sink *s, const uint8_t *rgb, hs_err *err);
 /* Flushes and closes; frees s in every case. ret_md5 (33 bytes, may be NULL): md5 of all frame bytes written (RGB). */
 int hs_sink_close(hs_sink *s, char *ret_md5, hs_err *err);
-/* Lists what this build can write, for --help: "mp4 webm mkv y4m png md5". */
+/* Lists what this build can write, for --help: "mp4 webm mkv y4m rgb png md5". */
 const char *hs_sink_formats(void);
 
 /* Counts the frames of a sink so far. */

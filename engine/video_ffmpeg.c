@@ -64,7 +64,7 @@ typedef struct coder {
     size_t text_len;
 } coder;
 
-const char *const hs_sink_coded_formats = "mp4 webm mkv y4m png md5";
+const char *const hs_sink_coded_formats = "mp4 webm mkv y4m rgb png md5";
 
 static int av_fail(hs_err *err, const char *path, const char *what, int averror) {
     char why[AV_ERROR_MAX_STRING_SIZE] = "";

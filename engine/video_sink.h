@@ -1,4 +1,4 @@
-/* Inside of the frame sinks, shared by video.c (paths, y4m, md5, null) and the file that knows FFmpeg
+/* Inside of the frame sinks, shared by video.c (paths, y4m, rgb, md5, null) and the file that knows FFmpeg
  * (video_ffmpeg.c, or video_stub.c in a build without it). Nobody else includes this. */
 #ifndef HS_VIDEO_SINK_H
 #define HS_VIDEO_SINK_H

@@ -13,4 +13,4 @@ static int missing(const hs_sink_params *p, hs_err *err) {
 
 const hs_sink_ops hs_sink_ops_container = {.check = missing};
 const hs_sink_ops hs_sink_ops_png = {.check = missing};
-const char *const hs_sink_coded_formats = "y4m md5";
+const char *const hs_sink_coded_formats = "y4m rgb md5";

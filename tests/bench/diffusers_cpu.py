@@ -1,4 +1,4 @@
-"""The peer: diffusers' WanPipeline on a CPU, on the same model folder, noise and settings as haste-run.
+"""The peer: diffusers' WanPipeline on the same model folder, noise and settings as haste-run; here on a CPU.
 
     python diffusers_cpu.py -m data/demo -p "a red star spins" --noise noise.safetensors --steps 30 --threads 2
 
@@ -34,9 +34,11 @@ def model_defaults(folder):
 
 
 class Peer:
-    """A loaded pipeline. One object serves many prompts, as one haste-run process does with --prompts."""
+    """A loaded pipeline. One object serves many prompts, as one haste-run process does with --prompts.
 
-    def __init__(self, folder, dtype="fp32", threads=0, sigmas="a", shift=3.0):
+    The VAE is fp32 in every dtype, as diffusers' documentation loads it, unless vae says otherwise."""
+
+    def __init__(self, folder, dtype="fp32", threads=0, sigmas="a", shift=3.0, device="cpu", vae="fp32"):
         import torch
         import diffusers
         import transformers
@@ -49,7 +51,8 @@ class Peer:
         if threads:
             torch.set_num_threads(threads)
         self.torch, start = torch, time.perf_counter()
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        kind, self.device = kinds[dtype], device
         text = UMT5EncoderModel.from_pretrained(os.path.join(folder, "text_encoder"), dtype=kind)
         # only shared.weight is in the files: transformers 5 leaves the encoder's own copy untouched (transformers #43880)
         text.encoder.embed_tokens.weight = text.shared.weight
@@ -60,9 +63,9 @@ class Peer:
             tokenizer=Tokenizer(os.path.join(folder, "tokenizer", "spiece.model")),
             text_encoder=text.eval(),
             transformer=WanTransformer3DModel.from_pretrained(os.path.join(folder, "transformer"), torch_dtype=kind),
-            vae=AutoencoderKLWan.from_pretrained(os.path.join(folder, "vae"), torch_dtype=torch.float32),
+            vae=AutoencoderKLWan.from_pretrained(os.path.join(folder, "vae"), torch_dtype=kinds[vae]),
             scheduler=scheduler,
-        )
+        ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.load_seconds = time.perf_counter() - start
 
@@ -74,6 +77,7 @@ class Peer:
         shape = (1, pipe.transformer.config.in_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
         if noise is None:
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        noise = noise.reshape(shape).to(self.device)
         times, marks = {}, []
         with torch.no_grad():
             start = time.perf_counter()
@@ -85,7 +89,7 @@ class Peer:
                 return tensors
 
             start = time.perf_counter()
-            latents = pipe(prompt_embeds=embeds, negative_prompt_embeds=other, latents=noise.reshape(shape), height=height,
+            latents = pipe(prompt_embeds=embeds, negative_prompt_embeds=other, latents=noise, height=height,
                            width=width, num_frames=frames, num_inference_steps=steps, guidance_scale=guidance,
                            output_type="latent", callback_on_step_end=mark).frames
             times["denoise"] = time.perf_counter() - start
@@ -96,13 +100,13 @@ class Peer:
             times["decode"] = time.perf_counter() - start
         times["load"] = self.load_seconds
         times["total"] = sum(times[k] for k in ("load", "text", "denoise", "decode"))
-        return np.trunc(video * 255.0).astype(np.uint8), latents[0].float().numpy(), times
+        return np.trunc(video * 255.0).astype(np.uint8), latents[0].float().cpu().numpy(), times
 
     def denormalise(self, latents):
         """As WanPipeline does before it decodes."""
         vae, torch = self.pipe.vae, self.torch
-        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-        inverse = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(latents.device, vae.dtype)
+        inverse = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latents.device, vae.dtype)
         return latents.to(vae.dtype) / inverse + mean
 
 

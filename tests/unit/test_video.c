@@ -156,6 +156,16 @@ Test(video, single_png_is_exact) {
     exact("one.png", "one.png", 16, 16, 1);
 }
 
+Test(video, rgb_is_the_pixels) {
+    enum { SIZE = 3 * 33 * 17 * 3 };
+    uint8_t *all;
+    char md5[33], file[SIZE + 2];
+    write_video(in_dir("x.RGB"), 33, 17, 3, 1, &all, md5);
+    cr_assert_eq(shell(file, sizeof file, "cat %s/x.RGB", dir), SIZE);
+    cr_assert_eq(memcmp(all, file, SIZE), 0);
+    free(all);
+}
+
 Test(video, y4m_is_601_444) {
     enum { W = 256, H = 3, N = 2 };
     static const uint8_t want[8][3] = {{16, 128, 128}, {235, 128, 128}, {81, 90, 240},   {145, 54, 34},
@@ -409,11 +419,11 @@ Test(video, without_ffmpeg_the_cure_is_named) {
 
 /* ---- full disks and short memory
  * -------------------------------------------------------------------------------------- */
-static const char *const kinds[] = {"x.y4m", "x.mp4", "x.webm", "x.mkv", "x_%d.png", "x.md5"};
+static const char *const kinds[] = {"x.y4m", "x.mp4", "x.webm", "x.mkv", "x.rgb", "x_%d.png", "x.md5"};
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
 static int built(const char *name) {
-    return strstr(name, ".y4m") || strstr(name, ".md5") || strstr(hs_sink_formats(), "mp4");
+    return strstr(name, ".y4m") || strstr(name, ".rgb") || strstr(name, ".md5") || strstr(hs_sink_formats(), "mp4");
 }
 
 /* Files may hold 20,000 bytes and not one more: the failure must be reported, once by write or at the latest by close,
@@ -424,7 +434,7 @@ Test(video, a_full_disk_is_reported) {
     struct rlimit limit = {20000, 20000};
     signal(SIGXFSZ, SIG_IGN);
     cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 5; k++) {
         if (!built(kinds[k])) continue;
         int64_t live = hs_alloc_live();
         hs_err err = {0}, again = {0}, end = {0};
