@@ -207,7 +207,7 @@ static __global__ void __launch_bounds__(256) fold_rows(fold f) {
 static int plan_wide(hs_device *dev, const hs_block_scores *a, const fold *f, fold_maps *maps) {
     const hs_cuda *c = hs_cuda_of(dev);
     const int64_t folds = (a->len + a->stride - 1) / a->stride, whole = a->len / a->stride;
-    if (c->cc != 90 || c->portable || dev->act == HS_F32 || c->shared_max < WIDE_SHARED) return 0;
+    if (!hs_cuda_hopper(dev) || dev->act == HS_F32 || c->shared_max < WIDE_SHARED) return 0;
     if (f->per < 4 || f->per & (f->per - 1) || f->dim % WIDE_DEPTH || whole < 1) return 0;
     if (!copies_reach(f->q, f->ld_q, f->dim) || !copies_reach(f->k, f->ld_k, f->dim)) return 0;
     for (int i = 0; i < 2; i++) {

@@ -511,10 +511,9 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
 
 /* 16-bit types go to tensor cores where they can. */
 template <typename T> static void launch_fast(hs_device *dev, kmeans *m) {
-    const hs_cuda *c = hs_cuda_of(dev);
     const int reach = copies_reach(m->x, m->ld, m->dim);
     /* fewer tokens than clusters: more than two centroids may be equal, of which the first must win */
-    if (c->cc == 90 && !c->portable && reach && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->len >= m->clusters &&
+    if (hs_cuda_hopper(dev) && reach && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->len >= m->clusters &&
         launch<near_by_wgmma<T>>(dev, m, NEAR_SHARED))
         return;
     if (reach && m->slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, m, (size_t)(m->slabs + STAGES) * SLAB_SIZE * 2))
