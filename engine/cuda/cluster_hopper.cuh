@@ -68,9 +68,8 @@ static __device__ __forceinline__ void look_near(const float (&acc)[64], const f
     for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const float key = n ? second[i] : best[i];
-            const int at = 31 - (__float_as_int(key) & 31);
-            row[i].take(key, first + at / 2 * 8 + 2 * quad + at % 2);
+            const int key = __float_as_int(n ? second[i] : best[i]), at = 31 - (key & 31);
+            row[i].take(__int_as_float(key & ~31), first + at / 2 * 8 + 2 * quad + at % 2);
         }
 }
 
