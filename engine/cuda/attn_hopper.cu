@@ -1,12 +1,24 @@
-/* Attention on Hopper: which calls the kernel takes, in which shape, and the plan of a mask's tiles. */
+/* Attention on Hopper: which calls the kernel takes, in which shape; what is made of a mask before: the plan of its
+ * tiles, and for clusters copies of keys and values. */
 #include "cuda/attn_hopper.cuh"
 
-enum { PLAN_THREADS = 256, PLAN_TILES = 4096 /* of a head; more come in their natural order */ };
+enum {
+    PLAN_THREADS = 256,
+    PLAN_TILES = 4096, /* of a head; more come in their natural order */
+    COPY_THREADS = 256,
+    COPIES_LIMIT = 256 << 20 /* bytes of copies at a time: heads beyond it come in turn */
+};
 
-/* Keys that a row of the mask keeps; by a warp. */
+/* Granules of a column of a clustered mask. */
+static __device__ __forceinline__ int granules_of(const attn_call &a, int head, int c) {
+    return (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE;
+}
+
+/* Keys that a row of the mask keeps, clusters in whole granules; by a warp. */
 static __device__ int keys_of_row(const attn_call &a, int head, int row) {
     const uint32_t *bits = a.bits + ((int64_t)head * a.rows + row) * a.words;
     int keys = 0;
+    if (a.dense[head]) return 0; /* its bits mean nothing */
     for (int w = (int)threadIdx.x % 32; w < a.words; w += 32) {
         const uint32_t word = bits[w];
         if (a.block)
@@ -14,7 +26,7 @@ static __device__ int keys_of_row(const attn_call &a, int head, int row) {
         else
             for (uint32_t left = word; left; left &= left - 1) {
                 const int c = w * 32 + __ffs((int)left) - 1;
-                keys += attn_edge(a, head, c + 1) - attn_edge(a, head, c);
+                keys += granules_of(a, head, c) * GRANULE;
             }
         if (a.block && w == a.words - 1 && word >> ((a.cols - 1) % 32) & 1) keys -= a.cols * a.block - a.len_k;
     }
@@ -68,33 +80,111 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
     }
 }
 
-template <typename S> static int launch(hs_device *dev, const hs_attention *a, hopper_call *c) {
-    hs_cuda *const gpu = hs_cuda_of(dev);
-    const size_t bytes = hopper_bytes<S>();
-    const int64_t tiles = attn_tiles(&c->a, S::ROWS), total = tiles * a->heads;
-    const bool bf16 = std::is_same<typename S::T, __nv_bfloat16>::value, planned = a->mask;
-    if (bytes > gpu->shared_max || total > INT32_MAX / 2) return 0;
-    if (!S::GATHER && !(hopper_map(&c->q, bf16, a->q.p, HOPPER_DIM, a->len_q, a->heads, a->ld_q, HOPPER_DIM, S::ROWS) &&
-                        hopper_map(&c->k, bf16, a->k.p, HOPPER_DIM, a->len_k, a->heads, a->ld_k, HOPPER_DIM, S::KEYS) &&
-                        hopper_map(&c->v, bf16, a->v.p, HOPPER_DIM, a->len_k, a->heads, a->ld_v, HOPPER_DIM, S::KEYS)))
-        return 0;
-    c->a.tiles = (int)tiles;
-    c->total = (int)total;
-    const int64_t rows = planned ? (int64_t)a->heads * a->mask->rows : 0, order = planned ? total : 0;
-    int *room = (int *)hs_cuda_scratch(dev, (size_t)(4 + rows + order + 3 * a->heads) * sizeof(int));
-    if (!room) return 1;
-    c->plan.next = room;
-    c->plan.done = room + 1;
-    if (planned) {
-        c->plan.load = (unsigned long long *)(room + 4);
-        c->plan.keys = room + 4 + 2 * a->heads;
-        c->plan.tile_order = c->plan.keys + rows;
-        c->plan.head_order = c->plan.tile_order + order;
+/* Where the granules of every column begin; a warp per head. */
+static __global__ void place_granules(const __grid_constant__ attn_call a, hopper_copies to) {
+    const int head = (int)blockIdx.x, lane = (int)threadIdx.x;
+    int *const first = to.first + head * (a.cols + 1);
+    int before = 0;
+    if (a.dense[head]) return; /* its columns mean nothing */
+    for (int c = lane; c - lane < a.cols; c += 32) {
+        int sum = c < a.cols ? granules_of(a, head, c) : 0;
+        const int mine = sum;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int more = __shfl_up_sync(~0u, sum, d);
+            if (lane >= d) sum += more;
+        }
+        if (c < a.cols) first[c] = before + sum - mine;
+        before += __shfl_sync(~0u, sum, 31);
     }
-    if (!hs_cuda_ok(dev, cudaMemsetAsync(room, 0, 2 * sizeof(int), gpu->stream), "attention")) return 1;
-    if (planned) {
-        plan_tiles<<<(unsigned)a->heads, PLAN_THREADS, 0, gpu->stream>>>(c->a, c->plan, S::ROWS);
+    if (lane == 0) first[a.cols] = before;
+}
+
+/* A granule of keys and of values; by a warp. */
+static __global__ void __launch_bounds__(COPY_THREADS)
+    copy_granules(const __grid_constant__ attn_call a, hopper_copies to) {
+    const int head = (int)blockIdx.y, granule = (int)(blockIdx.x * (COPY_THREADS / 32) + threadIdx.x / 32);
+    const int row0 = (int)threadIdx.x % 32 / 16, piece = (int)threadIdx.x % 16;
+    const int *const first = to.first + head * (a.cols + 1);
+    const bool dense = a.dense[head];
+    int place = granule * GRANULE, end = a.len_k;
+    if (!dense) {
+        if (granule >= first[a.cols]) return;
+        int low = 0, high = a.cols; /* the column's first granule is not behind this one, the next column's is */
+        while (high - low > 1) {
+            const int mid = (low + high) / 2;
+            if (first[mid] <= granule)
+                low = mid;
+            else
+                high = mid;
+        }
+        place = attn_edge(a, head, low) + (granule - first[low]) * GRANULE;
+        end = attn_edge(a, head, low + 1);
+    }
+    if (place >= end) return;
+    uint4 k[GRANULE / 2], v[GRANULE / 2];
+#pragma unroll
+    for (int i = 0; i < GRANULE / 2; i++) {
+        const int at = place + 2 * i + row0;
+        k[i] = v[i] = make_uint4(0, 0, 0, 0);
+        if (at >= end) continue;
+        const int64_t token = dense ? at : a.k_order[(int64_t)head * a.len_k + at];
+        k[i] = ((const uint4 *)((const uint16_t *)a.k + token * a.ld_k + head * HOPPER_DIM))[piece];
+        v[i] = ((const uint4 *)((const uint16_t *)a.v + token * a.ld_v + head * HOPPER_DIM))[piece];
+    }
+    const int64_t to_granule =
+        ((int64_t)head * to.granules + granule) * GRANULE_BYTES + piece / 8 * (GRANULE_BYTES / 2);
+#pragma unroll
+    for (int i = 0; i < GRANULE / 2; i++) {
+        const int row = 2 * i + row0, at = row * HOPPER_ROW + ((piece % 8) ^ row) * 16;
+        *(uint4 *)(void *)(to.k + to_granule + at) = k[i];
+        *(uint4 *)(void *)(to.v + to_granule + at) = v[i];
+    }
+}
+
+/* The next part of scratch memory. */
+static char *part(char **room, int64_t bytes) {
+    char *const p = *room;
+    *room += (bytes + 255) / 256 * 256;
+    return p;
+}
+
+/* Heads [0, heads) of c->a; scratch is for that many. */
+template <typename S> static int launch_heads(hs_device *dev, hopper_call *c, char *room) {
+    hs_cuda *const gpu = hs_cuda_of(dev);
+    const attn_call *const a = &c->a;
+    const bool bf16 = std::is_same<typename S::T, __nv_bfloat16>::value;
+    const size_t bytes = hopper_bytes<S>();
+    const int64_t total = (int64_t)a->tiles * a->heads;
+    if (!S::GATHER && !(hopper_map(&c->q, bf16, a->q, HOPPER_DIM, a->len_q, a->heads, a->ld_q, HOPPER_DIM, S::ROWS) &&
+                        hopper_map(&c->k, bf16, a->k, HOPPER_DIM, a->len_k, a->heads, a->ld_k, HOPPER_DIM, S::KEYS) &&
+                        hopper_map(&c->v, bf16, a->v, HOPPER_DIM, a->len_k, a->heads, a->ld_v, HOPPER_DIM, S::KEYS)))
+        return 0;
+    c->total = (int)total;
+    c->plan.next = (int *)room;
+    c->plan.done = c->plan.next + 1;
+    const int64_t zeros = S::GATHER ? S::KV_BYTES : 0;
+    c->copies.zeros = room + 256;
+    if (!hs_cuda_ok(dev, cudaMemsetAsync(room, 0, 256 + (size_t)zeros, gpu->stream), "attention")) return 1;
+    part(&room, 256 + zeros);
+    if (a->bits) {
+        c->plan.load = (unsigned long long *)part(&room, a->heads * 8);
+        c->plan.keys = (int *)part(&room, (int64_t)a->heads * a->rows * 4);
+        c->plan.tile_order = (int *)part(&room, total * 4);
+        c->plan.head_order = (int *)part(&room, a->heads * 4);
+        plan_tiles<<<(unsigned)a->heads, PLAN_THREADS, 0, gpu->stream>>>(*a, c->plan, S::ROWS);
         if (!HS_CUDA_LAUNCHED(dev, "attention, plan")) return 1;
+    }
+    if (S::GATHER) {
+        const int64_t copies = (int64_t)a->heads * c->copies.granules * GRANULE_BYTES;
+        c->copies.first = (int *)part(&room, (int64_t)a->heads * (a->cols + 1) * 4);
+        c->copies.k = part(&room, copies);
+        c->copies.v = part(&room, copies);
+        const dim3 grid((unsigned)((c->copies.granules + COPY_THREADS / 32 - 1) / (COPY_THREADS / 32)),
+                        (unsigned)a->heads);
+        place_granules<<<(unsigned)a->heads, 32, 0, gpu->stream>>>(*a, c->copies);
+        copy_granules<<<grid, COPY_THREADS, 0, gpu->stream>>>(*a, c->copies);
+        if (!HS_CUDA_LAUNCHED(dev, "attention, copies")) return 1;
     }
     const cudaError_t e = cudaFuncSetAttribute(attn_hopper<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (!hs_cuda_ok(dev, e, "attention")) return 1;
@@ -104,13 +194,48 @@ template <typename S> static int launch(hs_device *dev, const hs_attention *a, h
     return 1;
 }
 
+/* The same call from head h on. */
+static attn_call from_head(attn_call a, int h) {
+    const int64_t at = (int64_t)h * HOPPER_DIM;
+    a.q = (const uint16_t *)a.q + at, a.k = (const uint16_t *)a.k + at, a.v = (const uint16_t *)a.v + at;
+    a.out = (uint16_t *)a.out + at;
+    if (a.bits) a.bits += (int64_t)h * a.rows * a.words, a.dense += h;
+    if (a.q_order) {
+        a.q_order += (int64_t)h * a.len_q, a.k_order += (int64_t)h * a.len_k;
+        a.q_start += (int64_t)h * (a.rows + 1), a.k_start += (int64_t)h * (a.cols + 1);
+    }
+    return a;
+}
+
+/* 0: not for this kernel. */
+template <typename S> static int launch(hs_device *dev, hopper_call *c) {
+    const attn_call all = c->a;
+    const int64_t tiles = attn_tiles(&all, S::ROWS), granules = all.len_k / GRANULE + all.cols + 1;
+    const int64_t copies = S::GATHER ? 2 * granules * GRANULE_BYTES : 0; /* of a head */
+    const int64_t fit = COPIES_LIMIT / (copies ? copies : 1);
+    const int heads = fit < 1 ? 1 : fit < all.heads ? (int)fit : all.heads;
+    if (hopper_bytes<S>() > hs_cuda_of(dev)->shared_max || tiles * all.heads > INT32_MAX / 2 ||
+        granules > INT32_MAX / 2)
+        return 0;
+    const int64_t of_head = all.rows * 4 + tiles * 4 + 12 + (all.cols + 1) * 4 + copies;
+    char *room = (char *)hs_cuda_scratch(dev, (size_t)(heads * of_head + 8 * 256 + S::KV_BYTES));
+    if (!room) return 1;
+    c->copies.granules = (int)granules;
+    for (int h = 0; h < all.heads && !dev->sticky; h += heads) {
+        c->a = from_head(all, h);
+        c->a.tiles = (int)tiles;
+        c->a.heads = all.heads - h < heads ? all.heads - h : heads;
+        if (!launch_heads<S>(dev, c, room)) return 0;
+    }
+    return 1;
+}
+
 /* Tiles of 128 rows where a mask's blocks allow it; a processor has room for one of them, or for two of 64 rows. */
-template <typename T> static int launch_shape(hs_device *dev, const hs_attention *a, hopper_call *c) {
-    const hs_mask *m = a->mask;
+template <typename T> static int launch_shape(hs_device *dev, const hs_mask *m, hopper_call *c) {
     if (!m || (m->block && m->block % 128 == 0))
-        return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 40, 232>>(dev, a, c);
-    if (m->block) return launch<hopper_shape<T, 1, 64, 2, false, 1, 3, 56, 200>>(dev, a, c);
-    return launch<hopper_shape<T, 1, 64, 2, true, 2, 2, 56, 200>>(dev, a, c);
+        return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 40, 232>>(dev, c);
+    if (m->block) return launch<hopper_shape<T, 1, 64, 2, false, 1, 3, 56, 200>>(dev, c);
+    return launch<hopper_shape<T, 1, 64, 2, true, 1, 3, 56, 200>>(dev, c);
 }
 
 int hs_cuda_attention_hopper(hs_device *dev, const hs_attention *a) {
@@ -120,5 +245,5 @@ int hs_cuda_attention_hopper(hs_device *dev, const hs_attention *a) {
     hopper_call c = {};
     c.a = attn_call_of(a);
     c.slack = 8 / c.a.unit; /* exponentials reach 2^8, which all types hold */
-    return a->q.type == HS_BF16 ? launch_shape<__nv_bfloat16>(dev, a, &c) : launch_shape<__half>(dev, a, &c);
+    return a->q.type == HS_BF16 ? launch_shape<__nv_bfloat16>(dev, m, &c) : launch_shape<__half>(dev, m, &c);
 }

@@ -1,10 +1,11 @@
 /* Attention on Hopper (sm_90a): 16-bit operands, head size 128; dense attention and masks are one kernel.
  *
  * A block of threads stays on its processor and takes tiles of query rows until none are left. One warpgroup is the
- * producer: it follows a tile's list of keys and brings them, STAGES steps ahead, by TMA or, where keys are scattered
- * (clusters), row by row. The others are consumers of 64 rows each: logits, softmax and output stay in their registers.
- * A consumer issues the logits of step j before the values of step j - 1, so that softmax runs beside products; two
- * consumers take turns at issuing, so that one's softmax runs beside the other's products. spec kernels.md 3.
+ * producer: it follows a tile's keys and brings them, STAGES steps ahead, by TMA or, where keys are scattered
+ * (clusters), from a copy in which they are not. The others are consumers of 64 rows each: logits, softmax and output
+ * stay in their registers. A consumer issues the logits of step j before the values of step j - 1, so that softmax runs
+ * beside products; two consumers take turns at issuing, so that one's softmax runs beside the other's products. spec
+ * kernels.md 3.
  *
  * What the two sides tell each other goes through barriers in shared memory: `full` ends a phase when a stage is there,
  * `empty` when all consumers are done with it. Queries and the description of a tile have two places, so that the next
@@ -37,8 +38,7 @@ struct hopper_shape {
         ROWS = 64 * CONSUMERS,
         THREADS = 128 * (CONSUMERS + 1),
         Q_BYTES = ROWS * HOPPER_DIM * 2,
-        KV_BYTES = KEYS * HOPPER_DIM * 2,
-        LISTS = 8 /* of the tokens of a step: how far the one who makes them is ahead */
+        KV_BYTES = KEYS * HOPPER_DIM * 2
     };
 };
 
@@ -48,6 +48,7 @@ typedef struct hopper_tile {
     int steps;              /* 0: no keys; -1: no more tiles */
     int valid;              /* keys in the last step */
     int bonus;              /* the last of them is the last key of all */
+    int row;                /* of the mask; -1: everything in natural order */
 } hopper_tile;
 
 /* Shared memory behind the tiles. */
@@ -55,11 +56,8 @@ template <typename S> struct hopper_room {
     uint64_t q_full[S::TILES], q_empty[S::TILES], k_full[S::STAGES], k_empty[S::STAGES], v_full[S::STAGES],
         v_empty[S::STAGES];
     hopper_tile tile[S::TILES];
-    /* the rest only where tokens are gathered */
-    uint64_t list_full[S::LISTS], list_empty[S::LISTS];
-    int list_head[S::LISTS]; /* -1: no more lists */
+    uint64_t counts[S::STAGES]; /* gathered: a byte per granule, how many of its rows are keys */
     int query[S::TILES][S::GATHER ? S::ROWS : 1];
-    int list[S::GATHER ? S::LISTS : 1][S::KEYS];
 };
 
 template <typename S> static inline size_t hopper_bytes() {
@@ -69,17 +67,30 @@ template <typename S> static inline size_t hopper_bytes() {
 /* Who takes which tile when. Heads with most to do come first, and so do the longest tiles of a head: what runs at a
  * time reads the keys of one head, and nobody is left with a long tile at the end. */
 typedef struct hopper_plan {
-    int *next;       /* a counter of what was taken, 0 at the start */
-    int *done;       /* a counter of heads, 0 at the start */
-    int *keys;       /* [heads, rows] kept by a row of the mask; NULL: there is no plan, tiles come by their number */
-    int *tile_order; /* [heads, tiles] */
-    int *head_order; /* [heads] */
+    int *next; /* a counter of what was taken, 0 at the start */
+    int *done; /* a counter of heads, 0 at the start */
+    int *keys; /* [heads, rows] kept by a row of the mask, gathered ones in whole granules; NULL: there is no plan,
+                * tiles come by their number */
+    int *tile_order;          /* [heads, tiles] */
+    int *head_order;          /* [heads] */
     unsigned long long *load; /* [heads] sum of the tiles' keys */
 } hopper_plan;
+
+/* Keys and values in the order of the mask's columns, as shared memory wants them: granules of 8 rows, [2][8][64]
+ * values in the swizzle; a column begins with a granule of its own, and rows behind its end are zeros. A head that is
+ * dense is copied in natural order. */
+enum { GRANULE = 8, GRANULE_BYTES = GRANULE * HOPPER_DIM * 2 };
+typedef struct hopper_copies {
+    char *k, *v;       /* [heads, granules] */
+    const char *zeros; /* as many as a step has */
+    int *first;        /* [heads, cols + 1] granule of a column */
+    int granules;      /* room of a head */
+} hopper_copies;
 
 typedef struct hopper_call {
     attn_call a;
     CUtensorMap q, k, v;
+    hopper_copies copies;
     hopper_plan plan;
     int total;   /* numbers of tiles */
     float slack; /* raw logits may exceed a row's reference by this much */
@@ -118,9 +129,9 @@ __device__ __forceinline__ int hopper_number(const hopper_call &c, int nth) {
     return first + c.plan.tile_order[first + nth % c.a.tiles];
 }
 
-/* Row of the mask that a tile belongs to. */
+/* Row of the mask that a tile belongs to; -1: none. */
 __device__ __forceinline__ int hopper_row(const attn_call &a, const attn_tile &t) {
-    return (int)((t.bits - a.bits) / a.words - (int64_t)t.head * a.rows);
+    return t.bits ? (int)((t.bits - a.bits) / a.words - (int64_t)t.head * a.rows) : -1;
 }
 
 /* Describes tile `number`; 0: there is nothing under it. */
@@ -129,7 +140,8 @@ __device__ __forceinline__ int hopper_tile_at(const hopper_call &c, int number, 
                                               hopper_tile *ret) {
     if (!attn_tile_at(c.a, S::ROWS, number, ret_place)) return 0;
     const attn_tile &t = *ret_place;
-    const int keys = t.bits ? c.plan.keys[t.head * c.a.rows + hopper_row(c.a, t)] : c.a.len_k;
+    ret->row = hopper_row(c.a, t);
+    const int keys = t.bits ? c.plan.keys[t.head * c.a.rows + ret->row] : c.a.len_k;
     ret->head = t.head, ret->first = t.first, ret->count = t.count;
     ret->steps = (keys + S::KEYS - 1) / S::KEYS;
     ret->valid = keys - (ret->steps - 1) * S::KEYS;
@@ -137,248 +149,7 @@ __device__ __forceinline__ int hopper_tile_at(const hopper_call &c, int number, 
     return 1;
 }
 
-/* ---- producer: keys in natural order, by TMA -------------------------------------------------------------------- */
-
-/* The keys of a tile, step by step. Columns are whole steps but for the last one of all. */
-typedef struct hopper_walk {
-    const uint32_t *bits;
-    uint32_t left, ahead; /* what is left of this word, and the next word */
-    int word, key, end;   /* key: of the next step, below the end of its column */
-} hopper_walk;
-
-__device__ __forceinline__ hopper_walk hopper_walk_of(const attn_call &a, const uint32_t *bits) {
-    hopper_walk w = {bits, 0, 0, -1, 0, bits ? 0 : a.len_k};
-    if (bits) w.ahead = bits[0];
-    return w;
-}
-
-/* First key of the next step; there is one. */
-__device__ __forceinline__ int hopper_next(const attn_call &a, hopper_walk &w, int keys) {
-    if (w.key >= w.end) {
-        while (!w.left) {
-            w.word++;
-            w.left = w.ahead;
-            w.ahead = w.word + 1 < a.words ? w.bits[w.word + 1] : 0;
-        }
-        w.key = (w.word * 32 + __ffs((int)w.left) - 1) * a.block;
-        w.end = min(w.key + a.block, a.len_k);
-        w.left &= w.left - 1;
-    }
-    const int key = w.key;
-    w.key += keys;
-    return key;
-}
-
-template <typename S> __device__ __forceinline__ void produce(const hopper_call &c, const hopper_places<S> &at) {
-    if (threadIdx.x % 128 != 0) return; /* one thread issues everything */
-    hopper_room<S> *const room = at.room;
-    hopper_ring<S::TILES> tile;
-    hopper_ring<S::STAGES> k, v;
-    auto load = [&](hopper_ring<S::STAGES> &ring, unsigned to, uint64_t *full, uint64_t *empty, const CUtensorMap *map,
-                    int key, int head) {
-        const unsigned rows = to + ring.at * S::KV_BYTES, bar = at.bar(full + ring.at);
-        barrier_wait(at.bar(empty + ring.at), ring.phase ^ 1);
-        barrier_expect(bar, S::KV_BYTES);
-        tma_load(rows, map, bar, 0, key, head);
-        tma_load(rows + S::KEYS * HOPPER_ROW, map, bar, 64, key, head);
-        ring.step();
-    };
-    for (int number = atomicAdd(c.plan.next, 1); number < c.total;) {
-        const int after = atomicAdd(c.plan.next, 1); /* its answer is needed when this tile is done */
-        attn_tile place;
-        hopper_tile t;
-        if (hopper_tile_at<S>(c, hopper_number(c, number), &place, &t)) {
-            const unsigned bar = at.bar(&room->q_full[tile.at]), q = at.q + tile.at * S::Q_BYTES;
-            barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
-            room->tile[tile.at] = t;
-            barrier_expect(bar, S::Q_BYTES);
-            tma_load(q, &c.q, bar, 0, t.first, t.head);
-            tma_load(q + S::ROWS * HOPPER_ROW, &c.q, bar, 64, t.first, t.head);
-            tile.step();
-            hopper_walk w = hopper_walk_of(c.a, place.bits);
-            int before = 0;
-            for (int j = 0; j < t.steps; j++) {
-                const int key = hopper_next(c.a, w, S::KEYS);
-                load(k, at.k, room->k_full, room->k_empty, &c.k, key, t.head);
-                if (j > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
-                before = key;
-            }
-            if (t.steps > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
-        }
-        number = after;
-    }
-    barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
-    room->tile[tile.at].steps = -1;
-    barrier_arrive(at.bar(&room->q_full[tile.at]));
-}
-
-/* ---- producer: queries and keys by an order --------------------------------------------------------------------- *
- * One warp follows the tiles: it brings their queries and writes, step after step, lists of the tokens to be read; two
- * more read the lists and bring keys and values. */
-
-/* The thread's copies so far count as one of the barrier's arrivals once they are done. */
-__device__ __forceinline__ void copies_arrive(unsigned bar) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
-}
-
-/* Rows token[0 .. ROWS) of a head to a tile (two halves of 64 columns) by a warp. Zeros for token -1. */
-template <int ROWS>
-__device__ __forceinline__ void gather_rows(unsigned tile, const void *head, int64_t ld_bytes, const int *token) {
-    const int row0 = (int)threadIdx.x % 32 / 16, piece = (int)threadIdx.x % 16;
-    const unsigned to = tile + piece / 8 * ROWS * HOPPER_ROW;
-#pragma unroll 8
-    for (int i = 0; i < ROWS / 2; i++) {
-        const int row = 2 * i + row0, t = token[row];
-        copy_async16(to + row * HOPPER_ROW + ((piece % 8) ^ (row % 8)) * 16,
-                     (const char *)head + max(t, 0) * ld_bytes + piece * 16, t >= 0);
-    }
-}
-
-/* The lists of tokens, entry by entry; one warp writes them. */
-template <typename S> struct hopper_lister {
-    hopper_room<S> *room;
-    hopper_ring<S::LISTS> ring;
-    int filled = 0; /* entries of the list at ring.at */
-
-    __device__ __forceinline__ unsigned bar(const uint64_t *b) const { return shared_address(b + ring.at); }
-    __device__ __forceinline__ void open(int head) {
-        barrier_wait(bar(room->list_empty), ring.phase ^ 1);
-        if (threadIdx.x % 32 == 0) room->list_head[ring.at] = head;
-    }
-    __device__ __forceinline__ void close() {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(bar(room->list_full));
-        ring.step();
-        filled = 0;
-    }
-    /* One token of each of the first `count` lanes. */
-    __device__ __forceinline__ void put(int head, int count, int token) {
-        const int lane = (int)threadIdx.x % 32, now = min(count, S::KEYS - filled);
-        if (filled == 0) open(head);
-        if (lane < now) room->list[ring.at][filled + lane] = token;
-        filled += now;
-        if (filled < S::KEYS) return;
-        close();
-        if (now == count) return;
-        open(head);
-        if (lane >= now && lane < count) room->list[ring.at][lane - now] = token;
-        filled = count - now;
-    }
-    /* The last list of a tile is filled up with nothing. */
-    __device__ __forceinline__ void end() {
-        if (filled == 0) return;
-        for (int i = filled + (int)threadIdx.x % 32; i < S::KEYS; i += 32) room->list[ring.at][i] = -1;
-        close();
-    }
-};
-
-/* All keys of a tile. The columns of a word of bits are looked at together, a lane each; then every lane finds the
- * column of its next keys by the columns' sums. */
-template <typename S>
-__device__ __forceinline__ void list_keys(const attn_call &a, const attn_tile &t, hopper_lister<S> &to) {
-    enum { AT_ONCE = 4 }; /* reads of the order that are under way together */
-    const int lane = (int)threadIdx.x % 32;
-    const int *const start = a.k_start + (int64_t)t.head * (a.cols + 1);
-    const int *const order = a.k_order + (int64_t)t.head * a.len_k;
-    for (int i = 0; !t.bits && i < a.len_k; i += 32) to.put(t.head, min(32, a.len_k - i), i + lane);
-    for (int w = 0; t.bits && w < a.words; w++) {
-        const uint32_t bits = t.bits[w];
-        const int col = w * 32 + lane, kept = bits >> lane & 1;
-        const int begin = kept ? start[col] : 0, size = kept ? start[col + 1] - begin : 0;
-        int sum = size; /* keys of the word's columns up to this lane's */
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int more = __shfl_up_sync(~0u, sum, d);
-            if (lane >= d) sum += more;
-        }
-        const int all = __shfl_sync(~0u, sum, 31), shift = begin - (sum - size);
-        for (int i = 0; i < all; i += 32 * AT_ONCE) {
-            int token[AT_ONCE];
-#pragma unroll
-            for (int u = 0; u < AT_ONCE; u++) {
-                const int mine = i + u * 32 + lane;
-                int c = 0; /* the first column whose sum exceeds `mine`, if any does */
-#pragma unroll
-                for (int d = 16; d; d /= 2) {
-                    const int below = __shfl_sync(~0u, sum, c + d - 1);
-                    if (below <= mine) c += d;
-                }
-                const int place = mine + __shfl_sync(~0u, shift, c);
-                token[u] = mine < all ? order[place] : -1;
-            }
-#pragma unroll
-            for (int u = 0; u < AT_ONCE; u++)
-                if (i + u * 32 < all) to.put(t.head, min(32, all - i - u * 32), token[u]);
-        }
-    }
-    to.end();
-}
-
-template <typename S> __device__ __forceinline__ void follow_tiles(const hopper_call &c, const hopper_places<S> &at) {
-    typedef typename S::T T;
-    hopper_room<S> *const room = at.room;
-    const int lane = (int)threadIdx.x % 32;
-    hopper_ring<S::TILES> tile;
-    hopper_lister<S> lists = {room};
-    for (;;) {
-        int number = lane == 0 ? atomicAdd(c.plan.next, 1) : 0;
-        number = __shfl_sync(~0u, number, 0);
-        if (number >= c.total) break;
-        attn_tile place;
-        hopper_tile t;
-        if (!hopper_tile_at<S>(c, hopper_number(c, number), &place, &t)) continue;
-        const unsigned q_full = at.bar(&room->q_full[tile.at]);
-        int *const query = room->query[tile.at];
-        barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
-        for (int r = lane; r < S::ROWS; r += 32) query[r] = r < t.count ? attn_query(c.a, place, r) : -1;
-        if (lane == 0) room->tile[tile.at] = t;
-        __syncwarp();
-        if (lane == 0) barrier_arrive(q_full); /* the description is there */
-        gather_rows<S::ROWS>(at.q + tile.at * S::Q_BYTES, (const T *)c.a.q + t.head * HOPPER_DIM, c.a.ld_q * 2, query);
-        copies_arrive(q_full);
-        tile.step();
-        list_keys(c.a, place, lists);
-    }
-    lists.open(-1);
-    lists.close();
-    barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
-    if (lane == 0) {
-        room->tile[tile.at].steps = -1;
-        barrier_arrive(at.bar(&room->q_full[tile.at]));
-    }
-    barrier_arrive(at.bar(&room->q_full[tile.at]));
-}
-
-/* Keys, or values, of list after list. */
-template <typename S>
-__device__ __forceinline__ void follow_lists(const hopper_places<S> &at, const void *x, int64_t ld, unsigned to,
-                                             uint64_t *full, uint64_t *empty) {
-    typedef typename S::T T;
-    hopper_room<S> *const room = at.room;
-    hopper_ring<S::LISTS> list;
-    hopper_ring<S::STAGES> stage;
-    for (;; list.step(), stage.step()) {
-        barrier_wait(at.bar(&room->list_full[list.at]), list.phase);
-        const int head = room->list_head[list.at];
-        if (head < 0) return;
-        barrier_wait(at.bar(empty + stage.at), stage.phase ^ 1);
-        gather_rows<S::KEYS>(to + stage.at * S::KV_BYTES, (const T *)x + head * HOPPER_DIM, ld * 2,
-                             room->list[list.at]);
-        copies_arrive(at.bar(full + stage.at));
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(at.bar(&room->list_empty[list.at]));
-    }
-}
-
-template <typename S>
-__device__ __forceinline__ void produce_gathered(const hopper_call &c, const hopper_places<S> &at) {
-    hopper_room<S> *const room = at.room;
-    switch ((int)__shfl_sync(~0u, threadIdx.x / 32, 0)) {
-    case 0: follow_tiles(c, at); break;
-    case 1: follow_lists(at, c.a.k, c.a.ld_k, at.k, room->k_full, room->k_empty); break;
-    case 2: follow_lists(at, c.a.v, c.a.ld_v, at.v, room->v_full, room->v_empty); break;
-    }
-}
+#include "cuda/attn_hopper_keys.cuh"
 
 /* ---- consumers -------------------------------------------------------------------------------------------------- */
 
@@ -441,9 +212,26 @@ template <int N> __device__ __forceinline__ void end_of_keys(float (&s)[N], cons
         }
 }
 
+/* Gathered keys: in granule j only the first rows are keys, as many as byte j says. */
+template <int N> __device__ __forceinline__ void only_keys(float (&s)[N], uint64_t counts) {
+    const int column = 2 * ((int)threadIdx.x % 4);
+    if (counts == 0x0808080808080808) return;
+#pragma unroll
+    for (int j = 0; j < N / 4; j++) {
+        const int count = (int)(counts >> (8 * j)) & 255;
+        if (count == GRANULE) continue;
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (column + e % 2 >= count) s[4 * j + e] = -INFINITY;
+    }
+}
+
 template <typename S> __device__ __forceinline__ void consume(const hopper_call &c, const hopper_places<S> &at) {
     typedef typename S::T T;
     constexpr int KEYS = S::KEYS;
+    /* Bytes between the halves of 64 columns of keys and values, and between groups of eight of their rows. */
+    constexpr unsigned HALF = S::GATHER ? GRANULE_BYTES / 2 : KEYS * HOPPER_ROW,
+                       EIGHT = S::GATHER ? GRANULE_BYTES : 8 * HOPPER_ROW;
     hopper_room<S> *const room = at.room;
     const int warp = (int)__shfl_sync(~0u, threadIdx.x / 32, 0), lane = (int)threadIdx.x % 32;
     const int group = warp / 4 - 1, row0 = group * 64 + warp % 4 * 16; /* of this warp's 16 rows in the tile */
@@ -457,7 +245,6 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
     };
     auto await = [&](uint64_t *full, const hopper_ring<S::STAGES> &ring) {
         barrier_wait(at.bar(full + ring.at), ring.phase);
-        if (S::GATHER) fence_async();
     };
     auto turn_begin = [&] {
         if (S::CONSUMERS == 2) {
@@ -494,14 +281,13 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
 #pragma unroll
                 for (int d = 0; d < HOPPER_DIM / 16; d++)
                     product_ss<T, KEYS>(s, operand_by_rows(q + d / 4 * S::ROWS * HOPPER_ROW + d % 4 * 32),
-                                        operand_by_rows(tile + d / 4 * KEYS * HOPPER_ROW + d % 4 * 32), d > 0);
+                                        operand_by_rows(tile + d / 4 * HALF + d % 4 * 32, EIGHT), d > 0);
             };
             auto values = [&](int add) {
                 const unsigned tile = at.v + v.at * S::KV_BYTES;
 #pragma unroll
                 for (int i = 0; i < KEYS / 16; i++)
-                    product_rs<T>(out, p[i], operand_by_columns(tile + i * 16 * HOPPER_ROW, KEYS * HOPPER_ROW),
-                                  add | (i > 0));
+                    product_rs<T>(out, p[i], operand_by_columns(tile + 2 * i * EIGHT, HALF, EIGHT), add | (i > 0));
             };
             auto round = [&] { /* exponentials become the left operand of the product with values */
 #pragma unroll
@@ -518,9 +304,10 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             products_commit();
             products_wait<0>();
             keep(s);
+            if constexpr (S::GATHER) only_keys(s, room->counts[k.at]);
             release(room->k_empty + k.at);
             k.step();
-            if (t.steps == 1) end_of_keys(s, t, bonus);
+            if (!S::GATHER && t.steps == 1) end_of_keys(s, t, bonus);
             soften(s, r, shrink, unit, c.slack);
             round();
 #pragma unroll 1
@@ -541,9 +328,10 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 turn_end();
                 products_wait<1>();
                 keep(s);
+                if constexpr (S::GATHER) only_keys(s, room->counts[k.at]);
                 release(room->k_empty + k.at);
                 k.step();
-                if (j == t.steps - 1) end_of_keys(s, t, bonus);
+                if (!S::GATHER && j == t.steps - 1) end_of_keys(s, t, bonus);
                 const bool moved = soften(s, r, shrink, unit, c.slack);
                 products_wait<0>();
                 keep(out);
@@ -612,20 +400,16 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_hopper(const __gri
     const hopper_places<S> at(raw);
     hopper_room<S> *const room = at.room;
     if (threadIdx.x == 0) {
-        const unsigned copies = S::GATHER ? 32 : 1, warps = 4 * S::CONSUMERS;
-        for (int i = 0; i < S::TILES; i++) {
-            barrier_init(at.bar(&room->q_full[i]), S::GATHER ? copies + 1 : 1);
-            barrier_init(at.bar(&room->q_empty[i]), warps);
+        const unsigned warps = 4 * S::CONSUMERS;
+        for (int i = 0; i < S::TILES; i++) { /* gathered: a warp's copies and its word; two more readers */
+            barrier_init(at.bar(&room->q_full[i]), S::GATHER ? 33 : 1);
+            barrier_init(at.bar(&room->q_empty[i]), S::GATHER ? warps + 2 : warps);
         }
         for (int i = 0; i < S::STAGES; i++) {
-            barrier_init(at.bar(&room->k_full[i]), copies);
+            barrier_init(at.bar(&room->k_full[i]), 1);
             barrier_init(at.bar(&room->k_empty[i]), warps);
-            barrier_init(at.bar(&room->v_full[i]), copies);
+            barrier_init(at.bar(&room->v_full[i]), 1);
             barrier_init(at.bar(&room->v_empty[i]), warps);
-        }
-        for (int i = 0; i < S::LISTS; i++) {
-            barrier_init(at.bar(&room->list_full[i]), 1);
-            barrier_init(at.bar(&room->list_empty[i]), 2);
         }
         barrier_init_done();
         if (at.q % 1024) __trap(); /* the swizzle would be another one */

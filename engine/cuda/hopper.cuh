@@ -96,6 +96,12 @@ __device__ __forceinline__ void tma_load_4d(unsigned dst, const CUtensorMap *map
         "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w)
         : "memory");
 }
+/* So many bytes as they lie in memory, a multiple of 16, as both addresses; one thread. */
+__device__ __forceinline__ void bulk_load(unsigned dst, const void *src, unsigned bytes, unsigned bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar)
+                 : "memory");
+}
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -103,13 +109,14 @@ __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap *map) {
 /* ---- warpgroup products ----------------------------------------------------------------------------------------- */
 
 /* Operands in shared memory, tiles as above; address: of a tile's row that is a multiple of 8, or 32 bytes times the
- * step along a row of 64. By rows: the depth of the product runs along rows (q k^T). By columns: it runs down the rows
- * (p v), `next` bytes from a tile to that of the next 64 columns. */
-__device__ __forceinline__ uint64_t operand_by_rows(unsigned address) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+ * step along a row of 64; `eight` bytes from a group of eight rows to the next. By rows: the depth of the product runs
+ * along rows (q k^T). By columns: it runs down the rows (p v), `next` bytes from a tile to that of the next 64 columns.
+ */
+__device__ __forceinline__ uint64_t operand_by_rows(unsigned address, unsigned eight = 1024) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(eight >> 4) << 32 | (uint64_t)1 << 62;
 }
-__device__ __forceinline__ uint64_t operand_by_columns(unsigned address, unsigned next) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(next >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
+__device__ __forceinline__ uint64_t operand_by_columns(unsigned address, unsigned next, unsigned eight = 1024) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(next >> 4) << 16 | (uint64_t)(eight >> 4) << 32 |
            (uint64_t)1 << 62;
 }
 

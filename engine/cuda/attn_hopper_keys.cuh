@@ -1,0 +1,239 @@
+/* The producers of attn_hopper.cuh, which includes this: they find the keys of tile after tile and bring them to shared
+ * memory. */
+#ifndef HS_ATTN_HOPPER_KEYS_CUH
+#define HS_ATTN_HOPPER_KEYS_CUH
+
+/* ---- keys in natural order, by TMA -------------------------------------------------------------------- */
+
+/* The keys of a tile, step by step. Columns are whole steps but for the last one of all. */
+typedef struct hopper_walk {
+    const uint32_t *bits;
+    uint32_t left, ahead; /* what is left of this word, and the next word */
+    int word, key, end;   /* key: of the next step, below the end of its column */
+} hopper_walk;
+
+__device__ __forceinline__ hopper_walk hopper_walk_of(const attn_call &a, const uint32_t *bits) {
+    hopper_walk w = {bits, 0, 0, -1, 0, bits ? 0 : a.len_k};
+    if (bits) w.ahead = bits[0];
+    return w;
+}
+
+/* First key of the next step; there is one. */
+__device__ __forceinline__ int hopper_next(const attn_call &a, hopper_walk &w, int keys) {
+    if (w.key >= w.end) {
+        while (!w.left) {
+            w.word++;
+            w.left = w.ahead;
+            w.ahead = w.word + 1 < a.words ? w.bits[w.word + 1] : 0;
+        }
+        w.key = (w.word * 32 + __ffs((int)w.left) - 1) * a.block;
+        w.end = min(w.key + a.block, a.len_k);
+        w.left &= w.left - 1;
+    }
+    const int key = w.key;
+    w.key += keys;
+    return key;
+}
+
+template <typename S> __device__ __forceinline__ void produce(const hopper_call &c, const hopper_places<S> &at) {
+    if (threadIdx.x % 128 != 0) return; /* one thread issues everything */
+    hopper_room<S> *const room = at.room;
+    hopper_ring<S::TILES> tile;
+    hopper_ring<S::STAGES> k, v;
+    auto load = [&](hopper_ring<S::STAGES> &ring, unsigned to, uint64_t *full, uint64_t *empty, const CUtensorMap *map,
+                    int key, int head) {
+        const unsigned rows = to + ring.at * S::KV_BYTES, bar = at.bar(full + ring.at);
+        barrier_wait(at.bar(empty + ring.at), ring.phase ^ 1);
+        barrier_expect(bar, S::KV_BYTES);
+        tma_load(rows, map, bar, 0, key, head);
+        tma_load(rows + S::KEYS * HOPPER_ROW, map, bar, 64, key, head);
+        ring.step();
+    };
+    for (int number = atomicAdd(c.plan.next, 1); number < c.total;) {
+        const int after = atomicAdd(c.plan.next, 1); /* its answer is needed when this tile is done */
+        attn_tile place;
+        hopper_tile t;
+        if (hopper_tile_at<S>(c, hopper_number(c, number), &place, &t)) {
+            const unsigned bar = at.bar(&room->q_full[tile.at]), q = at.q + tile.at * S::Q_BYTES;
+            barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
+            room->tile[tile.at] = t;
+            barrier_expect(bar, S::Q_BYTES);
+            tma_load(q, &c.q, bar, 0, t.first, t.head);
+            tma_load(q + S::ROWS * HOPPER_ROW, &c.q, bar, 64, t.first, t.head);
+            tile.step();
+            hopper_walk w = hopper_walk_of(c.a, place.bits);
+            int before = 0;
+            for (int j = 0; j < t.steps; j++) {
+                const int key = hopper_next(c.a, w, S::KEYS);
+                load(k, at.k, room->k_full, room->k_empty, &c.k, key, t.head);
+                if (j > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
+                before = key;
+            }
+            if (t.steps > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
+        }
+        number = after;
+    }
+    barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
+    room->tile[tile.at].steps = -1;
+    barrier_arrive(at.bar(&room->q_full[tile.at]));
+}
+
+/* ---- queries by an order, keys from a copy in the order of columns ------------------------------------------------ *
+ * One warp follows the tiles and brings their queries, row by row; two more follow the tiles' columns in the copies of
+ * keys and of values, in pieces of whole granules. */
+
+/* The thread's copies so far count as one of the barrier's arrivals once they are done. */
+__device__ __forceinline__ void copies_arrive(unsigned bar) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+/* Rows token[0 .. ROWS) of a head to a tile (two halves of 64 columns) by a warp. Zeros for token -1. */
+template <int ROWS>
+__device__ __forceinline__ void gather_rows(unsigned tile, const void *head, int64_t ld_bytes, const int *token) {
+    const int row0 = (int)threadIdx.x % 32 / 16, piece = (int)threadIdx.x % 16;
+    const unsigned to = tile + piece / 8 * ROWS * HOPPER_ROW;
+#pragma unroll 8
+    for (int i = 0; i < ROWS / 2; i++) {
+        const int row = 2 * i + row0, t = token[row];
+        copy_async16(to + row * HOPPER_ROW + ((piece % 8) ^ (row % 8)) * 16,
+                     (const char *)head + max(t, 0) * ld_bytes + piece * 16, t >= 0);
+    }
+}
+
+template <typename S> __device__ __forceinline__ void follow_tiles(const hopper_call &c, const hopper_places<S> &at) {
+    typedef typename S::T T;
+    hopper_room<S> *const room = at.room;
+    const int lane = (int)threadIdx.x % 32;
+    hopper_ring<S::TILES> tile;
+    for (;;) {
+        int number = lane == 0 ? atomicAdd(c.plan.next, 1) : 0;
+        number = __shfl_sync(~0u, number, 0);
+        if (number >= c.total) break;
+        attn_tile place;
+        hopper_tile t;
+        if (!hopper_tile_at<S>(c, hopper_number(c, number), &place, &t)) continue;
+        const unsigned q_full = at.bar(&room->q_full[tile.at]);
+        int *const query = room->query[tile.at];
+        barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
+        for (int r = lane; r < S::ROWS; r += 32) query[r] = r < t.count ? attn_query(c.a, place, r) : -1;
+        if (lane == 0) room->tile[tile.at] = t;
+        __syncwarp();
+        if (lane == 0) barrier_arrive(q_full); /* the description is there */
+        gather_rows<S::ROWS>(at.q + tile.at * S::Q_BYTES, (const T *)c.a.q + t.head * HOPPER_DIM, c.a.ld_q * 2, query);
+        copies_arrive(q_full);
+        tile.step();
+    }
+    barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
+    if (lane == 0) {
+        room->tile[tile.at].steps = -1;
+        barrier_arrive(at.bar(&room->q_full[tile.at]));
+    }
+    barrier_arrive(at.bar(&room->q_full[tile.at]));
+}
+
+/* Stages filled with granules by a warp; its first lane does the work. counts: of the stages, NULL for values. */
+template <typename S> struct hopper_filler {
+    enum { SLOTS = S::KEYS / GRANULE };
+    unsigned tiles, full, empty; /* shared memory: stages, barriers */
+    uint64_t *counts;
+    hopper_ring<S::STAGES> stage;
+    int filled = 0; /* slots of the stage */
+    uint64_t count = 0;
+
+    __device__ __forceinline__ hopper_filler(unsigned tiles_, unsigned full_, unsigned empty_, uint64_t *counts_)
+        : tiles(tiles_), full(full_), empty(empty_), counts(counts_) {}
+    __device__ __forceinline__ void copy(const char *from, int granules) {
+        if (filled == 0) barrier_wait(empty + stage.at * 8, stage.phase ^ 1);
+        if (threadIdx.x % 32 == 0)
+            bulk_load(tiles + stage.at * S::KV_BYTES + filled * GRANULE_BYTES, from, granules * GRANULE_BYTES,
+                      full + stage.at * 8);
+        filled += granules;
+    }
+    __device__ __forceinline__ void close() {
+        if (filled < SLOTS) return;
+        if (threadIdx.x % 32 == 0) {
+            if (counts) counts[stage.at] = count;
+            barrier_expect(full + stage.at * 8, S::KV_BYTES); /* only now: it tells of the counts, too */
+        }
+        stage.step();
+        filled = 0;
+        count = 0;
+    }
+    /* Granules of a column, of whose last one `end` rows are keys. */
+    __device__ __forceinline__ void put(const char *from, int granules, int end) {
+        while (granules > 0) {
+            const int now = min(granules, (int)SLOTS - filled), at = filled;
+            copy(from, now);
+            for (int i = 0; counts && i < now; i++)
+                count |= (uint64_t)(i + 1 == granules ? end : GRANULE) << (8 * (at + i));
+            from += now * GRANULE_BYTES;
+            granules -= now;
+            close();
+        }
+    }
+    /* The last stage of a tile is filled up with nothing: stale values could be no numbers. */
+    __device__ __forceinline__ void end(const char *zeros) {
+        if (filled == 0) return;
+        copy(zeros, SLOTS - filled);
+        close();
+    }
+};
+
+/* Keys, or values, of tile after tile. The columns of a word of bits are looked up together, a lane each. */
+template <typename S>
+__device__ __forceinline__ void follow_columns(const hopper_call &c, const hopper_places<S> &at, const char *copies,
+                                               hopper_filler<S> to) {
+    const attn_call &a = c.a;
+    const int lane = (int)threadIdx.x % 32;
+    for (hopper_ring<S::TILES> tile;; tile.step()) {
+        barrier_wait(at.bar(&at.room->q_full[tile.at]), tile.phase);
+        const hopper_tile t = at.room->tile[tile.at];
+        __syncwarp();
+        if (lane == 0) barrier_arrive(at.bar(&at.room->q_empty[tile.at]));
+        if (t.steps < 0) return;
+        const char *const head = copies + (int64_t)t.head * c.copies.granules * GRANULE_BYTES;
+        if (t.row < 0) {
+            const int granules = (a.len_k + GRANULE - 1) / GRANULE;
+            to.put(head, granules, a.len_k - (granules - 1) * GRANULE);
+        }
+        const uint32_t *const bits = a.bits + ((int64_t)t.head * a.rows + t.row) * a.words;
+        const int *const first = c.copies.first + t.head * (a.cols + 1);
+        uint32_t left, ahead = 0;
+        int begin, granules, end, next_begin = 0, next_granules = 0, next_end = 0;
+        auto look_up = [&](int w) {
+            ahead = w < a.words ? bits[w] : 0;
+            const int col = w * 32 + lane, there = ahead >> lane & 1;
+            next_begin = there ? first[col] : 0;
+            next_granules = there ? first[col + 1] - next_begin : 0;
+            next_end =
+                there ? attn_edge(a, t.head, col + 1) - attn_edge(a, t.head, col) - (next_granules - 1) * GRANULE : 0;
+        };
+        if (t.row >= 0) look_up(0);
+        for (int w = 0; t.row >= 0 && w < a.words; w++) {
+            left = ahead, begin = next_begin, granules = next_granules, end = next_end;
+            look_up(w + 1); /* its answers are needed when these columns are done */
+            for (; left; left &= left - 1) {
+                const int k = __ffs((int)left) - 1;
+                to.put(head + (int64_t)__shfl_sync(~0u, begin, k) * GRANULE_BYTES, __shfl_sync(~0u, granules, k),
+                       __shfl_sync(~0u, end, k));
+            }
+        }
+        to.end(c.copies.zeros);
+    }
+}
+
+template <typename S>
+__device__ __forceinline__ void produce_gathered(const hopper_call &c, const hopper_places<S> &at) {
+    hopper_room<S> *const room = at.room;
+    switch ((int)__shfl_sync(~0u, threadIdx.x / 32, 0)) {
+    case 0: follow_tiles(c, at); break;
+    case 1:
+        follow_columns(c, at, c.copies.k,
+                       hopper_filler<S>(at.k, at.bar(room->k_full), at.bar(room->k_empty), room->counts));
+        break;
+    case 2:
+        follow_columns(c, at, c.copies.v, hopper_filler<S>(at.v, at.bar(room->v_full), at.bar(room->v_empty), NULL));
+        break;
+    }
+}
+#endif
