@@ -22,8 +22,7 @@ enum {
     PATCH = (TILE_Y + 2) * (TILE_X + 2), /* pixels under a tile, at most */
     CHUNK = 32,                          /* input channels of a step on tensor cores: 64 bytes of a pixel */
     CHUNK_F32 = 8,                       /* and without */
-    COLUMNS_F32 = 32,
-    STAGES = 4 /* slices of weights in flight or in use */
+    COLUMNS_F32 = 32
 };
 
 typedef struct conv_plan {
@@ -294,7 +293,7 @@ __device__ __forceinline__ void product_96(float (&d)[12][4], const unsigned (&a
 /* ---- the kernel on tensor cores --------------------------------------------------------------------------------- */
 /* Which products a block makes: COLUMNS of it; its warps form WARPS_Y x WARPS_N and own 16 pixels x several rows x
  * several columns. WGMMA: Hopper's products of a warpgroup, 64 pixels x all columns, whose weights the tensor cores
- * read from shared memory themselves. */
+ * read from shared memory themselves; their steps are rows of taps, so that its threads meet less often. */
 template <typename T_, int COLUMNS_, bool DIRECT_, bool WGMMA_> struct shape {
     using T = T_;
     static constexpr int COLUMNS = COLUMNS_, WARPS = warps_of(COLUMNS);
@@ -302,7 +301,8 @@ template <typename T_, int COLUMNS_, bool DIRECT_, bool WGMMA_> struct shape {
     static constexpr int WARPS_N = COLUMNS == 96 && !WGMMA ? 2 : 1, WARPS_Y = WARPS / WARPS_N;
     static constexpr int ROWS = TILE_Y / WARPS_Y, WIDTH = COLUMNS / WARPS_N; /* of a warp: image rows, columns */
     static constexpr int NEXT_ROW = WGMMA ? WARPS_Y : 1; /* from an image row of a warp to the next */
-    static constexpr int SLICE = COLUMNS * 64;           /* bytes of weights of a step */
+    static constexpr int STAGES = WGMMA ? 3 : 4;         /* steps in flight or in use */
+    static constexpr int SLICE = COLUMNS * 64;           /* bytes of weights of a tap */
     static constexpr int APART = loaded_rows(COLUMNS), LOADS = loads_for(PATCH, COLUMNS);
 };
 
@@ -310,13 +310,15 @@ template <typename S>
 static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __grid_constant__ conv_plan p) {
     using T = typename S::T;
     constexpr int COLUMNS = S::COLUMNS, ROWS = S::ROWS, WIDTH = S::WIDTH, SLICE = S::SLICE, APART = S::APART,
-                  LOADS = S::LOADS;
+                  LOADS = S::LOADS, STAGES = S::STAGES;
     extern __shared__ __align__(1024) unsigned char shared[];
     const tile a = tile_of(p, COLUMNS);
     const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, col0 = warp % S::WARPS_N * WIDTH,
               row0 = S::WGMMA ? warp : warp / S::WARPS_N * ROWS;
-    const int width = TILE_X + p.kx - 1, taps = p.ky * p.kx, steps = p.kt * p.chunks * taps,
+    const int width = TILE_X + p.kx - 1, together = S::WGMMA ? p.kx : 1, /* taps of a step */
+        steps_of_patch = p.ky * p.kx / together, steps = p.kt * p.chunks * steps_of_patch,
               patch_bytes = p.loads * APART * 64;
+    unsigned char *const patches = shared + STAGES * together * SLICE;
 
     int pixel[LOADS];
     const int load_row = (int)threadIdx.x >> 2, load_piece = (int)threadIdx.x & 3;
@@ -329,24 +331,25 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
     /* The loader runs STAGES - 1 steps ahead of the products; these are its step's coordinates. */
     const int64_t frame = (int64_t)p.Y * p.X * p.cin;
     const T *x = (const T *)p.x + a.t * frame;
-    const T *w = (const T *)p.w + ((int64_t)a.parity * steps * p.columns + a.n0) * CHUNK + threadIdx.x * 8;
-    unsigned char *const load_at = shared + piece_at(load_row, load_piece);
-    int ahead = 0, ahead_tap = 0, ahead_chunk = 0, ahead_patch = 0;
+    const T *w = (const T *)p.w + ((int64_t)a.parity * steps * together * p.columns + a.n0) * CHUNK + threadIdx.x * 8;
+    const unsigned load_at = piece_at(load_row, load_piece);
+    int ahead = 0, ahead_step = 0, ahead_chunk = 0, ahead_patch = 0;
     auto load = [&]() {
         if (ahead < steps) {
-            if (ahead_tap == 0) {
+            if (ahead_step == 0) {
                 load_patch<T, S::DIRECT, APART>(p, pixel, x, ahead_chunk * CHUNK + load_piece * 8,
-                                                load_at + STAGES * SLICE + ahead_patch * patch_bytes);
+                                                patches + load_at + ahead_patch * patch_bytes);
                 ahead_patch = ahead_patch + 1 == p.patches ? 0 : ahead_patch + 1;
                 ahead_chunk = ahead_chunk + 1 == p.chunks ? 0 : ahead_chunk + 1;
                 if (ahead_chunk == 0) x += frame;
             }
-            const unsigned slice = shared_address(load_at) + ahead % STAGES * SLICE;
+            unsigned slice = shared_address(shared) + load_at + ahead % STAGES * together * SLICE;
+            for (int t = 0; t < together; t++, slice += SLICE, w += (int64_t)p.columns * CHUNK)
 #pragma unroll
-            for (int k = 0; k * APART < COLUMNS; k++)
-                if (k * APART + load_row < COLUMNS) copy_async16_cached(slice + k * APART * 64, w + k * APART * CHUNK);
-            w += (int64_t)p.columns * CHUNK;
-            ahead_tap = ahead_tap + 1 == taps ? 0 : ahead_tap + 1;
+                for (int k = 0; k * APART < COLUMNS; k++)
+                    if (k * APART + load_row < COLUMNS)
+                        copy_async16_cached(slice + k * APART * 64, w + k * APART * CHUNK);
+            ahead_step = ahead_step + 1 == steps_of_patch ? 0 : ahead_step + 1;
             ahead++;
         }
         copy_commit(); /* empty at the end, so that the count of groups stays right */
@@ -359,11 +362,10 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
     /* Pixels of image row r of this warp, 16 of the 32 channels: pieces 2 half, 2 half + 1. */
     auto pixels_of = [&](unsigned(&m)[4], int r, int half) {
         const int first = (row0 + r * S::NEXT_ROW + dy) * width + dx;
-        load_matrix4(m, shared_address(shared) + STAGES * SLICE + patch * patch_bytes +
+        load_matrix4(m, shared_address(patches) + patch * patch_bytes +
                             piece_at(first + (lane & 15), half * 2 + (lane >> 4)));
     };
-    auto next_step = [&]() {
-        s++;
+    auto next_tap = [&]() {
         if (++dx < p.kx) return;
         dx = 0;
         if (++dy < p.ky) return;
@@ -375,24 +377,26 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
         /* Fragments may not be touched while products run (ptxas would put all in a row), so a block's own steps do not
          * overlap: the other block of the multiprocessor fills the gaps. */
         unsigned m[2][ROWS][4];
-        while (s < steps) {
+        for (; s < steps; s++) {
             copy_wait<STAGES - 2>();
             fence_async();
             products_wait<0>();
             __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
             load();
+            unsigned w_at = shared_address(shared) + s % STAGES * together * SLICE;
+            for (int t = 0; t < together; t++, w_at += SLICE, next_tap()) {
+                products_wait<0>();
 #pragma unroll
-            for (int half = 0; half < 2; half++)
+                for (int half = 0; half < 2; half++)
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) pixels_of(m[half][r], r, half);
-            const unsigned w_at = shared_address(shared) + s % STAGES * SLICE;
-            products_begin();
+                    for (int r = 0; r < ROWS; r++) pixels_of(m[half][r], r, half);
+                products_begin();
 #pragma unroll
-            for (int half = 0; half < 2; half++)
+                for (int half = 0; half < 2; half++)
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) product_96<T>(sum[r], m[half][r], weights_operand(w_at + half * 32));
-            products_commit();
-            next_step();
+                    for (int r = 0; r < ROWS; r++) product_96<T>(sum[r], m[half][r], weights_operand(w_at + half * 32));
+                products_commit();
+            }
         }
         products_wait<0>();
 #pragma unroll
@@ -401,7 +405,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
             for (int n = 0; n < WIDTH / 8; n++) keep(sum[r][n]);
 #endif
     } else {
-        while (s < steps) {
+        for (; s < steps; s++) {
             copy_wait<STAGES - 2>();
             __syncthreads(); /* step s is here for all, and all are done with what the next load overwrites */
             load();
@@ -423,7 +427,7 @@ static __global__ void __launch_bounds__(S::WARPS * 32, 2) conv_kernel(const __g
                     }
                 }
             }
-            next_step();
+            next_tap();
         }
     }
 
@@ -491,12 +495,12 @@ static __global__ void __launch_bounds__(THREADS) conv_f32_kernel(const __grid_c
 template <typename T, int COLUMNS, bool DIRECT, bool WGMMA = false>
 static void launch(hs_device *dev, conv_plan p, unsigned pixel_tiles) {
     using S = shape<T, COLUMNS, DIRECT, WGMMA>;
-    const int taps = p.ky * p.kx;
+    const int together = WGMMA ? p.kx : 1, steps_of_patch = p.ky * p.kx / together;
     /* Patches that steps in flight can touch: those of the next STAGES - 1 steps and the one in use. */
-    p.patches = (STAGES - 1 + taps - 1) / taps + 1;
+    p.patches = (S::STAGES - 1 + steps_of_patch - 1) / steps_of_patch + 1;
     p.loads = loads_for((TILE_Y + p.ky - 1) * (TILE_X + p.kx - 1), COLUMNS);
     p.tiles_n = p.columns / COLUMNS;
-    const size_t shared = (size_t)STAGES * S::SLICE + (size_t)p.patches * p.loads * S::APART * 64;
+    const size_t shared = (size_t)S::STAGES * together * S::SLICE + (size_t)p.patches * p.loads * S::APART * 64;
     if (hs_cuda_ok(dev, cudaFuncSetAttribute(conv_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
                    "conv"))
         conv_kernel<S><<<pixel_tiles *(unsigned)p.tiles_n, S::WARPS * 32, shared, hs_cuda_of(dev)->stream>>>(p);
