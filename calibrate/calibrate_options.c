@@ -11,7 +11,7 @@
 enum id {
     ID_SHARED, /* haste-run's, by the same name */
     ID_SEED, ID_METHOD, ID_HELD_OUT, ID_MAX_PROMPTS, ID_MAX_HELD_OUT, ID_CANDIDATES, ID_INTERVALS, ID_PROMPTS_PER_HEAD, ID_SHARD,
-    ID_TABLE, ID_SPARSITY, ID_MATCH, ID_SECONDS, ID_ERROR, ID_GAP, ID_TIME, ID_NO_CHECK, ID_RANDOM, ID_REFINE, ID_OUT, ID_REPORT, ID_VERSION,
+    ID_TABLE, ID_SPARSITY, ID_MATCH, ID_SECONDS, ID_ERROR, ID_PER_INTERVAL, ID_GAP, ID_TIME, ID_NO_CHECK, ID_RANDOM, ID_REFINE, ID_OUT, ID_REPORT, ID_VERSION,
     ID_HELP
 };
 /* clang-format on */
@@ -79,6 +79,7 @@ static const hs_option_row rows[] = {
     {ID_SECONDS, 0, "seconds", "T,T,..",
      "budgets: seconds a step may take, by the seconds that shared thresholds took"},
     {ID_ERROR, 0, "error", "NAME", "plain or band (weighted by frequency, as the paper) [plain]"},
+    {ID_PER_INTERVAL, 0, "per-interval", NULL, "every head gets a threshold of its own in each part of the trajectory"},
     {ID_GAP, 0, "gap", "X", "proof of the choice: at most this share above the best one [1e-4]"},
     {ID_TIME, 0, "time-limit", "SEC", "for each budget; the gap that was reached is in the profile [60]"},
     {ID_SHARED, 0, "reuse", "NAME", "what the profile says of reuse: none, drift, relative, interval, freeze [drift]"},
@@ -281,6 +282,7 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
         if (strcmp(arg, "plain") && strcmp(arg, "band")) return bad(r->name, arg, "plain or band", err);
         o->error = arg[0] == 'b' ? HS_ERROR_BAND : HS_ERROR_PLAIN;
         break;
+    case ID_PER_INTERVAL: o->per_interval = 1; break;
     case ID_GAP: return set_number(r, arg, 0, 1, &o->gap, err);
     case ID_TIME: return set_number(r, arg, 0.001, 1e6, &o->time_limit, err);
     case ID_NO_CHECK: o->no_check = 1; break;

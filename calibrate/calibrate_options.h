@@ -33,7 +33,7 @@ typedef struct hs_calibrate_options {
     int intervals, prompts_per_head, shard, shards;
     hs_error_kind error;
     double gap, time_limit;
-    int no_check, random, refine, help, version;
+    int per_interval, no_check, random, refine, help, version;
 } hs_calibrate_options;
 
 /* HS_EINVAL with a message that names the option, the text and what it should be. --help and --version end the parsing.

@@ -286,7 +286,7 @@ static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
     for (int i = 0; i < match.n && !rc; i++) {
         double error, sparsity;
         hs_curves_shared(a->curves, match.at[i], top_p);
-        if (hs_curves_predict(a->curves, top_p, &error, &sparsity, NULL)) {
+        if (hs_curves_predict(a->curves, (hs_thresholds){1, top_p}, &error, &sparsity, NULL)) {
             for (int k = 0; k < a->curves->points - 1; k++)
                 snprintf(known + strlen(known), sizeof known - strlen(known), "%s%g", k ? ", " : "",
                          a->curves->top_p[k]);
@@ -317,7 +317,8 @@ static int make_reuse(const app *a, hs_reuse_policy *ret, hs_err *err) {
 
 /* targets: memory for p->target */
 static int make_budgets(app *a, hs_number_list *targets, hs_solve_params *ret, hs_err *err) {
-    hs_solve_params p = {.gap = a->o.gap, .seconds = a->o.time_limit, .interrupted = on_interrupted};
+    hs_solve_params p = {
+        .per_interval = a->o.per_interval, .gap = a->o.gap, .seconds = a->o.time_limit, .interrupted = on_interrupted};
     int rc;
     if ((rc = make_targets(a, targets, err)) || (rc = make_reuse(a, &p.reuse, err))) return rc;
     p.n = targets->n, p.target = targets->at;
