@@ -5,6 +5,7 @@
  */
 #include "calibrate_options.h"
 #include "check.h"
+#include "compare.h"
 #include "cost.h"
 #include "program.h"
 #include "prompts.h"
@@ -28,7 +29,7 @@ typedef struct app {
     hs_prompts prompts, held_out;
     hs_table *table;
     hs_curves *curves;
-    hs_profile *profile;
+    hs_profile *profile, *other;
     int tty, open_line;
     double said; /* when progress was last shown */
     char what[64];
@@ -376,7 +377,8 @@ static int solve(app *a, hs_err *err) {
     return 0;
 }
 
-/* ---- show, report ----------------------------------------------------------------------------------------------- */
+/* ---- show, report, compare
+ * ----------------------------------------------------------------------------------------------- */
 
 static int load_profile(app *a, int *ret_budget, hs_err *err) {
     int rc = hs_profile_load(a->o.profile, &a->profile, err);
@@ -390,14 +392,27 @@ static int show(app *a, hs_err *err) {
     return rc;
 }
 
+/* The error that a profile was chosen by. */
+static hs_error_kind error_of(const hs_profile *p) {
+    return !strcmp(p->error_name, "band") ? HS_ERROR_BAND : HS_ERROR_PLAIN;
+}
+
 static int write_report(app *a, hs_err *err) {
     int budget, rc = load_profile(a, &budget, err);
     if (rc) return rc;
-    a->o.error = !strcmp(a->profile->error_name, "band") ? HS_ERROR_BAND : HS_ERROR_PLAIN;
+    a->o.error = error_of(a->profile);
     if ((rc = load_table(a, err)) || (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, err)))
         return rc;
     say(a, "%s\n", a->o.out);
     return 0;
+}
+
+static int compare(app *a, hs_err *err) {
+    int budget, rc = load_profile(a, &budget, err);
+    if (rc || (rc = hs_profile_load(a->o.other, &a->other, err))) return rc;
+    a->o.error = error_of(a->profile);
+    if (a->o.n_tables && (rc = load_table(a, err))) return rc;
+    return hs_compare(stdout, a->profile, a->other, a->curves, err);
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
@@ -438,6 +453,7 @@ static int work(app *a, hs_err *err) {
     case HS_VERB_SOLVE: return solve(a, err);
     case HS_VERB_SHOW: return show(a, err);
     case HS_VERB_REPORT: return write_report(a, err);
+    case HS_VERB_COMPARE: return compare(a, err);
     default: rc = measure(a, err); return rc || o->run.dry_run ? rc : solve(a, err);
     }
 }
@@ -465,6 +481,7 @@ int main(int argc, char **argv) {
         status = EXIT_FAILED;
     }
     hs_profile_free(a.profile);
+    hs_profile_free(a.other);
     hs_curves_free(a.curves);
     hs_table_free(a.table);
     hs_prompts_done(&a.prompts);

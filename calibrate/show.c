@@ -83,17 +83,23 @@ static void print_cell(FILE *to, double p, int width) {
         fprintf(to, "%*d", width, hundredths > 99 ? 99 : hundredths);
 }
 
+enum { LABEL = 7, TAIL = 7 }; /* columns of "layer" and of the mean of the row */
+
+static int cell_width(const hs_profile *p, const hs_show_style *style) {
+    int room = style->width - LABEL - TAIL;
+    return room >= 3 * p->heads ? 3 : room >= 2 * p->heads ? 2 : 1;
+}
+
 /* The thresholds top_p [layers, heads]; low: the least of all that are compared. */
 static void print_map(FILE *to, const hs_profile *p, const float *top_p, double low, const hs_show_style *style) {
-    const int label = 7, tail = 7; /* "layer" and the mean of the row */
-    int room = style->width - label - tail, cell = room >= 3 * p->heads ? 3 : room >= 2 * p->heads ? 2 : 1;
-    fprintf(to, "%*s", label, "layer ");
+    const int cell = cell_width(p, style);
+    fprintf(to, "%*s", LABEL, "layer ");
     for (int h = 0; h < p->heads; h++)
         if (cell == 3 || h % 5 == 0) fprintf(to, "%*d", cell == 3 ? 3 : h ? 5 * cell : cell, h);
     fputs(cell == 3 ? "   mean\n" : "\n", to);
     for (int l = 0; l < p->layers; l++) {
         double sum = 0;
-        fprintf(to, "%*d ", label - 1, l);
+        fprintf(to, "%*d ", LABEL - 1, l);
         for (int h = 0; h < p->heads; h++) {
             double v = (double)top_p[l * p->heads + h];
             begin_color(to, style->color, low < 1 ? (1 - v) / (1 - low) : 0);
@@ -103,8 +109,6 @@ static void print_map(FILE *to, const hs_profile *p, const float *top_p, double 
         if (style->color != HS_SHOW_PLAIN) fputs("\033[0m", to);
         fprintf(to, "   %.2f\n", sum / p->heads);
     }
-    fprintf(to, "%*s(%s of top-p; D = dense; right: mean of the layer)\n", label, "",
-            cell == 1 ? "first digit" : "two digits");
 }
 
 static void print_budget(FILE *to, const hs_profile *p, int budget, const hs_show_style *style) {
@@ -122,6 +126,8 @@ static void print_budget(FILE *to, const hs_profile *p, int budget, const hs_sho
                     end > from ? "" : " (none)");
         print_map(to, p, b->top_p + i * cells, low, style);
     }
+    fprintf(to, "%*s(%s of top-p; D = dense; right: mean of the layer)\n", LABEL, "",
+            cell_width(p, style) == 1 ? "first digit" : "two digits");
 }
 
 void hs_show(FILE *to, const hs_profile *p, int budget, const hs_show_style *style) {

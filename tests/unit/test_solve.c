@@ -577,6 +577,9 @@ Test(calibrate_options, verbs) {
     o = good("show p.json --budget 0.4");
     cr_assert(o.verb == HS_VERB_SHOW && o.run.budget == 0.4);
     cr_assert_str_eq(o.profile, "p.json");
+    o = good("compare p.json q.json --table t");
+    cr_assert(o.verb == HS_VERB_COMPARE && o.n_tables == 1 && !strcmp(o.profile, "p.json") &&
+              !strcmp(o.other, "q.json"));
     o = good("report p.json --table t");
     cr_assert(o.verb == HS_VERB_REPORT && !o.out);
     cr_assert(good("--help").help && good("measure -h").help && good("--version").version);
@@ -584,7 +587,7 @@ Test(calibrate_options, verbs) {
 
 Test(calibrate_options, refusals_name_the_option) {
     refused("", "-m DIR is missing");
-    refused("dance", "unknown verb \"dance\": measure, solve, show or report");
+    refused("dance", "unknown verb \"dance\": measure, solve, show, report or compare");
     refused("-m d -o p", "--prompts FILE is missing");
     refused("-m d --prompts f", "-o FILE is missing");
     refused("measure -m d --prompts f", "--table FILE is missing");
@@ -593,6 +596,10 @@ Test(calibrate_options, refusals_name_the_option) {
     refused("show", "show needs a profile behind it");
     refused("report --table t", "report needs a profile behind it");
     refused("show p q", "unexpected \"q\" behind show");
+    refused("compare p", "compare needs two profiles behind it");
+    refused("compare p q r", "unexpected \"r\" behind compare");
+    refused("compare p q -o x", "--output has no meaning with compare: it writes no profile");
+    refused("solve t -o p --per-interval=1", "--per-interval");
     refused("solve t -o p --steps 3", "--steps has no meaning with solve: the table says");
     refused("solve t -o p --method svg2", "--method has no meaning with solve");
     refused("show p --table t", "--table has no meaning with show");
