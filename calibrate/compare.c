@@ -4,6 +4,13 @@
 #include <math.h>
 #include <string.h>
 
+static const hs_profile_budget *nearest(const hs_profile *p, double target) {
+    const hs_profile_budget *best = p->budgets;
+    for (int i = 1; i < p->n_budgets; i++)
+        if (fabs(p->budgets[i].target - target) < fabs(best->target - target)) best = &p->budgets[i];
+    return best;
+}
+
 static int comparable(const hs_profile *a, const hs_profile *b, hs_err *err) {
     if (a->layers != b->layers || a->heads != b->heads || strcmp(a->sha256, b->sha256))
         return hs_fail(err, HS_EINVAL,
@@ -14,14 +21,12 @@ static int comparable(const hs_profile *a, const hs_profile *b, hs_err *err) {
     if (a->policy.method != b->policy.method)
         return hs_fail(err, HS_EINVAL, "%s is for %s, %s for %s: thresholds of two methods cannot be compared", a->path,
                        hs_method_name(a->policy.method), b->path, hs_method_name(b->policy.method));
-    if (a->n_budgets != b->n_budgets)
-        return hs_fail(err, HS_EINVAL, "%s has %d budgets, %s has %d: budgets are compared in their order", a->path,
-                       a->n_budgets, b->path, b->n_budgets);
     for (int i = 0; i < a->n_budgets; i++) {
-        int n = a->budgets[i].intervals, m = b->budgets[i].intervals;
+        const hs_profile_budget *x = &a->budgets[i], *y = nearest(b, x->target);
+        int n = x->intervals, m = y->intervals;
         if (n != m && n != 1 && m != 1)
-            return hs_fail(err, HS_EINVAL, "budget %d has %d step intervals in %s and %d in %s", i, n, a->path, m,
-                           b->path);
+            return hs_fail(err, HS_EINVAL, "budget %.4g of %s has %d step intervals, budget %.4g of %s has %d",
+                           x->target, a->path, n, y->target, b->path, m);
     }
     return 0;
 }
@@ -54,7 +59,7 @@ int hs_compare(FILE *to, const hs_profile *a, const hs_profile *b, const hs_curv
     fprintf(to, "target A  target B  thresholds    equal  or next%s\n",
             c ? "  A: sparsity  error  B: sparsity  error   B / A" : "");
     for (int i = 0; i < a->n_budgets; i++) {
-        const hs_profile_budget *x = &a->budgets[i], *y = &b->budgets[i];
+        const hs_profile_budget *x = &a->budgets[i], *y = nearest(b, x->target);
         const int intervals = x->intervals > y->intervals ? x->intervals : y->intervals;
         int n = 0, equal = 0, next = 0;
         for (int j = 0; j < intervals; j++)
