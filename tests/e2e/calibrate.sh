@@ -114,6 +114,20 @@ for x, y in zip(a["budgets"], b["budgets"]):
     assert all(len(t) == 4 and all(len(r) == 3 for r in t) for t in y["top_p"])
     assert y["error"] < x["error"] and y["sparsity"] >= y["target"] - 1e-9 and y["gap"] <= 1e-4
 END
+if python3 -c 'import jsonschema' 2>/dev/null; then
+    python3 - "$SOURCE_ROOT" <<'END' || fail "profiles and their schema disagree"
+import glob, json, sys, jsonschema
+root = sys.argv[1]
+check = jsonschema.Draft202012Validator(json.load(open(root + "/data/profile.schema.json"))).validate
+for f in ["heads.json", "steps.json"] + glob.glob(root + "/data/profiles/*.json") + glob.glob(root + "/tests/unit/profiles/*.json"):
+    check(json.load(open(f)))
+p = json.load(open("steps.json"))
+for wrong in ({"version": 1}, {"budgets": [{**p["budgets"][0], "until": [0.5, 1.5]}]}, {"budgets": [{"target": 0.5, "top_p": p["budgets"][0]["top_p"]}]}):
+    try: check({**p, **wrong})
+    except jsonschema.ValidationError: continue
+    raise SystemExit("accepted: %s" % str(wrong)[:100])
+END
+fi
 cal_good show steps.json --budget 0.35
 test "$(grep '^steps [0-9]' out | tr '\n' ';')" = "steps 0 to 3 of 12;steps 4 to 7 of 12;steps 8 to 11 of 12;" || fail "intervals: $(cat out)"
 test "$(grep -c 'two digits of top-p' out)" = 1 || fail "one legend is enough"
