@@ -110,24 +110,25 @@ for warm in $WARM; do
     note "$warm dense steps: $CLIPS clips measured"
 done
 
-# The same few probes as tests/golden/calibration/README.md says, on this device; what both choices cost by its table.
-golden=tests/golden/calibration
+# A few probes in fp32 on this device and on this machine's CPU: do both choose the same, up to ties? The costs are of both
+# choices by the device's table.
 device=$(device_of 0)
 if [ "$device" != cpu ]; then
-    table="$work/same.jsonl"
-    "$calibrate" measure -m data/demo --prompts prompts/calibrate.txt --max-prompts 2 --intervals 2 --candidates 0.7,0.8,0.9,0.95 \
-        $method --dense-steps 3 --device "$device" --precision fp32 --table "$table" -q
-    note "probes of tests/golden/calibration measured in fp32 by one process"
+    for where in "$device" cpu; do
+        "$calibrate" measure -m data/demo --prompts prompts/calibrate.txt --max-prompts 2 --candidates 0.7,0.8,0.9,0.95 $method \
+            --dense-steps 3 --device "$where" --precision fp32 --table "$work/same.$where.jsonl" $VIDEO -q
+        note "the same 384 probes in fp32, by one process: $where"
+    done
     for kind in heads steps; do
         flag=
         [ "$kind" = heads ] || flag=--per-interval
-        "$calibrate" solve "$table" --match-top-p 0.8,0.9,0.95 $flag -q -o "$out/same.$kind.json"
-        "$calibrate" compare "$golden/cpu.$kind.json" "$out/same.$kind.json" --table "$table" >>"$out/summary.txt"
-    done
-    # and the shipped profile, which a GPU made from the same prompts, by the new probes
-    case " $WARM " in *" 3 "*)
-        "$calibrate" compare data/profiles/demo-xattention.json "$out/w3.heads.json" >>"$out/summary.txt" ;;
-    esac
+        for where in "$device" cpu; do
+            "$calibrate" solve "$work/same.$where.jsonl" --match-top-p 0.8,0.9,0.95 $flag -q -o "$out/same.$kind.$where.json"
+        done
+        "$calibrate" compare "$out/same.$kind.cpu.json" "$out/same.$kind.$device.json" --table "$work/same.$device.jsonl"
+    done >>"$out/summary.txt"
+    # and the shipped profile, made by a GPU from the same prompts
+    case " $WARM " in *" 3 "*) "$calibrate" compare data/profiles/demo-xattention.json "$out/w3.heads.json" >>"$out/summary.txt" ;; esac
 fi
 note "done"
 cat "$out/summary.txt"
