@@ -104,7 +104,9 @@ test "$(grep -A3 '^budget' out | awk '{ if (length > m) m = length } END { print
 
 # thresholds of their own in every step interval
 cal_good solve t.jsonl --sparsity 0.2,0.35 --per-interval -o steps.json --report steps.html
+says "warning: --per-interval chooses by 1 probe a number"
 cal_good solve t.jsonl --sparsity 0.2,0.35 -o heads.json
+! grep -q warning err || fail "a warning without --per-interval"
 python3 - <<'END' || fail "thresholds per step interval"
 import json
 a, b = json.load(open("heads.json")), json.load(open("steps.json"))
