@@ -11,7 +11,7 @@
 enum id {
     ID_SHARED, /* haste-run's, by the same name */
     ID_SEED, ID_METHOD, ID_HELD_OUT, ID_MAX_PROMPTS, ID_MAX_HELD_OUT, ID_CANDIDATES, ID_INTERVALS, ID_PROMPTS_PER_HEAD, ID_SHARD,
-    ID_TABLE, ID_SPARSITY, ID_MATCH, ID_SECONDS, ID_ERROR, ID_GAP, ID_TIME, ID_NO_CHECK, ID_RANDOM, ID_REFINE, ID_OUT, ID_REPORT, ID_VERSION,
+    ID_TABLE, ID_SPARSITY, ID_MATCH, ID_SECONDS, ID_ERROR, ID_PER_INTERVAL, ID_GAP, ID_TIME, ID_NO_CHECK, ID_RANDOM, ID_REFINE, ID_OUT, ID_REPORT, ID_VERSION,
     ID_HELP
 };
 /* clang-format on */
@@ -79,6 +79,7 @@ static const hs_option_row rows[] = {
     {ID_SECONDS, 0, "seconds", "T,T,..",
      "budgets: seconds a step may take, by the seconds that shared thresholds took"},
     {ID_ERROR, 0, "error", "NAME", "plain or band (weighted by frequency, as the paper) [plain]"},
+    {ID_PER_INTERVAL, 0, "per-interval", NULL, "every head gets a threshold of its own in each part of the trajectory"},
     {ID_GAP, 0, "gap", "X", "proof of the choice: at most this share above the best one [1e-4]"},
     {ID_TIME, 0, "time-limit", "SEC", "for each budget; the gap that was reached is in the profile [60]"},
     {ID_SHARED, 0, "reuse", "NAME", "what the profile says of reuse: none, drift, relative, interval, freeze [drift]"},
@@ -106,7 +107,7 @@ static const hs_option_row rows[] = {
 enum { ROWS = sizeof rows / sizeof rows[0] };
 _Static_assert((int)ROWS <= (int)HS_OPTIONS_MAX_ROWS, "HS_OPTIONS_MAX_ROWS");
 
-static const char *const verb_names[HS_VERB_COUNT] = {"", "measure", "solve", "show", "report"};
+static const char *const verb_names[HS_VERB_COUNT] = {"", "measure", "solve", "show", "report", "compare"};
 
 /* Which verbs a group is for; a group that is not here is for all. */
 static const struct {
@@ -121,7 +122,7 @@ static const struct {
     {"Measuring", 1u << HS_VERB_ALL | 1u << HS_VERB_MEASURE, "the table says how it was measured"},
     {"Table", ~(1u << HS_VERB_SHOW), "the profile says all there is to show"},
     {"Choosing", 1u << HS_VERB_ALL | 1u << HS_VERB_SOLVE, "nothing is chosen"},
-    {"Output", ~(1u << HS_VERB_MEASURE | 1u << HS_VERB_SHOW), "it writes no profile"},
+    {"Output", ~(1u << HS_VERB_MEASURE | 1u << HS_VERB_SHOW | 1u << HS_VERB_COMPARE), "it writes no profile"},
     {"Looking", 1u << HS_VERB_SHOW | 1u << HS_VERB_REPORT, "budgets are chosen by --sparsity or --match-top-p"},
 };
 
@@ -135,6 +136,7 @@ void hs_calibrate_options_help(void (*line)(void *user, const char *text), void 
         "  haste-calibrate solve ... -m DIR --prompts FILE --held-out FILE   and with it: is it as good as promised?",
         "  haste-calibrate show profile.json                                 thresholds as a map in the terminal",
         "  haste-calibrate report profile.json --table FILE [-o page.html]   everything as a web page",
+        "  haste-calibrate compare a.json b.json [--table FILE]              how far two profiles are from each other",
         "",
         "Defaults are in brackets; --dry-run says what it will cost.",
     };
@@ -281,6 +283,7 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
         if (strcmp(arg, "plain") && strcmp(arg, "band")) return bad(r->name, arg, "plain or band", err);
         o->error = arg[0] == 'b' ? HS_ERROR_BAND : HS_ERROR_PLAIN;
         break;
+    case ID_PER_INTERVAL: o->per_interval = 1; break;
     case ID_GAP: return set_number(r, arg, 0, 1, &o->gap, err);
     case ID_TIME: return set_number(r, arg, 0.001, 1e6, &o->time_limit, err);
     case ID_NO_CHECK: o->no_check = 1; break;
@@ -319,6 +322,8 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
     if ((o->verb == HS_VERB_SOLVE || o->verb == HS_VERB_REPORT) && !o->n_tables)
         return hs_fail(err, HS_EINVAL, "--table FILE is missing: what haste-calibrate measure wrote");
     if (solves && !o->out) return hs_fail(err, HS_EINVAL, "-o FILE is missing: the profile, such as -o profile.json");
+    if (o->verb == HS_VERB_COMPARE && !o->other)
+        return hs_fail(err, HS_EINVAL, "compare needs two profiles behind it: haste-calibrate compare a.json b.json");
     if ((o->verb == HS_VERB_SHOW || o->verb == HS_VERB_REPORT) && !o->profile)
         return hs_fail(err, HS_EINVAL, "%s needs a profile behind it: haste-calibrate %s profile.json",
                        verb_names[o->verb], verb_names[o->verb]);
@@ -354,12 +359,15 @@ static int read_verb(int *argc, char ***argv, hs_calibrate_options *o, hs_err *e
         if (!strcmp(verb, verb_names[v])) o->verb = (hs_verb)v;
     if (o->verb == HS_VERB_ALL)
         return hs_fail(err, HS_EINVAL,
-                       "unknown verb \"%s\": measure, solve, show or report (none: measure, then solve)", verb);
+                       "unknown verb \"%s\": measure, solve, show, report or compare (none: measure, then solve)",
+                       verb);
     for (; n < *argc && (*argv)[n][0] != '-' && !rc; n++) {
         if (o->verb == HS_VERB_SOLVE)
             rc = add_table(o, (*argv)[n], err);
         else if (o->verb != HS_VERB_MEASURE && !o->profile)
             o->profile = (*argv)[n];
+        else if (o->verb == HS_VERB_COMPARE && !o->other)
+            o->other = (*argv)[n];
         else
             rc = hs_fail(err, HS_EINVAL, "unexpected \"%s\" behind %s", (*argv)[n], verb);
     }

@@ -10,6 +10,7 @@ typedef enum hs_verb {
     HS_VERB_SOLVE,
     HS_VERB_SHOW,
     HS_VERB_REPORT,
+    HS_VERB_COMPARE,
     HS_VERB_COUNT
 } hs_verb;
 
@@ -24,7 +25,8 @@ _Static_assert((int)HS_PROFILE_MAX_CANDIDATES == (int)HS_PROFILE_MAX_BUDGETS, "o
 typedef struct hs_calibrate_options {
     hs_options run; /* what haste-run knows too: model, prompts, sizes, sampling, method, machine */
     hs_verb verb;
-    const char *profile; /* show, report: the one to look at; borrowed from argv like all texts */
+    const char *profile; /* show, report, compare: the one to look at; borrowed from argv like all texts */
+    const char *other;   /* compare: the second one */
     const char *held_out, *out, *report;
     const char *tables[HS_CALIBRATE_MAX_TABLES];
     int n_tables;
@@ -33,7 +35,7 @@ typedef struct hs_calibrate_options {
     int intervals, prompts_per_head, shard, shards;
     hs_error_kind error;
     double gap, time_limit;
-    int no_check, random, refine, help, version;
+    int per_interval, no_check, random, refine, help, version;
 } hs_calibrate_options;
 
 /* HS_EINVAL with a message that names the option, the text and what it should be. --help and --version end the parsing.

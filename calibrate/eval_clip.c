@@ -133,13 +133,14 @@ int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret
 
 /* ---- variants --------------------------------------------------------------------------------------------------- */
 /* Words do not hold every threshold: their hash does. */
-static uint64_t thresholds_hash(const float *p, int n) {
+static uint64_t thresholds_hash(const hs_attn_policy *p, int cells) {
     uint64_t h = 0;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < p->intervals * cells; i++) {
         uint32_t bits;
-        memcpy(&bits, &p[i], sizeof bits);
+        memcpy(&bits, &p->top_p_heads[i], sizeof bits);
         h = hs_hash64(h ^ bits);
     }
+    for (int i = 1; i < p->intervals; i++) h = hs_hash64(h ^ (uint64_t)p->interval_start[i]);
     return h;
 }
 
@@ -159,9 +160,8 @@ int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, hs_eval_poli
     hs_attn_describe(&req, &b->info, p.what, sizeof p.what);
     size_t at = strlen(p.what);
     if (p.policy.top_p_heads)
-        at +=
-            (size_t)snprintf(p.what + at, sizeof p.what - at, ", thresholds %016llx",
-                             (unsigned long long)thresholds_hash(p.policy.top_p_heads, b->info.layers * b->info.heads));
+        at += (size_t)snprintf(p.what + at, sizeof p.what - at, ", thresholds %016llx",
+                               (unsigned long long)thresholds_hash(&p.policy, b->info.layers * b->info.heads));
     if (p.precision) snprintf(p.what + at, sizeof p.what - at, ", %s", p.precision);
     *ret = p;
     return 0;

@@ -5,6 +5,7 @@
  */
 #include "calibrate_options.h"
 #include "check.h"
+#include "compare.h"
 #include "cost.h"
 #include "program.h"
 #include "prompts.h"
@@ -28,7 +29,7 @@ typedef struct app {
     hs_prompts prompts, held_out;
     hs_table *table;
     hs_curves *curves;
-    hs_profile *profile;
+    hs_profile *profile, *other;
     int tty, open_line;
     double said; /* when progress was last shown */
     char what[64];
@@ -253,6 +254,17 @@ static void say_table(app *a) {
         hs_log(HS_LOG_WARN, "more than half of the errors drown in rounding: measure with --precision fp32 or fp16");
 }
 
+/* Choosing among noisy numbers favours the lucky ones, the more the fewer probes each rests on. */
+static void warn_of_few_probes(const app *a) {
+    const hs_curves *c = a->curves;
+    double each = (double)c->samples / ((double)hs_curves_sparse_heads(c) * c->intervals * (c->points - 1));
+    if (a->o.per_interval && c->intervals > 1 && each < 4)
+        hs_log(HS_LOG_WARN,
+               "--per-interval chooses by %.3g probe%s a number: on other prompts that can be worse than one threshold "
+               "per head; measure with --prompts-per-head 4 or more",
+               each, each == 1 ? "" : "s");
+}
+
 static void add_target(hs_number_list *list, double v) {
     for (int i = 0; i < list->n; i++)
         if (list->at[i] == v) return;
@@ -286,7 +298,7 @@ static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
     for (int i = 0; i < match.n && !rc; i++) {
         double error, sparsity;
         hs_curves_shared(a->curves, match.at[i], top_p);
-        if (hs_curves_predict(a->curves, top_p, &error, &sparsity, NULL)) {
+        if (hs_curves_predict(a->curves, (hs_thresholds){1, top_p}, &error, &sparsity, NULL)) {
             for (int k = 0; k < a->curves->points - 1; k++)
                 snprintf(known + strlen(known), sizeof known - strlen(known), "%s%g", k ? ", " : "",
                          a->curves->top_p[k]);
@@ -317,7 +329,8 @@ static int make_reuse(const app *a, hs_reuse_policy *ret, hs_err *err) {
 
 /* targets: memory for p->target */
 static int make_budgets(app *a, hs_number_list *targets, hs_solve_params *ret, hs_err *err) {
-    hs_solve_params p = {.gap = a->o.gap, .seconds = a->o.time_limit, .interrupted = on_interrupted};
+    hs_solve_params p = {
+        .per_interval = a->o.per_interval, .gap = a->o.gap, .seconds = a->o.time_limit, .interrupted = on_interrupted};
     int rc;
     if ((rc = make_targets(a, targets, err)) || (rc = make_reuse(a, &p.reuse, err))) return rc;
     p.n = targets->n, p.target = targets->at;
@@ -359,6 +372,7 @@ static int solve(app *a, hs_err *err) {
     int rc = load_table(a, err);
     if (rc) return rc;
     say_table(a);
+    warn_of_few_probes(a);
     if (a->o.step_seconds.n && a->o.run.model && (rc = measure_shared(a, err))) return rc;
     if ((rc = make_budgets(a, &targets, &p, err)) || (rc = hs_solve(a->table, a->curves, &p, &a->profile, err)) ||
         (rc = hs_profile_save(a->o.out, a->profile, err)))
@@ -375,7 +389,8 @@ static int solve(app *a, hs_err *err) {
     return 0;
 }
 
-/* ---- show, report ----------------------------------------------------------------------------------------------- */
+/* ---- show, report, compare
+ * ----------------------------------------------------------------------------------------------- */
 
 static int load_profile(app *a, int *ret_budget, hs_err *err) {
     int rc = hs_profile_load(a->o.profile, &a->profile, err);
@@ -389,14 +404,27 @@ static int show(app *a, hs_err *err) {
     return rc;
 }
 
+/* The error that a profile was chosen by. */
+static hs_error_kind error_of(const hs_profile *p) {
+    return !strcmp(p->error_name, "band") ? HS_ERROR_BAND : HS_ERROR_PLAIN;
+}
+
 static int write_report(app *a, hs_err *err) {
     int budget, rc = load_profile(a, &budget, err);
     if (rc) return rc;
-    a->o.error = !strcmp(a->profile->error_name, "band") ? HS_ERROR_BAND : HS_ERROR_PLAIN;
+    a->o.error = error_of(a->profile);
     if ((rc = load_table(a, err)) || (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, err)))
         return rc;
     say(a, "%s\n", a->o.out);
     return 0;
+}
+
+static int compare(app *a, hs_err *err) {
+    int budget, rc = load_profile(a, &budget, err);
+    if (rc || (rc = hs_profile_load(a->o.other, &a->other, err))) return rc;
+    a->o.error = error_of(a->profile);
+    if (a->o.n_tables && (rc = load_table(a, err))) return rc;
+    return hs_compare(stdout, a->profile, a->other, a->curves, err);
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
@@ -437,6 +465,7 @@ static int work(app *a, hs_err *err) {
     case HS_VERB_SOLVE: return solve(a, err);
     case HS_VERB_SHOW: return show(a, err);
     case HS_VERB_REPORT: return write_report(a, err);
+    case HS_VERB_COMPARE: return compare(a, err);
     default: rc = measure(a, err); return rc || o->run.dry_run ? rc : solve(a, err);
     }
 }
@@ -464,6 +493,7 @@ int main(int argc, char **argv) {
         status = EXIT_FAILED;
     }
     hs_profile_free(a.profile);
+    hs_profile_free(a.other);
     hs_curves_free(a.curves);
     hs_table_free(a.table);
     hs_prompts_done(&a.prompts);

@@ -195,10 +195,10 @@ int hs_measure_probes(hs_model *m, const hs_request *req, const hs_measure_param
 
 /* ---- all heads at once ---- */
 
-/* One joint measurement: candidate as in hs_joint, top_p for HS_JOINT_CONFIG. */
+/* One joint measurement: candidate as in hs_joint, thresholds for HS_JOINT_CONFIG. */
 typedef struct joint_job {
     int candidate;
-    const float *top_p;
+    hs_thresholds thresholds;
     char config[17];
 } joint_job;
 
@@ -230,10 +230,12 @@ static int is_left(const hs_work *g, const joint_job *job, int prompt, int inter
 static int measure_joint(hs_work *g, const joint_job *job, int prompt, int interval, hs_err *err) {
     const int cells = g->info.layers * g->info.heads, first = g->info.policy.dense_layers;
     const double start = hs_seconds();
+    const float *own = job->thresholds.top_p;
+    if (job->thresholds.intervals > 1) own += interval * cells;
     double share;
     int r;
     for (int k = 0; k < cells; k++)
-        g->top_p[k] = job->candidate == HS_JOINT_CONFIG  ? job->top_p[k]
+        g->top_p[k] = job->candidate == HS_JOINT_CONFIG  ? own[k]
                       : job->candidate == HS_JOINT_FLOOR ? 0.5f /* any below 1: the masks are full */
                                                          : (float)g->info.candidates[job->candidate];
     const hs_policy policy = {.step = g->steps[interval], .full_masks = job->candidate == HS_JOINT_FLOOR};
@@ -251,9 +253,13 @@ static int measure_joint(hs_work *g, const joint_job *job, int prompt, int inter
 }
 
 /* The floor, every candidate shared by all heads, the n configurations. */
-static int make_jobs(const hs_work *g, int shared, int n, const float *const *top_p, joint_job **ret, int *ret_n,
+static int make_jobs(const hs_work *g, int shared, int n, const hs_thresholds *config, joint_job **ret, int *ret_n,
                      hs_err *err) {
     int jobs = 0;
+    for (int k = 0; k < n; k++)
+        if (config[k].intervals != 1 && config[k].intervals != g->info.n_intervals)
+            return hs_fail(err, HS_EINVAL, "thresholds of %d step intervals, but the table has %d", config[k].intervals,
+                           g->info.n_intervals);
     joint_job *job = hs_calloc((size_t)n + 1 + HS_PROFILE_MAX_CANDIDATES, sizeof *job);
     if (!job) return hs_fail(err, HS_ENOMEM, "no memory to measure");
     job[jobs++].candidate = HS_JOINT_FLOOR;
@@ -261,8 +267,8 @@ static int make_jobs(const hs_work *g, int shared, int n, const float *const *to
     for (int k = 0; k < n; k++) {
         joint_job *j = &job[jobs++];
         j->candidate = HS_JOINT_CONFIG;
-        j->top_p = top_p[k];
-        hs_measure_config_name(top_p[k], g->info.layers, g->info.heads, j->config);
+        j->thresholds = config[k];
+        hs_measure_config_name(config[k], g->info.layers, g->info.heads, j->config);
         for (int i = 0; i < jobs - 1; i++)
             if (!strcmp(job[i].config, j->config)) {
                 jobs--; /* the same again */
@@ -275,14 +281,14 @@ static int make_jobs(const hs_work *g, int shared, int n, const float *const *to
 }
 
 int hs_measure_joint(hs_model *m, const hs_request *req, const hs_measure_params *p, int shared, int n,
-                     const float *const *top_p, hs_err *err) {
+                     const hs_thresholds *config, hs_err *err) {
     const int prompts = p->n_prompts + p->n_held_out;
     const int units = prompts * p->n_intervals;
     joint_job *job = NULL;
     uint8_t *wanted = NULL;
     hs_work g;
     int jobs = 0, r = hs_work_begin(&g, m, req, p, 1, err);
-    if (r || (r = make_jobs(&g, shared, n, top_p, &job, &jobs, err))) return hs_work_end(&g, r, err);
+    if (r || (r = make_jobs(&g, shared, n, config, &job, &jobs, err))) return hs_work_end(&g, r, err);
     if (!(wanted = hs_calloc((size_t)prompts, 1))) {
         r = hs_fail(err, HS_ENOMEM, "no memory to measure");
         goto out;

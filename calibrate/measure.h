@@ -44,12 +44,11 @@ int hs_measure_plan_make(hs_model *m, const hs_request *req, const hs_measure_pa
 int hs_measure_info(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_table_info *ret, hs_err *err);
 int hs_measure_probes(hs_model *m, const hs_request *req, const hs_measure_params *p, hs_err *err);
 /* All heads sparse at once on both pools (what is already in the table is not measured again): the shared-p curve if
- * shared != 0, the thresholds top_p [layers, heads] of each of n configurations, and always the numeric floor, on the
- * first two prompts. */
+ * shared != 0, each of n configurations, and always the numeric floor, on the first two prompts. */
 int hs_measure_joint(hs_model *m, const hs_request *req, const hs_measure_params *p, int shared, int n,
-                     const float *const *top_p, hs_err *err);
+                     const hs_thresholds *config, hs_err *err);
 /* The name of a configuration in the table. */
-void hs_measure_config_name(const float *top_p, int layers, int heads, char ret[17]);
+void hs_measure_config_name(hs_thresholds config, int layers, int heads, char ret[17]);
 
 #ifdef __cplusplus
 }

@@ -38,15 +38,17 @@ static void fit_done(fit *f) {
 }
 
 /* Adds one configuration; at or below the floor it is left out. */
-static int add_row(fit *f, const hs_curves *c, const float *top_p, double error, hs_err *err) {
+static int add_row(fit *f, const hs_curves *c, hs_thresholds t, double error, hs_err *err) {
     double known = hs_curves_excess(c, error), *row = f->a + (size_t)f->n * (size_t)f->heads;
     double sum, sparsity;
-    int rc = hs_curves_predict(c, top_p, &sum, &sparsity, err);
+    int rc = hs_curves_predict(c, t, &sum, &sparsity, err);
     if (rc || !(known > 0) || !(sum > 0)) return rc;
-    for (int h = 0; h < f->heads; h++) {
-        int k = 0;
-        while ((float)c->top_p[k] != top_p[h] && k < c->points - 1) k++;
-        row[h] = hs_curves_excess(c, c->error[h * c->points + k]) / known;
+    for (int j = 0; j < t.intervals; j++) {
+        const double *e = hs_curves_error(c, t.intervals, j);
+        for (int h = c->dense_layers * c->heads; h < f->heads; h++) {
+            int k = hs_curves_point(c, t.top_p[j * f->heads + h]);
+            row[h] += hs_curves_excess(c, e[h * c->points + k]) / known / t.intervals;
+        }
     }
     f->n++;
     return 0;
@@ -128,7 +130,7 @@ static double choose_penalty(fit *f, double *ret_before, double *ret_after) {
     return INFINITY;
 }
 
-int hs_refine_fit(const hs_curves *c, int n, const float *const *top_p, const double *error, double *ret_factor,
+int hs_refine_fit(const hs_curves *c, int n, const hs_thresholds *config, const double *error, double *ret_factor,
                   hs_correction *ret, hs_err *err) {
     const double limit = 4; /* no factor leaves the common one by more: thresholds that were hardly varied say little */
     int heads = c->layers * c->heads, rc;
@@ -136,7 +138,7 @@ int hs_refine_fit(const hs_curves *c, int n, const float *const *top_p, const do
     fit f;
     if (n > HS_REFINE_MAX) n = HS_REFINE_MAX;
     rc = fit_init(&f, n, heads, err);
-    for (int i = 0; i < n && !rc; i++) rc = add_row(&f, c, top_p[i], error[i], err);
+    for (int i = 0; i < n && !rc; i++) rc = add_row(&f, c, config[i], error[i], err);
     if (!rc && f.n < HS_REFINE_MIN)
         rc = hs_fail(err, HS_EINVAL,
                      "%d configurations with an error above the numeric floor: refining needs at least %d (--random N)",
@@ -170,14 +172,14 @@ void hs_refine_apply(hs_curves *c, const double *factor) {
     }
 }
 
-void hs_refine_near(const hs_curves *c, const float *top_p, uint64_t seed, int i, float *ret_top_p) {
+void hs_refine_near(const hs_curves *c, hs_thresholds t, uint64_t seed, int i, float *ret_top_p) {
     uint64_t state = hs_hash64(hs_hash64(seed) + (uint64_t)i);
-    for (int h = 0; h < c->layers * c->heads; h++) {
+    const int cells = c->layers * c->heads;
+    for (int h = 0; h < t.intervals * cells; h++) {
         uint64_t draw = hs_hash64(state + (uint64_t)h) % 8;
-        int k = 0;
-        while ((float)c->top_p[k] != top_p[h] && k < c->points - 1) k++;
+        int k = hs_curves_point(c, t.top_p[h]);
         if (draw == 0 && k > 0) k--;
         if (draw == 1 && k < c->points - 1) k++;
-        ret_top_p[h] = h < c->dense_layers * c->heads ? 1 : (float)c->top_p[k];
+        ret_top_p[h] = h % cells < c->dense_layers * c->heads || k < 0 ? 1 : (float)c->top_p[k];
     }
 }

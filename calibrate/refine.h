@@ -22,14 +22,14 @@ typedef struct hs_correction {
                              with the common factor alone, with the factors of the heads */
 } hs_correction;
 
-/* error [n]: joint errors of thresholds top_p [n] of [layers, heads]. ret_factor [layers, heads]: c_h. HS_EINVAL for
+/* error [n]: joint errors of n configurations. ret_factor [layers, heads]: c_h. HS_EINVAL for
  * thresholds that were not measured and for fewer than HS_REFINE_MIN usable configurations. */
-int hs_refine_fit(const hs_curves *c, int n, const float *const *top_p, const double *error, double *ret_factor,
+int hs_refine_fit(const hs_curves *c, int n, const hs_thresholds *config, const double *error, double *ret_factor,
                   hs_correction *ret, hs_err *err);
 /* Multiplies what every error has above the floor. */
 void hs_refine_apply(hs_curves *c, const double *factor);
-/* The i-th random neighbour of thresholds: every fourth head one threshold up or down. */
-void hs_refine_near(const hs_curves *c, const float *top_p, uint64_t seed, int i, float *ret_top_p);
+/* The i-th random neighbour of thresholds, of as many intervals: every fourth one up or down to the next candidate. */
+void hs_refine_near(const hs_curves *c, hs_thresholds t, uint64_t seed, int i, float *ret_top_p);
 
 #ifdef __cplusplus
 }

@@ -52,10 +52,15 @@ static void add_floor(const view *v, int drawn, char *about, size_t size) {
 
 /* ---- budgets ---------------------------------------------------------------------------------------------------- */
 
-static hs_joint_mean joint_of(const view *v, const float *top_p) {
+static hs_joint_mean joint_of(const view *v, hs_thresholds config) {
     char name[17];
-    hs_measure_config_name(top_p, v->c->layers, v->c->heads, name);
+    hs_measure_config_name(config, v->c->layers, v->c->heads, name);
     return hs_table_joint(v->t, v->c->kind, v->pool, HS_JOINT_CONFIG, name);
+}
+
+/* The scratch thresholds, the same in every interval. */
+static hs_thresholds scratch(const view *v) {
+    return (hs_thresholds){1, v->top_p};
 }
 
 static void put(const char **cell, label40 *text, int at, const char *fmt, double x) {
@@ -69,7 +74,7 @@ static double shared_error_at(const view *v, double sparsity) {
     double e0 = NAN, s0 = NAN, e1, s1;
     for (int k = 0; k < v->c->points; k++, e0 = e1, s0 = s1) { /* sparsity falls */
         hs_curves_shared(v->c, v->c->top_p[k], v->top_p);
-        if (hs_curves_predict(v->c, v->top_p, &e1, &s1, NULL)) return NAN;
+        if (hs_curves_predict(v->c, scratch(v), &e1, &s1, NULL)) return NAN;
         if (k && s1 <= sparsity && sparsity <= s0 && e1 > 0 && s0 > s1)
             return e1 * pow(e0 / e1, (sparsity - s1) / (s0 - s1));
     }
@@ -86,7 +91,7 @@ static void budget_table(const view *v) {
     const char *cell[HS_PROFILE_MAX_BUDGETS * COLUMNS];
     for (int i = 0; i < v->p->n_budgets; i++) {
         const hs_profile_budget *b = &v->p->budgets[i];
-        hs_joint_mean j = joint_of(v, b->top_p);
+        hs_joint_mean j = joint_of(v, hs_thresholds_of(b));
         int at = i * COLUMNS;
         put(cell, text, at, "%.4g", b->target);
         put(cell, text, at + 1, "%.4f", b->sparsity);
@@ -102,29 +107,42 @@ static void budget_table(const view *v) {
     hs_page_table(v->page, COLUMNS, head, v->p->n_budgets, cell);
 }
 
+/* The best there is, over the sparsities that can be reached: thresholds per head, or per head and interval. */
+static int front(const view *v, int per_interval, double *ret_sparsity, double *ret_error, hs_err *err) {
+    double target[FRONT], low, high;
+    hs_profile *p;
+    hs_curves_shared(v->c, v->c->top_p[0], v->top_p);
+    int rc = hs_curves_predict(v->c, scratch(v), &low, &high, err);
+    if (rc) return rc;
+    for (int i = 0; i < FRONT; i++) target[i] = high * (i + 1) / (FRONT + 1);
+    hs_solve_params sp = {.n = FRONT,
+                          .target = target,
+                          .per_interval = per_interval,
+                          .gap = 1e-3,
+                          .seconds = 5,
+                          .reuse = v->p->policy.reuse};
+    if ((rc = hs_solve(v->t, v->c, &sp, &p, err))) return rc;
+    for (int i = 0; i < FRONT; i++) ret_sparsity[i] = p->budgets[i].sparsity, ret_error[i] = p->budgets[i].error;
+    hs_profile_free(p);
+    return 0;
+}
+
 /* Budgets and shared thresholds in the plane of error and sparsity, predicted and measured. */
 static int pareto(const view *v, hs_err *err) {
-    double fx[FRONT], fy[FRONT], sx[HS_CURVES_MAX_POINTS], sy[HS_CURVES_MAX_POINTS];
+    double fx[FRONT], fy[FRONT], ix[FRONT], iy[FRONT], sx[HS_CURVES_MAX_POINTS], sy[HS_CURVES_MAX_POINTS];
     double mx[HS_CURVES_MAX_POINTS], my[HS_CURVES_MAX_POINTS], ml[HS_CURVES_MAX_POINTS], mh[HS_CURVES_MAX_POINTS];
     double bx[HS_PROFILE_MAX_BUDGETS], by[HS_PROFILE_MAX_BUDGETS], jx[HS_PROFILE_MAX_BUDGETS];
     double jy[HS_PROFILE_MAX_BUDGETS], jl[HS_PROFILE_MAX_BUDGETS], jh[HS_PROFILE_MAX_BUDGETS];
     label40 shared_text[HS_CURVES_MAX_POINTS], budget_text[HS_PROFILE_MAX_BUDGETS];
     const char *shared[HS_CURVES_MAX_POINTS], *budget[HS_PROFILE_MAX_BUDGETS];
     const hs_curves *c = v->c;
-    double target[FRONT], low, high, floor = c->floor;
-    hs_profile *front;
-    hs_curves_shared(c, c->top_p[0], v->top_p);
-    int rc = hs_curves_predict(c, v->top_p, &low, &high, err);
-    if (rc) return rc;
-    for (int i = 0; i < FRONT; i++) target[i] = high * (i + 1) / (FRONT + 1);
-    hs_solve_params sp = {.n = FRONT, .target = target, .gap = 1e-3, .seconds = 5, .reuse = v->p->policy.reuse};
-    if ((rc = hs_solve(v->t, c, &sp, &front, err))) return rc;
-    for (int i = 0; i < FRONT; i++) fx[i] = front->budgets[i].sparsity, fy[i] = front->budgets[i].error;
-    hs_profile_free(front);
+    double floor = c->floor;
+    int timed = v->b->intervals > 1, rc = front(v, 0, fx, fy, err);
+    if (rc || (timed && (rc = front(v, 1, ix, iy, err)))) return rc;
     for (int k = 0; k < c->points; k++) {
         hs_joint_mean j = hs_table_joint(v->t, c->kind, v->pool, c->candidate[k], "");
         hs_curves_shared(c, c->top_p[k], v->top_p);
-        hs_curves_predict(c, v->top_p, &sy[k], &sx[k], NULL);
+        hs_curves_predict(c, scratch(v), &sy[k], &sx[k], NULL);
         if (c->candidate[k] < 0) j.error = NAN;
         mx[k] = j.sparsity, my[k] = j.error, ml[k] = j.low, mh[k] = j.high;
         snprintf(shared_text[k], sizeof shared_text[k], "%g", c->top_p[k]);
@@ -132,7 +150,7 @@ static int pareto(const view *v, hs_err *err) {
     }
     for (int i = 0; i < v->p->n_budgets; i++) {
         const hs_profile_budget *b = &v->p->budgets[i];
-        hs_joint_mean j = joint_of(v, b->top_p);
+        hs_joint_mean j = joint_of(v, hs_thresholds_of(b));
         bx[i] = b->sparsity, by[i] = b->error;
         jx[i] = j.sparsity, jy[i] = j.error, jl[i] = j.low, jh[i] = j.high;
         snprintf(budget_text[i], sizeof budget_text[i], "budget %.4g", b->target);
@@ -145,6 +163,7 @@ static int pareto(const view *v, hs_err *err) {
         {"all heads at one p", HS_PLOT_LINE | HS_PLOT_POINTS | HS_PLOT_LABELS, 1, c->points, sx, sy, .label = shared},
         {"p per head: the best there is", HS_PLOT_LINE, 0, FRONT, fx, fy},
         {"budgets of the profile", HS_PLOT_POINTS, 0, v->p->n_budgets, bx, by, .label = budget},
+        {"p per head and step interval", HS_PLOT_LINE, 2, FRONT, ix, iy},
     };
     int budgets_measured = 0;
     for (int i = 0; i < v->p->n_budgets; i++) budgets_measured |= isfinite(jy[i]);
@@ -165,7 +184,7 @@ static int pareto(const view *v, hs_err *err) {
                               "per head promises.",
                               {spar},
                               {"predicted error (relative squared)", 1},
-                              3,
+                              timed ? 4 : 3,
                               predicted});
     if (any)
         hs_page_chart(v->page, &(hs_chart){"Measured: all heads together",
@@ -189,24 +208,23 @@ static int nearest_point(const hs_curves *c, double p) {
     return best;
 }
 
-static int heat_maps(const view *v, hs_err *err) {
+/* Thresholds of one interval; adds what the heads drop there to their mean sparsity. */
+static void threshold_map(const view *v, int interval, double *p, double *sparsity) {
     const hs_curves *c = v->c;
-    int ref = nearest_point(c, 0.9), all_zero = 1;
-    double *p = hs_alloc((size_t)v->heads * 3 * sizeof *p), *sparsity = p + v->heads, *error = p + 2 * v->heads;
-    char title[3][80];
-    if (!p) return hs_fail(err, HS_ENOMEM, "no memory for the heat maps");
+    const hs_profile_budget *b = v->b;
+    const double *share = hs_curves_sparsity(c, b->intervals, interval);
+    const int *steps = v->t->info.intervals[interval];
+    char title[80];
+    int n = snprintf(title, sizeof title, "Threshold p, budget %.4g", b->target);
+    if (b->intervals > 1)
+        snprintf(title + n, sizeof title - (size_t)n, ", steps %d to %d", interval ? steps[0] : 0, steps[1]);
     for (int i = 0; i < v->heads; i++) {
-        int k = 0;
-        while (k < c->points - 1 && (float)c->top_p[k] != v->b->top_p[i]) k++;
-        p[i] = (double)v->b->top_p[i];
-        sparsity[i] = c->sparsity[i * c->points + k];
-        error[i] = i < c->dense_layers * c->heads ? NAN : c->error[i * c->points + ref];
-        all_zero &= !(error[i] > 0);
+        const float top_p = b->top_p[interval * v->heads + i];
+        int k = hs_curves_point(c, top_p);
+        p[i] = (double)top_p;
+        sparsity[i] += k < 0 ? NAN : share[i * c->points + k] / b->intervals;
     }
-    snprintf(title[0], sizeof title[0], "Threshold p, budget %.4g", v->b->target);
-    snprintf(title[1], sizeof title[1], "Sparsity at that p");
-    snprintf(title[2], sizeof title[2], "Sensitivity: error at p = %g", c->top_p[ref]);
-    hs_page_heat(v->page, &(hs_heat){.title = title[0],
+    hs_page_heat(v->page, &(hs_heat){.title = title,
                                      .about = "The stronger the colour, the less of the attention is kept.",
                                      .row = "layer",
                                      .column = "head",
@@ -218,7 +236,20 @@ static int heat_maps(const view *v, hs_err *err) {
                                      .high = 1,
                                      .reversed = 1,
                                      .decimals = 2});
-    hs_page_heat(v->page, &(hs_heat){.title = title[1],
+}
+
+static int heat_maps(const view *v, hs_err *err) {
+    const hs_curves *c = v->c;
+    int ref = nearest_point(c, 0.9), all_zero = 1;
+    double *p = hs_calloc((size_t)v->heads * 3, sizeof *p), *sparsity = p + v->heads, *error = p + 2 * v->heads;
+    char title[80];
+    if (!p) return hs_fail(err, HS_ENOMEM, "no memory for the heat maps");
+    for (int i = 0; i < v->heads; i++) {
+        error[i] = i < c->dense_layers * c->heads ? NAN : c->error[i * c->points + ref];
+        all_zero &= !(error[i] > 0);
+    }
+    for (int j = 0; j < v->b->intervals; j++) threshold_map(v, j, p, sparsity);
+    hs_page_heat(v->page, &(hs_heat){.title = v->b->intervals > 1 ? "Sparsity at those p" : "Sparsity at that p",
                                      .about = "Share of token pairs that the head drops.",
                                      .row = "layer",
                                      .column = "head",
@@ -229,7 +260,8 @@ static int heat_maps(const view *v, hs_err *err) {
                                      .low = 0,
                                      .high = 1,
                                      .decimals = 2});
-    hs_page_heat(v->page, &(hs_heat){.title = title[2],
+    snprintf(title, sizeof title, "Sensitivity: error at p = %g", c->top_p[ref]);
+    hs_page_heat(v->page, &(hs_heat){.title = title,
                                      .about = "Of the velocity, when this head alone is sparse.",
                                      .row = "layer",
                                      .column = "head",
@@ -295,10 +327,11 @@ typedef struct scatter {
     const char *label[MAX_POINTS];
 } scatter;
 
-static void HS_PRINTF(4, 5) add_point(const view *v, scatter *s, const hs_joint_mean *j, const char *fmt, ...) {
+static void HS_PRINTF(5, 6)
+    add_point(const view *v, scatter *s, const hs_joint_mean *j, hs_thresholds config, const char *fmt, ...) {
     double error, sparsity;
     va_list ap;
-    if (!(j->error > 0) || hs_curves_predict(v->c, v->top_p, &error, &sparsity, NULL) || !(error > 0)) return;
+    if (!(j->error > 0) || hs_curves_predict(v->c, config, &error, &sparsity, NULL) || !(error > 0)) return;
     s->x[s->n] = error + v->c->floor, s->y[s->n] = j->error;
     s->low[s->n] = j->low, s->high[s->n] = j->high;
     va_start(ap, fmt);
@@ -317,24 +350,23 @@ static int prediction(const view *v, hs_err *err) {
     const hs_curves *c = v->c;
     scatter *s = hs_calloc(1, sizeof *s);
     if (!s) return hs_fail(err, HS_ENOMEM, "no memory for the scatter plot");
-    size_t bytes = (size_t)v->heads * sizeof *v->top_p;
     for (int i = 0; i < MAX_RANDOM; i++) {
         hs_curves_random(c, v->t->info.seed, i, v->top_p);
-        hs_joint_mean j = joint_of(v, v->top_p);
+        hs_joint_mean j = joint_of(v, scratch(v));
         if (!j.n) break;
-        add_point(v, s, &j, "random %d", i);
+        add_point(v, s, &j, scratch(v), "random %d", i);
     }
     int random = s->n;
     for (int k = 0; k < c->points - 1; k++) {
         hs_joint_mean j = hs_table_joint(v->t, c->kind, v->pool, c->candidate[k], "");
         hs_curves_shared(c, c->top_p[k], v->top_p);
-        add_point(v, s, &j, "p = %g", c->top_p[k]);
+        add_point(v, s, &j, scratch(v), "p = %g", c->top_p[k]);
     }
     int shared = s->n;
     for (int i = 0; i < v->p->n_budgets; i++) {
-        hs_joint_mean j = joint_of(v, v->p->budgets[i].top_p);
-        memcpy(v->top_p, v->p->budgets[i].top_p, bytes);
-        add_point(v, s, &j, "budget %.4g", v->p->budgets[i].target);
+        const hs_thresholds config = hs_thresholds_of(&v->p->budgets[i]);
+        hs_joint_mean j = joint_of(v, config);
+        add_point(v, s, &j, config, "budget %.4g", v->p->budgets[i].target);
     }
     if (s->n) {
         double rank = hs_drift_spearman(s->n, s->x, s->y), ratio = 0;
@@ -364,29 +396,37 @@ static int prediction(const view *v, hs_err *err) {
     return 0;
 }
 
-/* What a threshold per step interval would add. */
+/* What a threshold per step interval adds. */
 static int intervals(const view *v, hs_err *err) {
-    hs_choose_result r[HS_PROFILE_MAX_BUDGETS];
+    hs_profile *kind[2] = {NULL, NULL}; /* per head; per head and interval */
     double target[HS_PROFILE_MAX_BUDGETS];
     if (v->c->intervals < 2) return 0;
     for (int i = 0; i < v->p->n_budgets; i++) target[i] = v->p->budgets[i].target;
     hs_solve_params sp = {.n = v->p->n_budgets, .target = target, .gap = 1e-3, .seconds = 5};
-    int rc = hs_solve_intervals(v->c, &sp, r, err);
-    if (rc) return rc;
+    int rc = hs_solve(v->t, v->c, &sp, &kind[0], err);
+    sp.per_interval = 1;
+    if (!rc) rc = hs_solve(v->t, v->c, &sp, &kind[1], err);
+    if (rc) {
+        hs_profile_free(kind[0]);
+        return rc;
+    }
     enum { COLUMNS = 4 };
     static const char *const head[COLUMNS] = {"target", "p per head", "p per head and interval", "change"};
     label40 text[HS_PROFILE_MAX_BUDGETS * COLUMNS];
     const char *cell[HS_PROFILE_MAX_BUDGETS * COLUMNS];
     for (int i = 0; i < v->p->n_budgets; i++) {
-        double error = v->p->budgets[i].error;
+        double all = kind[0]->budgets[i].error, own = kind[1]->budgets[i].error;
         put(cell, text, i * COLUMNS, "%.4g", target[i]);
-        put(cell, text, i * COLUMNS + 1, "%.4g", error);
-        put(cell, text, i * COLUMNS + 2, "%.4g", r[i].cost);
-        put(cell, text, i * COLUMNS + 3, "%+.1f %%", error > 0 ? 100 * (r[i].cost / error - 1) : 0);
+        put(cell, text, i * COLUMNS + 1, "%.4g", all);
+        put(cell, text, i * COLUMNS + 2, "%.4g", own);
+        put(cell, text, i * COLUMNS + 3, "%+.1f %%", all > 0 ? 100 * (own / all - 1) : 0);
     }
+    hs_profile_free(kind[0]);
+    hs_profile_free(kind[1]);
     hs_page_section(v->page, "Thresholds that change with time",
-                    "Predicted error if every head had a threshold of its own in each step interval, at the same mean "
-                    "sparsity. Each number rests on fewer probes than above, so part of a gain is chance.");
+                    "Predicted error with one threshold per head, and with one of its own in each step interval "
+                    "(haste-calibrate solve --per-interval), at the same mean sparsity. The latter rest on fewer "
+                    "probes each, so part of a gain is chance.");
     hs_page_table(v->page, COLUMNS, head, v->p->n_budgets, cell);
     return 0;
 }
@@ -443,7 +483,7 @@ static void settings(const view *v) {
 static void facts(const view *v) {
     label40 text[6];
     const char *value[6], *label[6];
-    hs_joint_mean j = joint_of(v, v->b->top_p);
+    hs_joint_mean j = joint_of(v, hs_thresholds_of(v->b));
     int n = 0;
 #define FACT(name, fmt, x) (snprintf(text[n], sizeof text[n], fmt, x), value[n] = text[n], label[n] = name, n++)
     FACT("heads", "%d", hs_curves_sparse_heads(v->c));
@@ -498,6 +538,12 @@ int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_
                        "%s was not made with this table: it is for %s (%d x %d heads), the table is of %s "
                        "(%d x %d heads)",
                        p->path, p->model, p->layers, p->heads, t->info.model, c->layers, c->heads);
+    for (int i = 0; i < p->n_budgets; i++)
+        if (p->budgets[i].intervals != 1 && p->budgets[i].intervals != c->intervals)
+            return hs_fail(err, HS_EINVAL,
+                           "%s was not made with this table: its budget %.4g has %d step intervals, "
+                           "the table has %d",
+                           p->path, p->budgets[i].target, p->budgets[i].intervals, c->intervals);
     v.pool = HS_POOL_CALIBRATION;
     for (int64_t k = 0; k < t->n_joints; k++)
         if (t->joints[k].prompt >= t->info.prompts && t->joints[k].candidate == HS_JOINT_CONFIG)

@@ -35,7 +35,7 @@ void hs_show_budgets(FILE *to, const hs_profile *p) {
         const hs_profile_budget *b = &p->budgets[i];
         float low = 1, high = 0;
         double sum = 0;
-        int n = p->layers * p->heads;
+        int n = b->intervals * p->layers * p->heads;
         for (int h = 0; h < n; h++) {
             low = fminf(low, b->top_p[h]), high = fmaxf(high, b->top_p[h]);
             sum += (double)b->top_p[h];
@@ -83,21 +83,25 @@ static void print_cell(FILE *to, double p, int width) {
         fprintf(to, "%*d", width, hundredths > 99 ? 99 : hundredths);
 }
 
-static void print_map(FILE *to, const hs_profile *p, const hs_profile_budget *b, const hs_show_style *style) {
-    const int label = 7, tail = 7; /* "layer" and the mean of the row */
-    int room = style->width - label - tail, cell = room >= 3 * p->heads ? 3 : room >= 2 * p->heads ? 2 : 1;
-    int n = p->layers * p->heads;
-    double low = 1;
-    for (int i = 0; i < n; i++) low = fmin(low, (double)b->top_p[i]);
-    fprintf(to, "%*s", label, "layer ");
+enum { LABEL = 7, TAIL = 7 }; /* columns of "layer" and of the mean of the row */
+
+static int cell_width(const hs_profile *p, const hs_show_style *style) {
+    int room = style->width - LABEL - TAIL;
+    return room >= 3 * p->heads ? 3 : room >= 2 * p->heads ? 2 : 1;
+}
+
+/* The thresholds top_p [layers, heads]; low: the least of all that are compared. */
+static void print_map(FILE *to, const hs_profile *p, const float *top_p, double low, const hs_show_style *style) {
+    const int cell = cell_width(p, style);
+    fprintf(to, "%*s", LABEL, "layer ");
     for (int h = 0; h < p->heads; h++)
         if (cell == 3 || h % 5 == 0) fprintf(to, "%*d", cell == 3 ? 3 : h ? 5 * cell : cell, h);
     fputs(cell == 3 ? "   mean\n" : "\n", to);
     for (int l = 0; l < p->layers; l++) {
         double sum = 0;
-        fprintf(to, "%*d ", label - 1, l);
+        fprintf(to, "%*d ", LABEL - 1, l);
         for (int h = 0; h < p->heads; h++) {
-            double v = (double)b->top_p[l * p->heads + h];
+            double v = (double)top_p[l * p->heads + h];
             begin_color(to, style->color, low < 1 ? (1 - v) / (1 - low) : 0);
             print_cell(to, v, cell);
             sum += v;
@@ -105,8 +109,25 @@ static void print_map(FILE *to, const hs_profile *p, const hs_profile_budget *b,
         if (style->color != HS_SHOW_PLAIN) fputs("\033[0m", to);
         fprintf(to, "   %.2f\n", sum / p->heads);
     }
-    fprintf(to, "%*s(%s of top-p; D = dense; right: mean of the layer)\n", label, "",
-            cell == 1 ? "first digit" : "two digits");
+}
+
+static void print_budget(FILE *to, const hs_profile *p, int budget, const hs_show_style *style) {
+    const hs_profile_budget *b = &p->budgets[budget];
+    const int cells = p->layers * p->heads;
+    double low = 1;
+    hs_attn_policy a = {.intervals = 1};
+    fprintf(to, "\nbudget %.4g\n", b->target);
+    for (int i = 0; i < b->intervals * cells; i++) low = fmin(low, (double)b->top_p[i]);
+    hs_profile_policy(p, budget, p->steps, &a, NULL); /* which steps an interval has */
+    for (int i = 0; i < b->intervals; i++) {
+        int from = a.interval_start[i], end = i + 1 < b->intervals ? a.interval_start[i + 1] : p->steps;
+        if (b->intervals > 1)
+            fprintf(to, "%ssteps %d to %d of %d%s\n", i ? "\n" : "", from, end - 1, p->steps,
+                    end > from ? "" : " (none)");
+        print_map(to, p, b->top_p + i * cells, low, style);
+    }
+    fprintf(to, "%*s(%s of top-p; D = dense; right: mean of the layer)\n", LABEL, "",
+            cell_width(p, style) == 1 ? "first digit" : "two digits");
 }
 
 void hs_show(FILE *to, const hs_profile *p, int budget, const hs_show_style *style) {
@@ -122,7 +143,6 @@ void hs_show(FILE *to, const hs_profile *p, int budget, const hs_show_style *sty
     hs_show_budgets(to, p);
     for (int i = 0; i < p->n_budgets; i++) {
         if (budget >= 0 && i != budget) continue;
-        fprintf(to, "\nbudget %.4g\n", p->budgets[i].target);
-        print_map(to, p, &p->budgets[i], style);
+        print_budget(to, p, i, style);
     }
 }

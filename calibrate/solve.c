@@ -148,25 +148,40 @@ int hs_curves_make(const hs_table *t, hs_error_kind kind, hs_curves **ret, hs_er
 
 /* ---- configurations --------------------------------------------------------------------------------------------- */
 
-/* Index of a threshold, or -1; profiles hold floats. */
-static int point_of(const hs_curves *c, double p) {
+int hs_curves_point(const hs_curves *c, float p) {
     for (int k = 0; k < c->points; k++)
-        if ((float)c->top_p[k] == (float)p) return k;
+        if ((float)c->top_p[k] == p) return k;
     return -1;
 }
 
-int hs_curves_predict(const hs_curves *c, const float *top_p, double *ret_error, double *ret_sparsity, hs_err *err) {
+const double *hs_curves_error(const hs_curves *c, int intervals, int i) {
+    return intervals > 1 ? c->interval_error + at_interval(c, i, 0, 0) : c->error;
+}
+
+const double *hs_curves_sparsity(const hs_curves *c, int intervals, int i) {
+    return intervals > 1 ? c->interval_sparsity + at_interval(c, i, 0, 0) : c->sparsity;
+}
+
+int hs_curves_predict(const hs_curves *c, hs_thresholds t, double *ret_error, double *ret_sparsity, hs_err *err) {
     double error = 0, sparsity = 0;
-    for (int i = c->dense_layers * c->heads; i < c->layers * c->heads; i++) {
-        int k = point_of(c, (double)top_p[i]);
-        if (k < 0)
-            return hs_fail(err, HS_EINVAL, "layer %d head %d has threshold %g, which the table did not measure",
-                           i / c->heads, i % c->heads, (double)top_p[i]);
-        error += hs_curves_excess(c, c->error[i * c->points + k]);
-        sparsity += c->sparsity[i * c->points + k];
+    const int cells = c->layers * c->heads;
+    if (t.intervals != 1 && t.intervals != c->intervals)
+        return hs_fail(err, HS_EINVAL, "thresholds of %d step intervals, but the table has %d", t.intervals,
+                       c->intervals);
+    for (int j = 0; j < t.intervals; j++) {
+        const double *e = hs_curves_error(c, t.intervals, j), *s = hs_curves_sparsity(c, t.intervals, j);
+        for (int i = c->dense_layers * c->heads; i < cells; i++) {
+            const float p = t.top_p[j * cells + i];
+            int k = hs_curves_point(c, p);
+            if (k < 0)
+                return hs_fail(err, HS_EINVAL, "layer %d head %d has threshold %g, which the table did not measure",
+                               i / c->heads, i % c->heads, (double)p);
+            error += hs_curves_excess(c, e[i * c->points + k]);
+            sparsity += s[i * c->points + k];
+        }
     }
-    *ret_error = error;
-    *ret_sparsity = sparsity / hs_curves_sparse_heads(c);
+    *ret_error = error / t.intervals;
+    *ret_sparsity = sparsity / t.intervals / hs_curves_sparse_heads(c);
     return 0;
 }
 
@@ -229,8 +244,8 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
 
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
 
-/* Groups: the heads of sparse layers, or these for every interval in turn. Options: thresholds from dense down, so that
- * of two that cost and gain the same the safer one is taken. */
+/* Groups: the heads of sparse layers, for every interval that has thresholds of its own in turn. Options: thresholds
+ * from dense down, so that of two that cost and gain the same the safer one is taken. */
 typedef struct groups {
     hs_choose_problem p;
     int *options, *pick, *start;
@@ -245,9 +260,8 @@ static void groups_done(groups *g) {
     hs_free(g->gain);
 }
 
-static int groups_init(groups *g, const hs_curves *c, const hs_solve_params *p, int per_interval, hs_err *err) {
-    int times = per_interval ? c->intervals : 1, heads = hs_curves_sparse_heads(c), n = times * heads, at = 0;
-    size_t skip = (size_t)c->dense_layers * (size_t)c->heads * (size_t)c->points;
+static int groups_init(groups *g, const hs_curves *c, const hs_solve_params *p, int times, hs_err *err) {
+    int heads = hs_curves_sparse_heads(c), n = times * heads, at = 0;
     size_t options = (size_t)n * (size_t)c->points;
     *g = (groups){.options = hs_calloc((size_t)n, sizeof(int)),
                   .pick = hs_calloc((size_t)n, sizeof(int)),
@@ -257,9 +271,8 @@ static int groups_init(groups *g, const hs_curves *c, const hs_solve_params *p, 
     if (!g->options || !g->pick || !g->start || !g->cost || !g->gain)
         return hs_fail(err, HS_ENOMEM, "no memory to choose for %d heads", n);
     for (int j = 0; j < times; j++) {
-        size_t from = per_interval ? at_interval(c, j, c->dense_layers, 0) : skip;
-        const double *error = (per_interval ? c->interval_error : c->error) + from;
-        const double *sparsity = (per_interval ? c->interval_sparsity : c->sparsity) + from;
+        const double *error = hs_curves_error(c, times, j) + at_head(c, c->dense_layers, 0);
+        const double *sparsity = hs_curves_sparsity(c, times, j) + at_head(c, c->dense_layers, 0);
         for (int h = 0; h < heads; h++)
             for (int k = c->points - 1; k >= 0; k--, at++) {
                 g->cost[at] = hs_curves_excess(c, error[h * c->points + k]) / times;
@@ -337,12 +350,23 @@ static void describe(const hs_table *t, const hs_curves *c, const hs_solve_param
     memcpy(to->candidates, i->candidates, sizeof to->candidates);
 }
 
+/* The choice as thresholds; the intervals end where those of the table do. */
+static void fill_budget(const hs_table_info *i, const hs_curves *c, const groups *g, hs_profile_budget *b) {
+    const int cells = c->layers * c->heads, dense = c->dense_layers * c->heads, sparse = cells - dense;
+    for (int j = 0; j < b->intervals; j++) {
+        b->until[j] = j < b->intervals - 1 ? (i->intervals[j][1] + 1.0) / i->steps : 1;
+        for (int h = 0; h < cells; h++)
+            b->top_p[j * cells + h] = h < dense ? 1 : (float)c->top_p[c->points - 1 - g->pick[j * sparse + h - dense]];
+    }
+}
+
 int hs_solve(const hs_table *t, const hs_curves *c, const hs_solve_params *p, hs_profile **ret, hs_err *err) {
-    int order[HS_PROFILE_MAX_BUDGETS], dense = c->dense_layers * c->heads;
+    int order[HS_PROFILE_MAX_BUDGETS], times = p->per_interval ? c->intervals : 1;
     groups g = {0};
     hs_profile *profile = NULL;
     int rc = check_targets(p, order, err);
-    if (rc || (rc = groups_init(&g, c, p, 0, err)) || (rc = hs_profile_new(c->layers, c->heads, p->n, &profile, err)))
+    if (rc || (rc = groups_init(&g, c, p, times, err)) ||
+        (rc = hs_profile_new(c->layers, c->heads, times, p->n, &profile, err)))
         goto out;
     describe(t, c, p, profile);
     for (int k = 0; k < p->n; k++) {
@@ -351,23 +375,12 @@ int hs_solve(const hs_table *t, const hs_curves *c, const hs_solve_params *p, hs
         if ((rc = choose(&g, p->target[order[k]], k == 0, &r, err))) goto out;
         b->target = p->target[order[k]];
         b->error = r.cost, b->bound = r.bound, b->gap = r.gap, b->sparsity = r.gain;
-        for (int i = 0; i < c->layers * c->heads; i++)
-            b->top_p[i] = i < dense ? 1 : (float)c->top_p[c->points - 1 - g.pick[i - dense]];
+        fill_budget(&t->info, c, &g, b);
     }
     *ret = profile;
     profile = NULL;
 out:
     groups_done(&g);
     hs_profile_free(profile);
-    return rc;
-}
-
-int hs_solve_intervals(const hs_curves *c, const hs_solve_params *p, hs_choose_result *ret_n, hs_err *err) {
-    int order[HS_PROFILE_MAX_BUDGETS];
-    groups g = {0};
-    int rc = check_targets(p, order, err);
-    if (!rc) rc = groups_init(&g, c, p, 1, err);
-    for (int k = 0; k < p->n && !rc; k++) rc = choose(&g, p->target[order[k]], k == 0, &ret_n[order[k]], err);
-    groups_done(&g);
     return rc;
 }

@@ -1,4 +1,5 @@
-/* From a table of measurements to a profile: one threshold per head, least predicted error at a given mean sparsity.
+/* From a table of measurements to a profile: one threshold per head, or per head and step interval, least predicted
+ * error at a given mean sparsity.
  *
  * The prediction is the sum over heads of the error each one causes when it alone is sparse (spec haste.md 1.4). Sums
  * and means are over the heads of sparse layers; dense layers (info.policy.dense_layers) keep threshold 1. No model, no
@@ -46,9 +47,18 @@ static inline int hs_curves_sparse_heads(const hs_curves *c) {
     return (c->layers - c->dense_layers) * c->heads;
 }
 
-/* Predicted error (sum of excesses) and mean sparsity of thresholds top_p [layers, heads]. HS_EINVAL if one of them was
- * not measured. */
-int hs_curves_predict(const hs_curves *c, const float *top_p, double *ret_error, double *ret_sparsity, hs_err *err);
+/* Index of a threshold among the points, or -1. */
+int hs_curves_point(const hs_curves *c, float p);
+/* Error and sparsity [layers, heads, points] in the i-th of so many intervals: 1 = in their mean. */
+const double *hs_curves_error(const hs_curves *c, int intervals, int i);
+const double *hs_curves_sparsity(const hs_curves *c, int intervals, int i);
+
+static inline hs_thresholds hs_thresholds_of(const hs_profile_budget *b) {
+    return (hs_thresholds){b->intervals, b->top_p};
+}
+/* Predicted error (sum of excesses, mean over intervals) and mean sparsity. HS_EINVAL if a threshold was not measured
+ * or the intervals are not those of the curves. */
+int hs_curves_predict(const hs_curves *c, hs_thresholds t, double *ret_error, double *ret_sparsity, hs_err *err);
 /* All heads at threshold p. */
 void hs_curves_shared(const hs_curves *c, double p, float *ret_top_p);
 /* The i-th random configuration of a seed: every head within two thresholds of a level drawn for the whole
@@ -68,6 +78,7 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
 typedef struct hs_solve_params {
     int n;
     const double *target; /* [n] mean sparsities */
+    int per_interval;     /* thresholds of their own in every step interval of the table */
     double gap, seconds;  /* of each choice (choose.h) */
     hs_reuse_policy reuse;
     void *user;
@@ -76,10 +87,6 @@ typedef struct hs_solve_params {
 
 /* Every target becomes a budget of the profile, in the order given. HS_EINVAL names the reachable range. */
 int hs_solve(const hs_table *t, const hs_curves *c, const hs_solve_params *p, hs_profile **ret, hs_err *err);
-
-/* The same with a threshold per (step interval, head): what version 1 of the profile cannot hold, so only the predicted
- * error is returned. */
-int hs_solve_intervals(const hs_curves *c, const hs_solve_params *p, hs_choose_result *ret_n, hs_err *err);
 
 #ifdef __cplusplus
 }

@@ -43,7 +43,7 @@ typedef struct hs_probe {
 } hs_probe;
 
 /* All heads sparse at once: candidate >= 0 = every head at that candidate's p (the shared-p curve); -1 = the thresholds
- * of a configuration, named by the hash of its [layers, heads] floats. prompt indices >= info.prompts are of the
+ * of a configuration, named by the hash of its floats (hs_thresholds). prompt indices >= info.prompts are of the
  * held-out pool (index - prompts). floor: candidate -2, all masks full (p = 1 through the masked kernel): the numeric
  * floor of the device, below which no error means anything. */
 enum { HS_JOINT_CONFIG = -1, HS_JOINT_FLOOR = -2 };
@@ -53,6 +53,12 @@ typedef struct hs_joint {
     char text[17];   /* hex of a 64-bit hash of the prompt: the held-out pool is not part of the identity */
     hs_measured m;
 } hs_joint;
+
+/* Thresholds of every head: [intervals, layers, heads], the intervals those of the table, or 1: the same in all. */
+typedef struct hs_thresholds {
+    int intervals;
+    const float *top_p;
+} hs_thresholds;
 
 typedef struct hs_table {
     hs_table_info info;

@@ -74,6 +74,7 @@ int hs_measure_info(hs_model *m, const hs_request *req, const hs_measure_params 
     memcpy(i.precision, mi->precision, sizeof i.precision);
     memcpy(i.candidates, p->candidates, sizeof i.candidates);
     i.policy.top_p_heads = NULL;
+    i.policy.intervals = 1;
     i.policy.reuse.kind = HS_REUSE_NONE; /* a probe must not depend on what came before it */
     i.policy.seed_exact = 0;
     const int first = req->attention.dense_steps, steps = req->steps - first;
@@ -86,11 +87,11 @@ int hs_measure_info(hs_model *m, const hs_request *req, const hs_measure_params 
     return 0;
 }
 
-void hs_measure_config_name(const float *top_p, int layers, int heads, char ret[17]) {
+void hs_measure_config_name(hs_thresholds config, int layers, int heads, char ret[17]) {
     char hex[65];
     hs_sha256 h;
     hs_sha256_init(&h);
-    hs_sha256_add(&h, top_p, (size_t)layers * (size_t)heads * sizeof *top_p);
+    hs_sha256_add(&h, config.top_p, (size_t)(config.intervals * layers * heads) * sizeof *config.top_p);
     hs_sha256_done(&h, hex);
     snprintf(ret, 17, "%.16s", hex);
 }

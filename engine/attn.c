@@ -99,11 +99,12 @@ static void score(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, int exac
     }
 }
 
-/* full: keep every column, whatever the thresholds. */
-static void choose(hs_attn *a, hs_attn_memory *m, int layer, int full, hs_buf scores) {
+/* With the thresholds of a step interval; full: keep every column, whatever they are. */
+static void choose(hs_attn *a, hs_attn_memory *m, int layer, int interval, int full, hs_buf scores) {
+    const int64_t row = (int64_t)interval * a->layers + layer;
     int least = a->p.method == HS_SVG2 ? (int)(a->p.min_share * (float)a->cols) : 1;
     hs_op_select(a->dev, &(hs_select){.scores = scores,
-                                      .top_p = hs_buf_at(a->top_p, (int64_t)layer * a->heads, a->heads),
+                                      .top_p = hs_buf_at(a->top_p, row * a->heads, a->heads),
                                       .want = m->want,
                                       .cols = a->score_cols,
                                       .rule = full ? 0 : rule(a),
@@ -111,10 +112,16 @@ static void choose(hs_attn *a, hs_attn_memory *m, int layer, int full, hs_buf sc
                                       .mask = &m->mask});
 }
 
-/* Masks for the heads whose cached ones are no longer good. */
+/* Masks for the heads whose cached ones are no longer good. Where a step interval brings a layer other thresholds, all
+ * its heads get new masks, so that these hold at once: a head that becomes dense must not wait for drift. Exact masks
+ * serve the step that follows, and are made for that. */
 static void predict(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int layer, hs_buf qkv, int exact) {
+    const int interval = hs_attn_policy_interval(&a->p, call->step + exact);
+    hs_reuse_policy reuse = a->p.reuse;
+    if (hs_attn_changes(a, layer, m->interval, interval)) reuse.kind = HS_REUSE_NONE;
+    m->interval = interval;
     hs_attn_thresholds(a, NULL);
-    hs_op_reuse(a->dev, &(hs_reuse){.policy = a->p.reuse,
+    hs_op_reuse(a->dev, &(hs_reuse){.policy = reuse,
                                     .heads = a->heads,
                                     .dim = a->head_dim,
                                     .mean_q = a->mean[HS_Q],
@@ -126,7 +133,7 @@ static void predict(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int la
                                     .drift = m->drift});
     score(a, m, qkv, layer, exact, a->scores[call->branch]);
     m->started = 1;
-    choose(a, m, layer, 0, a->scores[call->branch]);
+    choose(a, m, layer, interval, 0, a->scores[call->branch]);
     a->scored[call->branch].layer = -1;
 }
 
@@ -136,7 +143,7 @@ static void predict_alone(hs_attn *a, hs_attn_memory *m, const hs_policy *call, 
     m->started = 0;
     hs_attn_thresholds(a, call->top_p);
     if (!kept) score(a, m, qkv, layer, 0, a->scores[call->branch]);
-    choose(a, m, layer, call->full_masks, a->scores[call->branch]);
+    choose(a, m, layer, 0, call->full_masks, a->scores[call->branch]);
 }
 
 /* ---- the page ---- */

@@ -42,7 +42,7 @@ static int each(hs_attn *a, visitor see, void *user) {
         if ((r = see(user, &a->mean[s], HS_F32, hd, "token means"))) return r;
     for (int b = 0; b < HS_BRANCH_COUNT; b++)
         if ((r = see(user, &a->scores[b], HS_F32, h * a->rows * a->score_cols, "block scores"))) return r;
-    if ((r = see(user, &a->top_p, HS_F32, h * a->layers, "thresholds")) ||
+    if ((r = see(user, &a->top_p, HS_F32, h * a->layers * a->p.intervals, "thresholds")) ||
         (r = see(user, &a->every, HS_U8, h, "thresholds")) ||
         (svg2 && (r = see(user, &a->label, HS_I32, h * a->n, "token orders"))))
         return r;
@@ -108,13 +108,14 @@ int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_d
         two += 2 * 4 * hd + (svg2 ? 4 * hd * (a.rows + a.cols) : 0) + heads * 9;
         each_of_mask(&a, &m.mask, count_buf, &two);
     }
-    return one + layers * (two + 4 * heads);
+    return one + layers * (two + 4 * heads * p->intervals);
 }
 
 /* The session's thresholds are uploaded once, a call's own ones every time: their owner may have changed them. */
 void hs_attn_thresholds(hs_attn *a, const float *of_call) {
     if (!of_call && a->top_p_is_host) return;
-    hs_upload(a->dev, a->top_p, of_call ? of_call : a->top_p_host);
+    hs_upload(a->dev, of_call ? hs_buf_at(a->top_p, 0, (int64_t)a->layers * a->heads) : a->top_p,
+              of_call ? of_call : a->top_p_host);
     a->top_p_is_host = !of_call;
 }
 
@@ -136,12 +137,13 @@ int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, 
     a->dev = dev;
     set_sizes(a, p, layers, heads, head_dim, tokens);
     a->mem = hs_calloc((size_t)layers * HS_BRANCH_COUNT, sizeof *a->mem);
-    a->top_p_host = hs_alloc((size_t)layers * (size_t)heads * sizeof *a->top_p_host);
+    const int cells = p->intervals * layers * heads;
+    a->top_p_host = hs_alloc((size_t)cells * sizeof *a->top_p_host);
     if (!a->mem || !a->top_p_host) {
         r = hs_fail(err, HS_ENOMEM, "no memory for the attention's caches");
         goto out;
     }
-    for (int i = 0; i < layers * heads; i++) a->top_p_host[i] = p->top_p_heads ? p->top_p_heads[i] : p->top_p;
+    for (int i = 0; i < cells; i++) a->top_p_host[i] = p->top_p_heads ? p->top_p_heads[i] : p->top_p;
     a->p.top_p_heads = NULL; /* copied: nothing of the caller's is kept */
     if ((r = each(a, alloc_buf, &(allocation){dev, err})) || p->method == HS_DENSE) goto out;
     for (int i = 0; i < HS_BRANCH_COUNT * layers; i++) {

@@ -15,6 +15,7 @@ typedef struct hs_attn_memory {
     hs_mask mask;
     int attended; /* the last call was sparse */
     int alone;    /* the last call had thresholds of its own */
+    int interval; /* whose thresholds the masks were chosen with */
     int started;  /* every head has been predicted in this video: none will want a first time */
 } hs_attn_memory;
 
@@ -36,12 +37,12 @@ struct hs_attn {
     hs_buf mean[2];                 /* F32 [heads, D]: token means of q and k, left by qk_norm */
     hs_buf scores[HS_BRANCH_COUNT]; /* F32 [heads, rows, score_cols], of the branch's last prediction */
     hs_attn_scored scored[HS_BRANCH_COUNT];
-    hs_buf top_p;              /* F32 [layers, heads] */
+    hs_buf top_p;              /* F32 [intervals, layers, heads]; a call's own thresholds lie in the first table */
     hs_buf every;              /* U8 [heads] of ones */
     hs_buf label;              /* I32 [heads, N] */
     hs_buf pooled[3];          /* F32 [heads, blocks, D]: block means of q, k, v */
     int top_p_is_host;         /* top_p holds the session's thresholds */
-    float *top_p_host;         /* [layers, heads] thresholds of the session */
+    float *top_p_host;         /* [intervals, layers, heads] thresholds of the session */
     char *report;              /* host copy of one mask */
     double laps[HS_LAP_COUNT]; /* the device's at hs_attn_begin */
 };
@@ -55,6 +56,14 @@ static inline int hs_attn_is_sparse(const hs_attn *a, const hs_policy *call, int
     for (int h = 0; call->top_p && h < a->heads; h++)
         if (call->top_p[layer * a->heads + h] < 1) return 1;
     return !call->top_p;
+}
+/* Do the thresholds of this layer differ between two step intervals? */
+static inline int hs_attn_changes(const hs_attn *a, int layer, int from, int to) {
+    const float *p = a->top_p_host + (int64_t)layer * a->heads;
+    const int64_t table = (int64_t)a->layers * a->heads;
+    for (int h = 0; h < a->heads; h++)
+        if (p[from * table + h] != p[to * table + h]) return 1;
+    return 0;
 }
 /* The last dense step, where the policy asks for it: attends densely, and leaves anchors and masks of exact block mass,
  * so that the first sparse steps may reuse those. */

@@ -378,6 +378,7 @@ int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_f
     if (!isnan(o->top_p)) {
         p.top_p = (float)o->top_p;
         p.top_p_heads = NULL;
+        p.intervals = 1;
     }
     set_int(&p.dense_steps, o->dense_steps);
     set_int(&p.dense_layers, o->dense_layers);

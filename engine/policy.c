@@ -4,7 +4,7 @@
 #include <string.h>
 
 hs_attn_policy hs_attn_policy_default(hs_method method) {
-    hs_attn_policy p = {.method = method, .top_p = 0.9f, .block = 128, .stride = 16};
+    hs_attn_policy p = {.method = method, .top_p = 0.9f, .intervals = 1, .block = 128, .stride = 16};
     p.reuse =
         (hs_reuse_policy){.kind = HS_REUSE_DRIFT, .delta = 30, .interval = 4, .gate_low = 0.4f, .gate_high = 0.8f};
     if (method == HS_DENSE) p.reuse.kind = HS_REUSE_NONE;
@@ -56,6 +56,32 @@ static int range(const char *what, double v, double low, double high, hs_err *er
     return hs_fail(err, HS_EINVAL, "attention policy: %s is %g, must be %g to %g", what, v, low, high);
 }
 
+int hs_attn_policy_interval(const hs_attn_policy *p, int step) {
+    int i = 0;
+    while (i + 1 < p->intervals && p->interval_start[i + 1] <= step) i++;
+    return i;
+}
+
+/* Thresholds and the parts of the run that they are for. */
+static int check_thresholds(const hs_attn_policy *p, int layers, int heads, hs_err *err) {
+    int r = range("the number of step intervals", p->intervals, 1, p->top_p_heads ? HS_MAX_INTERVALS : 1, err);
+    if (r || !p->top_p_heads) return r;
+    if (p->interval_start[0])
+        return hs_fail(err, HS_EINVAL, "attention policy: the first step interval begins at step %d, must be 0",
+                       p->interval_start[0]);
+    for (int i = 1; i < p->intervals; i++)
+        if (p->interval_start[i] < p->interval_start[i - 1])
+            return hs_fail(err, HS_EINVAL,
+                           "attention policy: step interval %d begins at step %d, before interval %d (step %d)", i,
+                           p->interval_start[i], i - 1, p->interval_start[i - 1]);
+    for (int i = 0; i < p->intervals * layers * heads; i++)
+        if (!(p->top_p_heads[i] > 0 && p->top_p_heads[i] <= 1))
+            return hs_fail(err, HS_EINVAL,
+                           "top-p of layer %d, head %d in step interval %d is %g, must be above 0 and at most 1",
+                           i / heads % layers, i % heads, i / heads / layers, p->top_p_heads[i]);
+    return 0;
+}
+
 int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err *err) {
     int r;
     if (p->method == HS_DENSE) return 0;
@@ -64,12 +90,8 @@ int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err 
         (r = range("reuse interval", p->reuse.interval, 1, 1000, err)) ||
         (r = range("reuse delta", p->reuse.delta, 0, 1e9, err)) ||
         (r = range("lower gate", p->reuse.gate_low, 0, 1, err)) ||
-        (r = range("upper gate", p->reuse.gate_high, 0, 1, err)))
+        (r = range("upper gate", p->reuse.gate_high, 0, 1, err)) || (r = check_thresholds(p, layers, heads, err)))
         return r;
-    for (int i = 0; p->top_p_heads && i < layers * heads; i++)
-        if (!(p->top_p_heads[i] > 0 && p->top_p_heads[i] <= 1))
-            return hs_fail(err, HS_EINVAL, "top-p of layer %d, head %d is %g, must be above 0 and at most 1", i / heads,
-                           i % heads, p->top_p_heads[i]);
     if (p->method == HS_SVG2) {
         if ((r = range("query clusters", p->q_clusters, 1, 65535, err)) ||
             (r = range("key clusters", p->k_clusters, 1, 65535, err)) ||

@@ -118,30 +118,43 @@ void hs_profile_free(hs_profile *p) {
     hs_free(p);
 }
 
+static int no_memory(const hs_profile *p, hs_err *err) {
+    return hs_fail(err, HS_ENOMEM, "no memory for a profile of %d layers x %d heads", p->layers, p->heads);
+}
+
 static int add_budgets(hs_profile *p, int n, hs_err *err) {
     p->budgets = hs_calloc((size_t)n, sizeof *p->budgets);
     p->n_budgets = p->budgets ? n : 0;
-    int ok = p->budgets != NULL;
-    for (int i = 0; i < n && ok; i++) {
+    for (int i = 0; i < p->n_budgets; i++) {
         hs_profile_budget *b = &p->budgets[i];
         b->sparsity = b->error = b->bound = b->gap = b->joint_error = NAN;
-        b->top_p = hs_calloc((size_t)p->layers * (size_t)p->heads, sizeof *b->top_p);
-        ok = b->top_p != NULL;
     }
-    return ok ? 0 : hs_fail(err, HS_ENOMEM, "no memory for a profile of %d layers x %d heads", p->layers, p->heads);
+    return p->budgets ? 0 : no_memory(p, err);
 }
 
-int hs_profile_new(int layers, int heads, int n, hs_profile **ret, hs_err *err) {
-    if (layers < 1 || layers > HS_MAX_LAYERS || heads < 1 || heads > HS_MAX_HEADS || n < 1 ||
-        n > HS_PROFILE_MAX_BUDGETS)
-        return hs_fail(err, HS_EINVAL, "a profile of %d layers x %d heads with %d budgets: 1 to %d, %d and %d", layers,
-                       heads, n, HS_MAX_LAYERS, HS_MAX_HEADS, HS_PROFILE_MAX_BUDGETS);
+/* Room for the thresholds of so many intervals, equal ones until more is known. */
+static int add_thresholds(const hs_profile *p, int intervals, hs_profile_budget *b, hs_err *err) {
+    b->intervals = intervals;
+    for (int i = 0; i < intervals; i++) b->until[i] = (i + 1.0) / intervals;
+    b->top_p = hs_calloc((size_t)intervals * (size_t)p->layers * (size_t)p->heads, sizeof *b->top_p);
+    return b->top_p ? 0 : no_memory(p, err);
+}
+
+int hs_profile_new(int layers, int heads, int intervals, int n, hs_profile **ret, hs_err *err) {
+    if (layers < 1 || layers > HS_MAX_LAYERS || heads < 1 || heads > HS_MAX_HEADS || intervals < 1 ||
+        intervals > HS_MAX_INTERVALS || n < 1 || n > HS_PROFILE_MAX_BUDGETS)
+        return hs_fail(err, HS_EINVAL,
+                       "a profile of %d layers x %d heads with %d step intervals and %d budgets: 1 to %d, %d, %d and "
+                       "%d",
+                       layers, heads, intervals, n, HS_MAX_LAYERS, HS_MAX_HEADS, HS_MAX_INTERVALS,
+                       HS_PROFILE_MAX_BUDGETS);
     hs_profile *p = hs_calloc(1, sizeof *p);
     if (!p) return hs_fail(err, HS_ENOMEM, "no memory for a profile");
     p->layers = layers;
     p->heads = heads;
     p->policy = hs_attn_policy_default(HS_XATTENTION);
     int rc = add_budgets(p, n, err);
+    for (int i = 0; i < n && !rc; i++) rc = add_thresholds(p, intervals, &p->budgets[i], err);
     if (!rc && !(p->path = hs_strdup("new profile"))) rc = hs_fail(err, HS_ENOMEM, "no memory for a profile");
     if (rc)
         hs_profile_free(p);
@@ -156,6 +169,7 @@ typedef struct reader {
     const char *path;
     char where[64]; /* "model.", "budgets[1]." */
     hs_err *err;
+    int version;
     int rc; /* the first failure; later calls do nothing */
 } reader;
 
@@ -256,7 +270,7 @@ static void refuse_unknown(reader *r, const cJSON *object, const field *fields, 
             r->rc = hs_fail(r->err, HS_ENOTSUP,
                             "%s: '%s%.60s' is not a field of haste-profile version %d here; ignoring it could mean "
                             "other thresholds than were measured",
-                            r->path, r->where, c->string, HS_PROFILE_VERSION);
+                            r->path, r->where, c->string, r->version);
     }
 }
 
@@ -343,34 +357,72 @@ static void read_calibration(reader *r, const cJSON *doc, hs_profile *p) {
     p->has_calibration = 1;
 }
 
-static void read_top_p(reader *r, const cJSON *budget, const hs_profile *p, float *ret) {
-    const cJSON *rows = item(r, budget, "top_p"), *row, *v;
+/* Where the step intervals of a budget end; their number. One if nothing is said. */
+static int read_until(reader *r, const cJSON *budget, double *ret) {
+    const cJSON *v;
+    double before = 0;
+    char key[32];
+    ret[0] = 1;
+    if (!item(r, budget, "until")) return 1;
+    int n = array_of(r, budget, "until", HS_MAX_INTERVALS, &v);
+    for (int i = 0; i < n && !r->rc; i++, v = v->next) {
+        snprintf(key, sizeof key, "until[%d]", i);
+        if (!cJSON_IsNumber(v) || !(v->valuedouble > before && v->valuedouble <= 1))
+            refuse(r, HS_EFORMAT, key, v, "expected a share of the steps above %g and at most 1", before);
+        else if (i == n - 1 && v->valuedouble < 1)
+            refuse(r, HS_EFORMAT, key, v, "expected 1: the last interval ends with the run");
+        before = ret[i] = v->valuedouble;
+    }
+    return n;
+}
+
+/* A table of layers x heads, called `name`. */
+static void read_rows(reader *r, const char *name, const cJSON *rows, const hs_profile *p, float *ret) {
     char key[64];
     if (!cJSON_IsArray(rows))
-        refuse(r, HS_EFORMAT, "top_p", rows, "expected %d rows (layers) of %d numbers (heads)", p->layers, p->heads);
+        refuse(r, HS_EFORMAT, name, rows, "expected %d rows (layers) of %d numbers (heads)", p->layers, p->heads);
     int n = cJSON_GetArraySize(rows);
     if (!r->rc && n != p->layers)
-        r->rc = hs_fail(r->err, HS_EFORMAT, "%s: '%stop_p' has %d rows, expected %d (model.layers)", r->path, r->where,
-                        n, p->layers);
-    if (r->rc) return;
-    row = rows->child;
+        r->rc = hs_fail(r->err, HS_EFORMAT, "%s: '%s%s' has %d rows, expected %d (model.layers)", r->path, r->where,
+                        name, n, p->layers);
+    const cJSON *row = r->rc ? NULL : rows->child, *v;
     for (int i = 0; i < p->layers && !r->rc; i++, row = row->next) {
         n = cJSON_IsArray(row) ? cJSON_GetArraySize(row) : 0;
         if (n != p->heads) {
-            r->rc = hs_fail(r->err, HS_EFORMAT, "%s: '%stop_p[%d]' has %d numbers, expected %d (model.heads)", r->path,
-                            r->where, i, n, p->heads);
+            r->rc = hs_fail(r->err, HS_EFORMAT, "%s: '%s%s[%d]' has %d numbers, expected %d (model.heads)", r->path,
+                            r->where, name, i, n, p->heads);
             return;
         }
         v = row->child;
         for (int h = 0; h < p->heads && !r->rc; h++, v = v->next) {
-            snprintf(key, sizeof key, "top_p[%d][%d]", i, h);
+            snprintf(key, sizeof key, "%s[%d][%d]", name, i, h);
             if (!is_top_p(v)) refuse(r, HS_EFORMAT, key, v, "expected a number above 0 and at most 1");
             *ret++ = (float)v->valuedouble;
         }
     }
 }
 
+/* One table, or with `until` one for each interval. */
+static void read_top_p(reader *r, const cJSON *budget, const hs_profile *p, hs_profile_budget *b) {
+    const cJSON *v = item(r, budget, "top_p");
+    const int cells = p->layers * p->heads, tables = cJSON_IsArray(v) ? cJSON_GetArraySize(v) : 0;
+    char name[32];
+    if (!item(r, budget, "until")) {
+        read_rows(r, "top_p", v, p, b->top_p);
+        return;
+    }
+    if (!r->rc && tables != b->intervals)
+        r->rc = hs_fail(r->err, HS_EFORMAT, "%s: '%stop_p' has %d tables, expected %d, one for each number of 'until'",
+                        r->path, r->where, tables, b->intervals);
+    v = r->rc ? NULL : v->child;
+    for (int i = 0; i < tables && !r->rc; i++, v = v->next) {
+        snprintf(name, sizeof name, "top_p[%d]", i);
+        read_rows(r, name, v, p, b->top_p + i * cells);
+    }
+}
+
 static void read_budgets(reader *r, const cJSON *doc, hs_profile *p) {
+    static const char *const others[][3] = {{"top_p", NULL}, {"top_p", "until", NULL}}; /* of each version */
     const cJSON *v;
     int n = array_of(r, doc, "budgets", HS_PROFILE_MAX_BUDGETS, &v);
     if (r->rc || (r->rc = add_budgets(p, n, r->err))) return;
@@ -382,8 +434,12 @@ static void read_budgets(reader *r, const cJSON *doc, hs_profile *p) {
             refuse(r, HS_EFORMAT, "budgets", v, "expected a list of objects");
             return;
         }
-        read_fields(r, v, budget_fields, (const char *const[]){"top_p", NULL}, b);
-        read_top_p(r, v, p, b->top_p);
+        read_fields(r, v, budget_fields, others[r->version - 1], b);
+        double until[HS_MAX_INTERVALS];
+        int intervals = read_until(r, v, until);
+        if (r->rc || (r->rc = add_thresholds(p, intervals, b, r->err))) return;
+        memcpy(b->until, until, (size_t)intervals * sizeof *until);
+        read_top_p(r, v, p, b);
         for (int j = 0; j < i && !r->rc; j++)
             if (p->budgets[j].target == b->target)
                 refuse(r, HS_EFORMAT, "target", item(r, v, "target"), "the same as that of budgets[%d]", j);
@@ -393,13 +449,13 @@ static void read_budgets(reader *r, const cJSON *doc, hs_profile *p) {
 
 static void read_head(reader *r, const cJSON *doc) {
     const cJSON *v = item(r, doc, "format");
-    int version;
     if (!cJSON_IsString(v) || strcmp(v->valuestring, "haste-profile"))
         refuse(r, HS_EFORMAT, "format", v, "expected \"haste-profile\"");
     v = item(r, doc, "version");
-    if (!is_step(v, HS_PROFILE_VERSION, HS_PROFILE_VERSION, &version))
+    if (!is_step(v, 1, HS_PROFILE_VERSION, &r->version))
         refuse(r, HS_ENOTSUP, "version", v,
-               "this program reads version %d; take the program that the profile was made with", HS_PROFILE_VERSION);
+               "this program reads versions 1 to %d; take the program that the profile was made with",
+               HS_PROFILE_VERSION);
 }
 
 int hs_profile_parse(const char *json, size_t len, const char *path, hs_profile **ret, hs_err *err) {
@@ -505,22 +561,42 @@ static int write_calibration(cJSON *doc, const hs_profile *p) {
     return ok;
 }
 
-static int write_budget(cJSON *list, const hs_profile *p, const hs_profile_budget *b) {
-    cJSON *to = cJSON_CreateObject(), *rows, *row;
-    int ok = cJSON_AddItemToArray(list, to) && write_fields(to, budget_fields, b) &&
-             (rows = cJSON_AddArrayToObject(to, "top_p"));
+static int write_rows(cJSON *rows, const hs_profile *p, const float *top_p) {
+    cJSON *row;
+    int ok = rows != NULL;
     for (int i = 0; i < p->layers && ok; i++) {
         ok = cJSON_AddItemToArray(rows, row = cJSON_CreateArray());
         for (int h = 0; h < p->heads && ok; h++)
-            ok = cJSON_AddItemToArray(row, number((double)b->top_p[i * p->heads + h], 1));
+            ok = cJSON_AddItemToArray(row, number((double)top_p[i * p->heads + h], 1));
     }
     return ok;
+}
+
+static int write_budget(cJSON *list, const hs_profile *p, const hs_profile_budget *b) {
+    cJSON *to = cJSON_CreateObject(), *tables, *rows;
+    int ok = cJSON_AddItemToArray(list, to) && write_fields(to, budget_fields, b);
+    if (b->intervals == 1) return ok && write_rows(cJSON_AddArrayToObject(to, "top_p"), p, b->top_p);
+    ok = ok && (rows = cJSON_AddArrayToObject(to, "until"));
+    for (int i = 0; i < b->intervals && ok; i++) ok = cJSON_AddItemToArray(rows, number(b->until[i], 0));
+    ok = ok && (tables = cJSON_AddArrayToObject(to, "top_p"));
+    for (int i = 0; i < b->intervals && ok; i++)
+        ok = cJSON_AddItemToArray(tables, rows = cJSON_CreateArray()) &&
+             write_rows(rows, p, b->top_p + i * p->layers * p->heads);
+    return ok;
+}
+
+/* The oldest version that can say it. */
+static int version_of(const hs_profile *p) {
+    int version = 1;
+    for (int i = 0; i < p->n_budgets; i++)
+        if (p->budgets[i].intervals > 1) version = 2;
+    return version;
 }
 
 static char *text_of(const hs_profile *p) {
     cJSON *doc = cJSON_CreateObject(), *list;
     int ok = doc && cJSON_AddStringToObject(doc, "format", "haste-profile") &&
-             cJSON_AddNumberToObject(doc, "version", HS_PROFILE_VERSION) && write_object(doc, "made", made_fields, p) &&
+             cJSON_AddNumberToObject(doc, "version", version_of(p)) && write_object(doc, "made", made_fields, p) &&
              write_object(doc, "model", model_fields, p) && write_object(doc, "made_for", made_for_fields, p) &&
              write_object(doc, "method", method_fields[p->policy.method], p) &&
              write_object(doc, "reuse", reuse_fields[p->policy.reuse.kind], p) &&
@@ -566,7 +642,10 @@ int hs_profile_save(const char *path, const hs_profile *p, hs_err *err) {
     char *text = text_of(p);
     hs_profile *again;
     if (!text) return hs_fail(err, HS_ENOMEM, "%s: no memory to write the profile", path);
-    int rc = hs_profile_parse(text, strlen(text), path, &again, err);
+    size_t len = strlen(text);
+    int rc = len <= HS_PROFILE_MAX_BYTES
+                 ? hs_profile_parse(text, len, path, &again, err)
+                 : hs_fail(err, HS_EFORMAT, "%s: %zu bytes, a profile has at most %d", path, len, HS_PROFILE_MAX_BYTES);
     if (!rc) {
         hs_profile_free(again);
         rc = replace_file(path, text, err);

@@ -35,11 +35,19 @@ int hs_profile_choose(const hs_profile *p, double target, int *ret, hs_err *err)
     return 0;
 }
 
+/* Steps whose middle lies before this share of the run. */
+static int steps_until(double share, int steps) {
+    return (int)ceil(share * steps - 0.5);
+}
+
 int hs_profile_policy(const hs_profile *p, int budget, int steps, hs_attn_policy *ret, hs_err *err) {
     if (budget < 0 || budget >= p->n_budgets || steps < 1 || steps > HS_MAX_STEPS)
         return hs_fail(err, HS_EINVAL, "%s: budget %d of %d for %d steps", p->path, budget, p->n_budgets, steps);
     hs_attn_policy a = p->policy;
-    a.top_p_heads = p->budgets[budget].top_p;
+    const hs_profile_budget *b = &p->budgets[budget];
+    a.top_p_heads = b->top_p;
+    a.intervals = b->intervals;
+    for (int i = 1; i < b->intervals; i++) a.interval_start[i] = steps_until(b->until[i - 1], steps);
     a.dense_steps = (a.dense_steps * steps + p->steps - 1) / p->steps;
     if (a.reuse.kind == HS_REUSE_INTERVAL) {
         a.reuse.interval = (2 * a.reuse.interval * steps + p->steps) / (2 * p->steps);
@@ -73,6 +81,8 @@ int hs_profile_differences(const hs_profile *p, const hs_request *r, char *ret, 
             ADD("; %d dense steps of %d become %d of %d", p->policy.dense_steps, p->steps, a.dense_steps, r->steps);
         if (a.reuse.kind == HS_REUSE_INTERVAL)
             ADD("; a refresh every %d steps becomes every %d", p->policy.reuse.interval, a.reuse.interval);
+        for (int i = 1; i < r->attention.intervals; i++)
+            ADD(i == 1 ? "; thresholds change at step %d" : ", %d", r->attention.interval_start[i]);
     }
 #undef ADD
     return 1;

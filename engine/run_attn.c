@@ -63,7 +63,9 @@ static void add_top_p(text *t, const hs_attn_policy *p, int n) {
         high = fmaxf(high, p->top_p_heads[i]);
         sum += (double)p->top_p_heads[i];
     }
-    add(t, ", top-p %g to %g per head (mean %.3g)", (double)low, (double)high, sum / n);
+    add(t, ", top-p %g to %g per head", (double)low, (double)high);
+    if (p->intervals > 1) add(t, " and in %d step intervals", p->intervals);
+    add(t, " (mean %.3g)", sum / n);
 }
 
 void hs_attn_describe(const hs_request *r, const hs_model_info *info, char *ret, size_t size) {
@@ -76,7 +78,7 @@ void hs_attn_describe(const hs_request *r, const hs_model_info *info, char *ret,
     else
         add(&t, ", block %d", p->block);
     if (p->method == HS_XATTENTION) add(&t, ", stride %d", p->stride);
-    add_top_p(&t, p, info->layers * info->heads);
+    add_top_p(&t, p, p->intervals * info->layers * info->heads);
     add_reuse(&t, &p->reuse);
     if (p->dense_steps >= r->steps || p->dense_layers >= info->layers)
         add(&t, ", but all %s dense: nothing is sparse", p->dense_steps >= r->steps ? "steps are" : "layers are");
@@ -262,7 +264,11 @@ static int add_policy(cJSON *root, const hs_attn_policy *p) {
              {"dense_layers", p->dense_layers, ~0}};
     int ok = to && cJSON_AddStringToObject(to, "reuse", hs_reuse_name(p->reuse.kind)) &&
              cJSON_AddItemToObject(to, "top_p",
-                                   p->top_p_heads ? cJSON_CreateString("per head") : rounded((double)p->top_p, 7)) &&
+                                   !p->top_p_heads    ? rounded((double)p->top_p, 7)
+                                   : p->intervals > 1 ? cJSON_CreateString("per head and step interval")
+                                                      : cJSON_CreateString("per head")) &&
+             (p->intervals == 1 ||
+              cJSON_AddItemToObject(to, "interval_starts", cJSON_CreateIntArray(p->interval_start, p->intervals))) &&
              cJSON_AddBoolToObject(to, "seed_exact", p->seed_exact) &&
              cJSON_AddBoolToObject(to, "compensate", p->compensate) && cJSON_AddBoolToObject(to, "compat", p->compat);
     for (size_t i = 0; i < sizeof n / sizeof *n && ok; i++)

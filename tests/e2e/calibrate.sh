@@ -102,6 +102,50 @@ COLUMNS=80 cal_good show wide.json
 test "$(awk '{ if (length > m) m = length } END { print m }' out)" -le 125 || fail "budget lines too long"
 test "$(grep -A3 '^budget' out | awk '{ if (length > m) m = length } END { print m }')" -le 80 || fail "the map is wider than 80"
 
+# thresholds of their own in every step interval
+cal_good solve t.jsonl --sparsity 0.2,0.35 --per-interval -o steps.json --report steps.html
+says "warning: --per-interval chooses by 1 probe a number"
+cal_good solve t.jsonl --sparsity 0.2,0.35 -o heads.json
+! grep -q warning err || fail "a warning without --per-interval"
+python3 - <<'END' || fail "thresholds per step interval"
+import json
+a, b = json.load(open("heads.json")), json.load(open("steps.json"))
+assert a["version"] == 1 and b["version"] == 2
+for x, y in zip(a["budgets"], b["budgets"]):
+    assert y["until"] == [1 / 3, 2 / 3, 1] and len(y["top_p"]) == 3 and y["top_p"][0] != y["top_p"][2]
+    assert all(len(t) == 4 and all(len(r) == 3 for r in t) for t in y["top_p"])
+    assert y["error"] < x["error"] and y["sparsity"] >= y["target"] - 1e-9 and y["gap"] <= 1e-4
+END
+if python3 -c 'import jsonschema' 2>/dev/null; then
+    python3 - "$SOURCE_ROOT" <<'END' || fail "profiles and their schema disagree"
+import glob, json, sys, jsonschema
+root = sys.argv[1]
+check = jsonschema.Draft202012Validator(json.load(open(root + "/data/profile.schema.json"))).validate
+for f in ["heads.json", "steps.json"] + glob.glob(root + "/data/profiles/*.json") + glob.glob(root + "/tests/unit/profiles/*.json"):
+    check(json.load(open(f)))
+p = json.load(open("steps.json"))
+for wrong in ({"version": 1}, {"budgets": [{**p["budgets"][0], "until": [0.5, 1.5]}]}, {"budgets": [{"target": 0.5, "top_p": p["budgets"][0]["top_p"]}]}):
+    try: check({**p, **wrong})
+    except jsonschema.ValidationError: continue
+    raise SystemExit("accepted: %s" % str(wrong)[:100])
+END
+fi
+cal_good show steps.json --budget 0.35
+test "$(grep '^steps [0-9]' out | tr '\n' ';')" = "steps 0 to 3 of 12;steps 4 to 7 of 12;steps 8 to 11 of 12;" || fail "intervals: $(cat out)"
+test "$(grep -c 'two digits of top-p' out)" = 1 || fail "one legend is enough"
+grep -q "Threshold p, budget 0.2, steps 4 to 7" steps.html || fail "no map of an interval"
+grep -q "p per head and step interval" steps.html || fail "no curve of intervals"
+cal_good compare heads.json steps.json --table t.jsonl
+shows "target A  target B  thresholds    equal  or next  A: sparsity  error  B: sparsity  error   B / A"
+test "$(awk 'NR > 3 && $3 == 36 && $NF < 1' out | wc -l)" = 2 || fail "compare: $(cat out)"
+cal_good compare heads.json heads.json
+test "$(awk 'NR > 3 && $3 == 12 && $4 == 100' out | wc -l)" = 2 || fail "compare with itself: $(cat out)"
+cal_good compare heads.json p.json
+test "$(awk 'NR > 3 && $1 == $2 && $4 == 100' out | wc -l)" = 2 || fail "compare by target: $(cat out)"
+"$GENTABLE" third.jsonl layers=4 heads=3 sha=6 || fail gentable
+cal_good solve third.jsonl --sparsity 0.2,0.35 -o third.json
+cal_bad 2 "profiles of two models" compare heads.json third.json
+
 # ---- tables that are not what they should be
 "$GENTABLE" cut.jsonl layers=4 heads=3 miss=1 || fail gentable
 cal_bad 2 "the table is not complete: 1 of 36 pairs of head and step interval lack probes" solve cut.jsonl --sparsity 0.2 -o x.json
@@ -154,6 +198,13 @@ import json
 for a, b in zip(json.load(open("one.json"))["budgets"], json.load(open("fine.json"))["budgets"]):
     assert b["joint_error"] <= a["joint_error"] and b["sparsity"] >= a["target"] - 1e-6 and b["target"] == a["target"]
 END
+cal_good solve one.jsonl -m A --prompts cal.txt --held-out held.txt --sparsity 0.3 --random 2 --refine 1 --per-interval --device ref -o steps.json
+says "configurations: measured / predicted"
+python3 - <<'END' || fail "thresholds per step interval"
+import json
+b, = json.load(open("steps.json"))["budgets"]
+assert b["joint_error"] > 0 and b["until"] == [0.5, 1] and b["top_p"][0] != b["top_p"][1], b
+END
 cal measure $tiny --table one.jsonl --dense-steps 1
 test "$status" != 0 || fail "a table of other settings was continued"
 cal_bad 2 "holds a calibration prompt" $tiny --held-out cal.txt --table new.jsonl -o x.json
@@ -203,3 +254,18 @@ assert s["profile"]["budget"] == 0.3
 got = 1 - s["density"]
 assert abs(got - b["sparsity"]) < 0.2, (got, b["sparsity"])
 END
+good -m A --device ref --size 32x32 --frames 5 --steps 4 --seed 7 -p a -o null: --profile steps.json --reuse freeze --stats s.json
+says "per head and in 2 step intervals"
+python3 - <<'END' || fail "haste-run did not change thresholds with the step"
+import json
+s, b = json.load(open("s.json")), json.load(open("steps.json"))["budgets"][0]
+a = s["attention_settings"]
+assert a["top_p"] == "per head and step interval" and a["interval_starts"] == [0, 2], a
+for c in s["calls"]:
+    p = b["top_p"][c["step"] // 2][c["layer"]]
+    new = c["step"] == 0 or (c["step"] == 2 and b["top_p"][0][c["layer"]] != b["top_p"][1][c["layer"]])
+    assert all(m == ("predicted" if new else "reused") for m in c["mask"]), c
+    assert all((d == 1) == (q == 1) or q > 0.8 for d, q in zip(c["density"], p)), (c, p)
+END
+good -m A --device ref --size 32x32 --frames 5 --steps 2 --seed 7 -p a -o null: --profile steps.json
+says "thresholds change at step 1"

@@ -40,7 +40,7 @@ static int joint(hs_table_writer *w, const hs_table_info *i, const head *h, cons
     for (int k = 0; k < n; k++)
         error += error_at(&h[k], (double)top_p[k]), sparsity += sparsity_at(&h[k], (double)top_p[k]) / n;
     if (candidate == HS_JOINT_FLOOR) sparsity = 0;
-    if (candidate == HS_JOINT_CONFIG) hs_measure_config_name(top_p, i->layers, i->heads, j.config);
+    if (candidate == HS_JOINT_CONFIG) hs_measure_config_name((hs_thresholds){1, top_p}, i->layers, i->heads, j.config);
     for (int prompt = 0; prompt < i->prompts + 3; prompt++)
         for (int t = 0; t < i->n_intervals && !rc; t++) {
             double e = candidate == HS_JOINT_FLOOR ? floor : error * exp(0.5 * (uniform(state) - 0.5));

@@ -3,6 +3,7 @@
 need python3
 "$GENTABLE" t.jsonl layers=10 heads=3 joints=24 floor=2000 || fail gentable
 "$HASTE_CALIBRATE" solve t.jsonl --sparsity 0.3,0.4,0.5 --match-top-p 0.9 -o p.json --report r.html -q 2>err || fail solve
+"$HASTE_CALIBRATE" solve t.jsonl --sparsity 0.3,0.4 --per-interval -o i.json --report i.html -q 2>err || fail "solve --per-interval"
 "$GENTABLE" big.jsonl layers=40 heads=40 || fail gentable
 "$HASTE_CALIBRATE" solve big.jsonl --sparsity 0.4 -o big.json -q 2>err || fail "solve big"
 "$HASTE_CALIBRATE" report big.json --table big.jsonl -o big.html -q 2>err || fail "report big"
@@ -30,13 +31,13 @@ class Page(html.parser.HTMLParser):
         if tag not in void: self.open.pop()
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, tag
-for name, heads in (("r.html", 30), ("big.html", 1600)):
+for name, heads, maps in (("r.html", 30, 3), ("i.html", 30, 5), ("big.html", 1600, 3)):
     text = open(name, encoding="utf-8").read()
     assert not re.search(r"https?://|@import|url\(", text), name
     p = Page(); p.feed(text); p.close()
     assert not p.open, p.open
-    assert p.cells == 3 * heads, (name, p.cells)
-    assert p.svg >= 5 and p.titles > 3 * heads
+    assert p.cells == maps * heads, (name, p.cells)
+    assert p.svg >= 5 and p.titles > maps * heads
     assert text.count("<h2>") >= 4
 text = open("r.html", encoding="utf-8").read()
 for part in ("budgets of the profile", "all heads at one p", "random thresholds", "rank correlation", "numeric floor",
@@ -71,7 +72,7 @@ draw() { # draw PAGE PNG FLAGS...
 brightness() {
     ffmpeg -v error -i "$1" -vf scale=1:1:flags=area -f rawvideo -pix_fmt gray - | od -An -tu1 | tr -d ' \n'
 }
-for page in r big; do
+for page in r i big; do
     { cat $page.html; echo "$measure"; } >$page.test.html
     for width in 1280 420; do
         HOME=$tmp timeout 90 "$browser" --headless=new --no-sandbox --disable-gpu --user-data-dir="$tmp/browser" \

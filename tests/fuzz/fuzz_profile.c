@@ -26,6 +26,8 @@ static void check(const hs_profile *p) {
             FUZZ_ASSERT(!hs_profile_policy(p, i, steps[k], &a, NULL) && a.top_p_heads == b->top_p);
             FUZZ_ASSERT(!hs_attn_policy_check(&a, p->layers, p->heads, NULL) && a.dense_steps <= steps[k]);
             FUZZ_ASSERT(!p->policy.dense_steps == !a.dense_steps);
+            FUZZ_ASSERT(a.intervals == b->intervals && b->until[b->intervals - 1] == 1);
+            FUZZ_ASSERT(a.interval_start[a.intervals - 1] <= steps[k]);
         }
     }
 }
@@ -39,7 +41,8 @@ static void save_and_load(const hs_profile *p) {
     FUZZ_ASSERT(!hs_profile_load(path, &again, &err) && again->n_budgets == p->n_budgets);
     for (int i = 0; i < p->n_budgets; i++)
         FUZZ_ASSERT(!memcmp(again->budgets[i].top_p, p->budgets[i].top_p,
-                            (size_t)p->layers * (size_t)p->heads * sizeof(float)));
+                            (size_t)(p->budgets[i].intervals * p->layers * p->heads) * sizeof(float)) &&
+                    !memcmp(again->budgets[i].until, p->budgets[i].until, sizeof p->budgets[i].until));
     FUZZ_ASSERT(again->policy.reuse.delta == p->policy.reuse.delta && again->seed == p->seed);
     hs_profile_free(again);
     unlink(path);

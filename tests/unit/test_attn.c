@@ -227,3 +227,91 @@ Test(attn, seeding_is_refused_where_it_means_nothing) {
     p.dense_steps = p.seed_exact = 1;
     cr_assert_eq(hs_attn_policy_check(&p, LAYERS, HEADS, &err), HS_ENOTSUP);
 }
+
+/* Thresholds of [layers, heads] in three intervals. Layer 0 changes at step 4 and not at 8, layer 1 the other way. */
+static const float timed[3][LAYERS][HEADS] = {
+    {{0.6f, 0.5f, 0.7f}, {0.5f, 1, 0.6f}},
+    {{0.4f, 1, 0.7f}, {0.5f, 1, 0.6f}},
+    {{0.4f, 1, 0.7f}, {0.5f, 0.4f, 0.6f}},
+};
+
+static hs_attn_policy timed_policy(hs_method method) {
+    hs_attn_policy p = policy(method);
+    p.top_p_heads = &timed[0][0][0];
+    p.intervals = 3;
+    p.interval_start[1] = 4, p.interval_start[2] = 8;
+    p.reuse.kind = HS_REUSE_FREEZE;
+    return p;
+}
+
+/* With masks kept for ever: a layer gets new ones exactly where its thresholds change, and they are those that the new
+ * thresholds would have given to a video that begins there. */
+Test(attn, thresholds_hold_from_the_first_step_of_their_interval) {
+    static const hs_method methods[] = {HS_XATTENTION, HS_POOLED};
+    for (int m = 0; m < 2; m++) {
+        const hs_attn_policy p = timed_policy(methods[m]);
+        fixture *f = make(&p);
+        for (int t = 0; t < STEPS; t++)
+            for (int layer = 0; layer < LAYERS; layer++) {
+                const int change = layer ? 8 : 4, interval = t / 4;
+                report r, fresh;
+                call(f, 0, layer, t, 31);
+                look(f, 0, layer, &r);
+                for (int h = 0; h < HEADS; h++) {
+                    cr_assert_eq(r.call[h], t == 0 || t == change ? HS_HEAD_PREDICTED : HS_HEAD_REUSED,
+                                 "%s: step %d, layer %d, head %d", hs_method_name(methods[m]), t, layer, h);
+                    cr_assert_eq(r.density[h] == 1, timed[interval][layer][h] == 1, "step %d, layer %d, head %d: %g", t,
+                                 layer, h, (double)r.density[h]);
+                }
+                if (t != change) continue;
+                hs_attn_policy same = policy(methods[m]);
+                same.top_p_heads = &timed[interval][0][0];
+                fixture *g = make(&same);
+                call(g, 0, layer, t, 31);
+                look(g, 0, layer, &fresh);
+                cr_assert(!memcmp(r.out, fresh.out, sizeof r.out), "step %d, layer %d", t, layer);
+                drop(g);
+            }
+        hs_attn_begin(f->a); /* again: the first interval's, not the last one's */
+        report r;
+        call(f, 0, 1, 0, 31);
+        look(f, 0, 1, &r);
+        cr_assert_eq(r.density[1], 1);
+        drop(f);
+    }
+}
+
+/* Clusters go on from where they are: only the choice among them is made again. */
+Test(attn, clusters_outlive_their_interval) {
+    hs_attn_policy p = timed_policy(HS_SVG2);
+    p.min_share = 0;
+    fixture *f = make(&p);
+    for (int t = 0; t <= 4; t++) {
+        report r;
+        uint8_t want[HEADS];
+        call(f, 0, 0, t, 32);
+        look(f, 0, 0, &r);
+        hs_download(dev, want, hs_attn_memory_of(f->a, 0, 0)->want);
+        for (int h = 0; h < HEADS; h++) cr_assert_eq(want[h], t == 0 ? 2 : t == 4, "step %d, head %d", t, h);
+        cr_assert_eq(r.density[1] == 1, t == 4);
+    }
+    drop(f);
+}
+
+/* Masks of the last dense step are for the step that follows, also where another interval begins there. */
+Test(attn, exact_masks_have_the_thresholds_of_the_step_they_serve) {
+    hs_attn_policy p = timed_policy(HS_XATTENTION);
+    p.dense_steps = 4;
+    p.seed_exact = 1;
+    fixture *f = make(&p);
+    int32_t bits[4];
+    for (int t = 0; t <= 4; t++) {
+        if (t == 4) exact_rows(f->host_in, 0, timed[1][0][0], bits);
+        call(f, 0, 0, t, 33);
+    }
+    report r;
+    look(f, 0, 0, &r);
+    for (int h = 0; h < HEADS; h++) cr_assert_eq(r.call[h], HS_HEAD_REUSED);
+    cr_assert(!memcmp(hs_attn_memory_of(f->a, 0, 0)->mask.bits.p, bits, sizeof bits));
+    drop(f);
+}

@@ -181,7 +181,7 @@ static int save_again(void *dir, hs_err *err) {
     hs_err e = {0};
     int64_t live = hs_alloc_live();
     snprintf(path, sizeof(path), "%s/p.json", (char *)dir);
-    cr_assert_eq(hs_profile_new(1, 1, 1, &p, &e), 0);
+    cr_assert_eq(hs_profile_new(1, 1, 1, 1, &p, &e), 0);
     memset(p->sha256, 'a', 64);
     p->width = p->height = 32, p->frames = 5, p->steps = 9, p->budgets[0].top_p[0] = 0.5f;
     int rc = hs_profile_save(path, p, err);
@@ -211,7 +211,7 @@ Test(faults, profiles) {
     for (int i = 0; i < 4; i++) {
         hs_profile *old;
         hs_err e;
-        cr_assert_eq(hs_profile_new(1, 1, 1, &old, &e), 0);
+        cr_assert_eq(hs_profile_new(1, 1, 1, 1, &old, &e), 0);
         memset(old->sha256, 'a', 64);
         old->width = old->height = 32, old->frames = 5, old->steps = 8, old->budgets[0].top_p[0] = 0.5f;
         cr_assert_eq(hs_profile_save(scratch("out/p.json"), old, &e), 0, "%s", e.msg);

@@ -303,12 +303,15 @@ Test(measure, is_what_the_long_way_gives) {
     const char *path = scratch("t");
     measure_into(&s, path);
     static const float mixed[CELLS] = {0.3f, 1, 0.55f, 0.9f};
+    static const float timed[2 * CELLS] = {0.55f, 1, 1, 0.3f, 1, 0.3f, 0.9f, 1}; /* other ones in each interval */
+    const hs_thresholds config[] = {{1, mixed}, {1, mixed}, {2, timed}}, odd = {3, timed};
     hs_err err = {0};
-    cr_assert_eq(hs_measure_joint(s.m, &s.req, &s.p, 1, 2, (const float *const[]){mixed, mixed}, &err), 0, "%s",
-                 err.msg);
+    cr_assert_eq(hs_measure_joint(s.m, &s.req, &s.p, 1, 3, config, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_measure_joint(s.m, &s.req, &s.p, 1, 1, &odd, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "thresholds of 3 step intervals, but the table has 2"), "%s", err.msg);
     hs_table *t = load_tables(1, &path);
     cr_assert_eq(t->n_probes, CELLS * 2 * 2);
-    cr_assert_eq(t->n_joints, 4 * 2);                  /* floor, two candidates, one configuration (given twice) */
+    cr_assert_eq(t->n_joints, 5 * 2);                  /* floor, two candidates, two configurations (one given twice) */
     float *at[2] = {recorded(&s, 0), recorded(&s, 2)}; /* the middles of steps 0, 1 and 2, 3 */
     hs_session *x = open_session(&s);
     double least = 1;
@@ -325,14 +328,17 @@ Test(measure, is_what_the_long_way_gives) {
         if (p->m.error < least) least = p->m.error;
     }
     cr_assert_gt(least, 1e-12, "a probe that changes nothing");
-    char name[17];
-    hs_measure_config_name(mixed, LAYERS, HEADS, name);
+    char name[2][17];
+    for (int k = 0; k < 2; k++) hs_measure_config_name(config[k + 1], LAYERS, HEADS, name[k]);
+    cr_assert_str_neq(name[0], name[1]);
     for (int64_t k = 0; k < t->n_joints; k++) {
         const hs_joint *j = &t->joints[k];
         float top_p[CELLS] = {0.5f, 0.5f, 0.5f, 0.5f};
         for (int c = 0; c < CELLS && j->candidate >= 0; c++) top_p[c] = (float)s.p.candidates[j->candidate];
-        if (j->candidate == HS_JOINT_CONFIG) cr_assert_str_eq(j->config, name);
-        check_measured(&s, x, at[j->interval], d[j->interval], j->step, j->candidate == HS_JOINT_CONFIG ? mixed : top_p,
+        const int is_timed = !strcmp(j->config, name[1]);
+        const float *own = is_timed ? timed + j->interval * CELLS : mixed;
+        if (j->candidate == HS_JOINT_CONFIG) cr_assert(is_timed || !strcmp(j->config, name[0]));
+        check_measured(&s, x, at[j->interval], d[j->interval], j->step, j->candidate == HS_JOINT_CONFIG ? own : top_p,
                        j->candidate == HS_JOINT_FLOOR, 0, -1, &j->m);
         if (j->candidate == HS_JOINT_FLOOR) cr_assert(j->m.error < 1e-10 && j->m.sparsity == 0);
     }

@@ -15,7 +15,7 @@ TestSuite(measure_ends, .fini = scratch_remove);
 Test(measure_ends, shards_are_the_whole) {
     setup s = make_setup(FAST, HS_SVG2);
     static const float mixed[CELLS] = {0.3f, 1, 0.55f, 0.9f};
-    const float *const config = mixed;
+    const hs_thresholds config = {1, mixed};
     char path[8][128];
     const char *paths[8];
     int64_t passes = 0, whole_passes = 0;

@@ -128,12 +128,13 @@ Test(profile, other_formats_and_versions) {
          "expected \"haste-profile\""},
         {"\"haste-profile\"", "7", HS_EFORMAT, "'format' is 7", "expected \"haste-profile\""},
         {"\"format\": \"haste-profile\",", "", HS_EFORMAT, "'format' is missing", "expected"},
-        {"\"version\": 1,", "\"version\": 2,", HS_ENOTSUP, "'version' is 2", "reads version 1"},
-        {"\"version\": 1,", "\"version\": 1.5,", HS_ENOTSUP, "'version' is 1.5", "reads version 1"},
-        {"\"version\": 1,", "\"version\": \"1\",", HS_ENOTSUP, "'version' is \"1\"", "reads version 1"},
-        {"\"version\": 1,", "", HS_ENOTSUP, "'version' is missing", "reads version 1"},
+        {"\"version\": 1,", "\"version\": 0,", HS_ENOTSUP, "'version' is 0", "reads versions 1 to 2"},
+        {"\"version\": 1,", "\"version\": 1.5,", HS_ENOTSUP, "'version' is 1.5", "reads versions 1 to 2"},
+        {"\"version\": 1,", "\"version\": \"1\",", HS_ENOTSUP, "'version' is \"1\"", "reads versions 1 to 2"},
+        {"\"version\": 1,", "", HS_ENOTSUP, "'version' is missing", "reads versions 1 to 2"},
         /* the version first: the rest of another version need not be known */
-        {"\"version\": 1,", "\"version\": 3, \"step_tables\": [],", HS_ENOTSUP, "'version' is 3", "reads version 1"},
+        {"\"version\": 1,", "\"version\": 3, \"step_tables\": [],", HS_ENOTSUP, "'version' is 3",
+         "reads versions 1 to 2"},
     };
     ALL_REFUSED("xattention.json", list);
 }
@@ -146,6 +147,7 @@ Test(profile, unknown_fields_are_not_skipped) {
         {"\"stride\": 16", "\"stride\": 16, \"q_clusters\": 3", HS_ENOTSUP, "'method.q_clusters'", "version 1"},
         {"{\"steps\": 5,", "{\"steps\": 5, \"heads\": 1,", HS_ENOTSUP, "'dense.heads'", "version 1"},
         {"\"seed\": 7,", "\"seed\": 7, \"sead\": 7,", HS_ENOTSUP, "'calibration.sead'", "version 1"},
+        {"{\"target\": 0.5,", "{\"target\": 0.5, \"until\": [1],", HS_ENOTSUP, "'budgets[1].until'", "version 1"},
         {"{\"target\": 0.5,", "{\"target\": 0.5, \"top_k\": [],", HS_ENOTSUP, "'budgets[1].top_k'", "version 1"},
         {"\"by\":", "\"By\":", HS_ENOTSUP, "'made.By'", "version 1"},
     };
@@ -240,6 +242,35 @@ Test(profile, budgets_and_thresholds) {
     refused(cut, strlen(cut), HS_EFORMAT, "'budgets' is []", "a list of 1 to 32");
 }
 
+Test(profile, step_intervals) {
+    hs_profile *p = good(sample("intervals.json"));
+    const hs_profile_budget *b = p->budgets;
+    cr_assert(b[0].intervals == 3 && b[0].until[0] == 0.3 && b[0].until[1] == 0.7 && b[0].until[2] == 1);
+    cr_assert(b[0].top_p[0] == 0.5f && b[0].top_p[3] == 0.8f && b[0].top_p[4] == 1 && b[0].top_p[11] == 0.95f);
+    cr_assert(b[1].intervals == 1 && b[1].until[0] == 1 && b[1].top_p[2] == 0.6f, "nothing said: one");
+    cr_assert(b[2].intervals == 1 && b[2].until[0] == 1 && b[2].top_p[3] == 0.99f, "one, said");
+    hs_profile_free(p);
+    static const change list[] = {
+        {"\"version\": 2", "\"version\": 1", HS_ENOTSUP, "'budgets[0].until' is not a field", "version 1"},
+        {"[0.3, 0.7, 1]", "[]", HS_EFORMAT, "'budgets[0].until' is []", "a list of 1 to 32"},
+        {"[0.3, 0.7, 1]", "0.3", HS_EFORMAT, "'budgets[0].until' is 0.3", "a list of 1 to 32"},
+        {"[0.3, 0.7, 1]", "[0, 0.7, 1]", HS_EFORMAT, "'budgets[0].until[0]' is 0,", "above 0 and at most 1"},
+        {"[0.3, 0.7, 1]", "[0.3, 0.3, 1]", HS_EFORMAT, "'budgets[0].until[1]' is 0.3", "above 0.3 and at most 1"},
+        {"[0.3, 0.7, 1]", "[0.3, 0.2, 1]", HS_EFORMAT, "'budgets[0].until[1]' is 0.2", "above 0.3 and at most 1"},
+        {"[0.3, 0.7, 1]", "[0.3, \"x\", 1]", HS_EFORMAT, "'budgets[0].until[1]' is \"x\"", "above 0.3 and at most 1"},
+        {"[0.3, 0.7, 1]", "[0.3, 0.7, 1.1]", HS_EFORMAT, "'budgets[0].until[2]' is 1.1", "at most 1"},
+        {"[0.3, 0.7, 1]", "[0.3, 0.7, 0.9]", HS_EFORMAT, "'budgets[0].until[2]' is 0.9", "expected 1: the last"},
+        {"[0.3, 0.7, 1]", "[0.3, 1]", HS_EFORMAT, "'budgets[0].top_p' has 3 tables", "expected 2, one for each"},
+        {"\"until\": [0.3, 0.7, 1], ", "", HS_EFORMAT, "'budgets[0].top_p' has 3 rows", "expected 2 (model.layers)"},
+        {"[[0.5, 0.6], [0.7, 0.8]]", "[[0.5, 0.6]]", HS_EFORMAT, "'budgets[0].top_p[0]' has 1 rows", "expected 2"},
+        {"[[0.5, 0.6], [0.7, 0.8]]", "0.5", HS_EFORMAT, "'budgets[0].top_p[0]' is 0.5", "2 rows (layers) of 2"},
+        {"[[1, 0.6], [0.7, 0.9]]", "[[1, 0.6], [0.7]]", HS_EFORMAT, "top_p[1][1]' has 1 numbers", "expected 2"},
+        {"[[1, 0.6], [0.7, 0.9]]", "[[1, 0.6], [0, 1]]", HS_EFORMAT, "top_p[1][1][0]' is 0,", "above 0"},
+        {"[[[0.7", "[[[7", HS_EFORMAT, "'budgets[2].top_p[0][0][0]' is 7", "at most 1"},
+    };
+    ALL_REFUSED("intervals.json", list);
+}
+
 Test(profile, damaged_text) {
     char json[4096];
     snprintf(json, sizeof json, "%s", sample("xattention.json"));
@@ -312,7 +343,9 @@ static void check_same(const hs_profile *a, const hs_profile *b) {
         const hs_profile_budget *x = &a->budgets[i], *y = &b->budgets[i];
         cr_assert(same(x->target, y->target) && same(x->sparsity, y->sparsity) && same(x->error, y->error));
         cr_assert(same(x->bound, y->bound) && same(x->gap, y->gap) && same(x->joint_error, y->joint_error));
-        for (int k = 0; k < a->layers * a->heads; k++) cr_assert_eq(x->top_p[k], y->top_p[k]);
+        cr_assert_eq(x->intervals, y->intervals);
+        for (int k = 0; k < x->intervals; k++) cr_assert_eq(x->until[k], y->until[k]);
+        for (int k = 0; k < x->intervals * a->layers * a->heads; k++) cr_assert_eq(x->top_p[k], y->top_p[k]);
     }
 }
 
@@ -325,9 +358,9 @@ static int count_files(void) {
 }
 
 Test(profile, round_trip) {
-    static const char *const names[] = {"xattention.json", "svg2.json", "pooled.json"};
+    static const char *const names[] = {"xattention.json", "svg2.json", "pooled.json", "intervals.json"};
     hs_err err = {0};
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         hs_profile *p = good(sample(names[i])), *q = NULL;
         if (i == 0) { /* numbers that are short in neither base */
             p->budgets[0].error = 1.0 / 3;
@@ -358,16 +391,36 @@ Test(profile, numbers_are_written_short) {
     fclose(f);
     cr_assert(strstr(text, "[[0.9, 0.95], [0.85, 0.9]]"), "%s", text);
     cr_assert(strstr(text, "0.7413,"), "%s", text);
+    cr_assert(strstr(text, "\"version\":\t1,"), "a version that older programs read, where it can say all");
+}
+
+Test(profile, a_third_of_the_steps_stays_a_third) {
+    char text[4096];
+    hs_err err = {0};
+    hs_profile *p = good(sample("intervals.json")), *q = NULL;
+    p->budgets[0].until[0] = 1 / 3.0;
+    cr_assert_eq(hs_profile_save(scratch("out.json"), p, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_profile_load(scratch("out.json"), &q, &err), 0, "%s", err.msg);
+    check_same(p, q);
+    FILE *f = fopen(scratch("out.json"), "r");
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    cr_assert(strstr(text, "\"version\":\t2,") && strstr(text, "[0.3333333333333333, 0.7, 1]"), "%s", text);
+    p->budgets[0].until[1] = 0.2;
+    cr_assert_eq(hs_profile_save(scratch("out.json"), p, &err), HS_EFORMAT);
+    hs_profile_free(p);
+    hs_profile_free(q);
 }
 
 Test(profile, a_new_profile_is_filled_and_saved) {
     hs_profile *p = NULL;
     hs_err err = {0};
-    cr_assert_eq(hs_profile_new(0, 4, 1, &p, &err), HS_EINVAL);
-    cr_assert_eq(hs_profile_new(3, 129, 1, &p, &err), HS_EINVAL);
-    cr_assert_eq(hs_profile_new(3, 4, 33, &p, &err), HS_EINVAL);
+    cr_assert_eq(hs_profile_new(0, 4, 1, 1, &p, &err), HS_EINVAL);
+    cr_assert_eq(hs_profile_new(3, 129, 1, 1, &p, &err), HS_EINVAL);
+    cr_assert_eq(hs_profile_new(3, 4, 33, 1, &p, &err), HS_EINVAL);
+    cr_assert_eq(hs_profile_new(3, 4, 1, 33, &p, &err), HS_EINVAL);
     cr_assert(!p);
-    cr_assert_eq(hs_profile_new(3, 4, 2, &p, &err), 0);
+    cr_assert_eq(hs_profile_new(3, 4, 1, 2, &p, &err), 0);
     /* what would be refused when read is refused when written, and the old file stays */
     write_text(scratch("out.json"), "old");
     cr_assert_eq(hs_profile_save(scratch("out.json"), p, &err), HS_EFORMAT);
@@ -408,7 +461,7 @@ static int load_and_free(void *arg, hs_err *err) {
 }
 
 Test(profile, memory_that_runs_out) {
-    hs_profile *p = good(sample("xattention.json"));
+    hs_profile *p = good(sample("intervals.json"));
     cr_assert_geq(fail_allocations(save_sample, p, "hs_profile_save"), 50);
     cr_assert_geq(fail_allocations(load_and_free, (void *)scratch("out.json"), "hs_profile_load"), 50);
     cr_assert_eq(count_files(), 1);
@@ -486,6 +539,60 @@ Test(profile, steps_are_a_share_of_the_run) {
         cr_assert_eq(a.reuse.interval, interval[k][1], "%d steps: %d", interval[k][0], a.reuse.interval);
         cr_assert_eq(a.dense_steps, 0, "none stays none");
     }
+    hs_profile_free(p);
+}
+
+/* A step has the thresholds that hold at its middle, whatever the number of steps. */
+Test(profile, intervals_are_a_share_of_the_run) {
+    static const struct {
+        int steps, second, third; /* where they begin */
+    } list[] = {{30, 9, 21}, {50, 15, 35}, {10, 3, 7}, {4, 1, 3}, {3, 1, 2}, {2, 1, 1}, {1, 0, 1}, {1000, 300, 700}};
+    hs_profile *p = good(sample("intervals.json"));
+    hs_err err = {0};
+    hs_attn_policy a;
+    for (size_t k = 0; k < sizeof list / sizeof *list; k++) {
+        cr_assert_eq(hs_profile_policy(p, 0, list[k].steps, &a, &err), 0);
+        cr_assert(a.intervals == 3 && a.interval_start[0] == 0, "%d", list[k].steps);
+        cr_assert_eq(a.interval_start[1], list[k].second, "%d: %d", list[k].steps, a.interval_start[1]);
+        cr_assert_eq(a.interval_start[2], list[k].third, "%d: %d", list[k].steps, a.interval_start[2]);
+        cr_assert_eq(hs_attn_policy_check(&a, 2, 2, &err), 0, "%s", err.msg);
+        for (int s = 0; s < list[k].steps; s++) {
+            double middle = (s + 0.5) / list[k].steps;
+            cr_assert_eq(hs_attn_policy_interval(&a, s), (middle > 0.3) + (middle > 0.7), "step %d of %d", s,
+                         list[k].steps);
+        }
+    }
+    cr_assert_eq(hs_profile_policy(p, 1, 30, &a, &err), 0);
+    cr_assert(a.intervals == 1 && hs_attn_policy_interval(&a, 29) == 0);
+    /* ends of sampled steps are ends of steps, though k / n is rarely exact */
+    for (int n = 1; n <= 200; n++)
+        for (int k = 1; k < n; k++) {
+            p->budgets[0].until[0] = (double)k / n;
+            cr_assert_eq(hs_profile_policy(p, 0, n, &a, &err), 0);
+            cr_assert_eq(a.interval_start[1], k, "%d of %d", k, n);
+        }
+    hs_profile_free(p);
+
+    p = good(sample("intervals.json"));
+    cr_assert_eq(hs_profile_policy(p, 0, 30, &a, &err), 0);
+    a.interval_start[2] = 8;
+    cr_assert_eq(hs_attn_policy_check(&a, 2, 2, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "step interval 2 begins at step 8, before interval 1 (step 9)"), "%s", err.msg);
+    a.interval_start[2] = 21, a.interval_start[0] = 1;
+    cr_assert_eq(hs_attn_policy_check(&a, 2, 2, &err), HS_EINVAL);
+    a.interval_start[0] = 0, p->budgets[0].top_p[6] = 1.5f;
+    cr_assert_eq(hs_attn_policy_check(&a, 2, 2, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "layer 1, head 0 in step interval 1 is 1.5"), "%s", err.msg);
+    p->budgets[0].top_p[6] = 1, a.intervals = 33;
+    cr_assert_eq(hs_attn_policy_check(&a, 2, 2, &err), HS_EINVAL);
+    a.intervals = 3, a.top_p_heads = NULL;
+    cr_assert_eq(hs_attn_policy_check(&a, 2, 2, &err), HS_EINVAL, "intervals without thresholds");
+
+    char text[512];
+    hs_request r = {.width = 832, .height = 480, .frames = 81, .steps = 10, .shift = 3, .guidance = 5};
+    cr_assert_eq(hs_profile_policy(p, 0, 10, &r.attention, &err), 0);
+    cr_assert_eq(hs_profile_differences(p, &r, text, sizeof text), 1);
+    cr_assert(strstr(text, "; thresholds change at step 3, 7"), "%s", text);
     hs_profile_free(p);
 }
 

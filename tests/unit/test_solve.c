@@ -177,7 +177,7 @@ Test(solve, budgets_are_the_best_there_are) {
             const hs_profile_budget *b = &profile->budgets[i];
             double error, sparsity, best = best_by_trying(c, targets[i]);
             cr_assert_eq(b->target, targets[i]);
-            cr_assert_eq(hs_curves_predict(c, b->top_p, &error, &sparsity, NULL), 0);
+            cr_assert_eq(hs_curves_predict(c, hs_thresholds_of(b), &error, &sparsity, NULL), 0);
             cr_assert(fabs(error - b->error) < 1e-15 && fabs(sparsity - b->sparsity) < 1e-12);
             cr_assert(sparsity >= targets[i] - 1e-9);
             cr_assert(fabs(error - best) <= 1e-7 * best, "target %g: %g, best %g", targets[i], error, best);
@@ -277,7 +277,7 @@ Test(solve, explains_what_cannot_be_reached) {
     cr_assert_eq(hs_solve(t, c, &p, &profile, &err), HS_EINVAL);
     float odd[LAYERS * HEADS] = {0.5f, 0.5f, 0.5f, 0.8f, 1, 1};
     double error, sparsity;
-    cr_assert_eq(hs_curves_predict(c, odd, &error, &sparsity, &err), HS_EINVAL);
+    cr_assert_eq(hs_curves_predict(c, (hs_thresholds){1, odd}, &error, &sparsity, &err), HS_EINVAL);
     cr_assert(strstr(err.msg, "layer 1 head 1 has threshold 0.8"), "%s", err.msg);
     hs_curves_free(c);
     free_table(t);
@@ -288,20 +288,34 @@ Test(solve, thresholds_per_interval_predict_less) {
     hs_table *t = make_table(0);
     hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
     const double targets[] = {0.1, 0.25};
-    hs_choose_result r[2];
     hs_solve_params p = {.n = 2, .target = targets};
-    hs_profile *profile;
-    cr_assert_eq(hs_solve(t, c, &p, &profile, NULL), 0);
-    cr_assert_eq(hs_solve_intervals(c, &p, r, NULL), 0);
+    hs_profile *all, *own;
+    cr_assert_eq(hs_solve(t, c, &p, &all, NULL), 0);
+    p.per_interval = 1;
+    cr_assert_eq(hs_solve(t, c, &p, &own, NULL), 0);
     for (int i = 0; i < 2; i++) {
-        cr_assert_lt(r[i].cost, profile->budgets[i].error);
-        cr_assert_geq(r[i].gain, targets[i] - 1e-9);
+        const hs_profile_budget *b = &own->budgets[i];
+        double error, sparsity;
+        cr_assert(all->budgets[i].intervals == 1 && b->intervals == INTERVALS);
+        cr_assert(b->until[0] == 0.5 && b->until[1] == 1);
+        cr_assert_lt(b->error, all->budgets[i].error);
+        cr_assert_geq(b->sparsity, targets[i] - 1e-9);
+        cr_assert_eq(hs_curves_predict(c, hs_thresholds_of(b), &error, &sparsity, NULL), 0);
+        cr_assert(fabs(error - b->error) < 1e-15 && fabs(sparsity - b->sparsity) < 1e-12);
+        cr_assert(memcmp(b->top_p, b->top_p + LAYERS * HEADS, LAYERS * HEADS * sizeof(float)), "never change");
     }
     const double beyond = 0.5; /* the mean over intervals reaches what the heads do: 0.3875 */
     hs_err err = {0};
-    cr_assert_eq(hs_solve_intervals(c, &(hs_solve_params){.n = 1, .target = &beyond}, r, &err), HS_EINVAL);
-    cr_assert(strstr(err.msg, "0 to 0.3875"), "%s", err.msg);
-    hs_profile_free(profile);
+    hs_profile *none = NULL;
+    hs_solve_params far = {.n = 1, .target = &beyond, .per_interval = 1};
+    cr_assert_eq(hs_solve(t, c, &far, &none, &err), HS_EINVAL);
+    cr_assert(!none && strstr(err.msg, "0 to 0.3875"), "%s", err.msg);
+    double error, sparsity;
+    const hs_thresholds odd = {3, own->budgets[0].top_p};
+    cr_assert_eq(hs_curves_predict(c, odd, &error, &sparsity, &err), HS_EINVAL);
+    cr_assert(strstr(err.msg, "3 step intervals, but the table has 2"), "%s", err.msg);
+    hs_profile_free(all);
+    hs_profile_free(own);
     hs_curves_free(c);
     free_table(t);
 }
@@ -341,7 +355,7 @@ Test(solve, random_configurations_repeat_and_differ) {
         hs_curves_random(c, 5, i, b);
         cr_assert_eq(memcmp(a, b, sizeof a), 0);
         cr_assert(a[0] == 1 && a[1] == 1, "dense layers stay dense");
-        cr_assert_eq(hs_curves_predict(c, a, &error, &sparsity, NULL), 0);
+        cr_assert_eq(hs_curves_predict(c, (hs_thresholds){1, a}, &error, &sparsity, NULL), 0);
         low = fmin(low, sparsity), high = fmax(high, sparsity);
         hs_curves_random(c, 6, i, b);
         different += memcmp(a, b, sizeof a) != 0;
@@ -426,18 +440,29 @@ Test(refine, finds_what_heads_cost_together) {
     add_joint(t, HS_JOINT_FLOOR, "", 0, 1e-6);
     hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
     float *top_p[N];
+    hs_thresholds config[N];
     double error[N], factor[LAYERS * HEADS], before[LAYERS * HEADS * 4], sum, sparsity, corrected;
     hs_correction found;
-    for (int i = 0; i < N; i++) top_p[i] = calloc(LAYERS * HEADS, sizeof(float));
+    for (int i = 0; i < N; i++) config[i] = (hs_thresholds){1, top_p[i] = calloc(LAYERS * HEADS, sizeof(float))};
     joint_errors(c, truth, 0, N, top_p, error);
-    cr_assert_eq(hs_refine_fit(c, N, (const float *const *)top_p, error, factor, &found, NULL), 0);
+    cr_assert_eq(hs_refine_fit(c, N, config, error, factor, &found, NULL), 0);
     cr_assert(found.used > 40 && found.used <= N && found.before > 0.1 && found.after < 0.02 * found.before);
     for (int h = 0; h < LAYERS * HEADS; h++)
         cr_assert(fabs(factor[h] / truth[h] - 1) < 0.05, "head %d: %g, not %g", h, factor[h], truth[h]);
     memcpy(before, c->error, sizeof before);
-    hs_curves_predict(c, top_p[3], &sum, &sparsity, NULL);
+    hs_curves_predict(c, config[3], &sum, &sparsity, NULL);
+    /* one of them said per interval, the same in both: the mean of the intervals' errors, and the same fit */
+    float *both = calloc(2 * LAYERS * HEADS, sizeof *both);
+    double again[LAYERS * HEADS];
+    for (int i = 0; i < 2 * LAYERS * HEADS; i++) both[i] = top_p[5][i % (LAYERS * HEADS)];
+    hs_thresholds plain = config[5];
+    config[5] = (hs_thresholds){2, both};
+    cr_assert_eq(hs_refine_fit(c, N, config, error, again, &found, NULL), 0);
+    for (int h = 0; h < LAYERS * HEADS; h++) cr_assert(fabs(again[h] / factor[h] - 1) < 0.01);
+    config[5] = plain;
+    free(both);
     hs_refine_apply(c, factor);
-    hs_curves_predict(c, top_p[3], &corrected, &sparsity, NULL);
+    hs_curves_predict(c, config[3], &corrected, &sparsity, NULL);
     cr_assert(fabs(corrected + c->floor - error[3]) < 0.01 * error[3] && fabs(sum - corrected) > 0.1 * sum);
     cr_assert(c->error[3] == 0 && before[3] == 0, "dense stays 0");
     cr_assert_float_eq(c->interval_error[0] - c->floor, factor[0] * (1.5 * error_at(0, 0, 0.5) - c->floor), 1e-12);
@@ -447,15 +472,15 @@ Test(refine, finds_what_heads_cost_together) {
     static const double same[LAYERS * HEADS] = {2, 2, 2, 2, 2, 2};
     c = curves_of(t, HS_ERROR_PLAIN);
     joint_errors(c, same, 0.3, 14, top_p, error);
-    cr_assert_eq(hs_refine_fit(c, 14, (const float *const *)top_p, error, factor, &found, NULL), 0);
+    cr_assert_eq(hs_refine_fit(c, 14, config, error, factor, &found, NULL), 0);
     cr_assert(found.after <= found.before && found.low > 0.8 && found.high < 1.25, "%g to %g", found.low, found.high);
     cr_assert(found.common > 1.6 && found.common < 2.4);
 
     hs_err err;
-    cr_assert_eq(hs_refine_fit(c, 7, (const float *const *)top_p, error, factor, &found, &err), HS_EINVAL);
+    cr_assert_eq(hs_refine_fit(c, 7, config, error, factor, &found, &err), HS_EINVAL);
     cr_assert(strstr(err.msg, "refining needs at least 8"), "%s", err.msg);
     top_p[2][1] = 0.123f;
-    cr_assert_eq(hs_refine_fit(c, 14, (const float *const *)top_p, error, factor, &found, &err), HS_EINVAL);
+    cr_assert_eq(hs_refine_fit(c, 14, config, error, factor, &found, &err), HS_EINVAL);
     for (int i = 0; i < N; i++) free(top_p[i]);
     hs_curves_free(c);
     free_table(t);
@@ -466,11 +491,12 @@ Test(refine, neighbours_are_one_threshold_away) {
     hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
     const float base[LAYERS * HEADS] = {1, 1, 0.5f, 0.7f, 0.9f, 1};
     static const double p[] = {0.5, 0.7, 0.9, 1};
+    const hs_thresholds near_base = {1, base};
     int moved = 0;
     for (int i = 0; i < 100; i++) {
         float near[LAYERS * HEADS], again[LAYERS * HEADS];
-        hs_refine_near(c, base, 4, i, near);
-        hs_refine_near(c, base, 4, i, again);
+        hs_refine_near(c, near_base, 4, i, near);
+        hs_refine_near(c, near_base, 4, i, again);
         cr_assert_eq(memcmp(near, again, sizeof near), 0);
         cr_assert(near[0] == 1 && near[1] == 1, "dense layers stay dense");
         for (int h = 2; h < LAYERS * HEADS; h++) {
@@ -521,7 +547,7 @@ Test(calibrate_options, every_option_is_read) {
              "--method svg2 --q-clusters 9 --dense-steps 2 --dense-layers 1 --size 64*32 --steps 7 "
              "--sample_guide_scale 3 --seed 5 --candidates 0.9,.5 --intervals 2 --prompts-per-head 2 "
              "--sparsity 0,0.4 --seconds 1.5,20 --match-top-p 0.9 --error band --gap 0.01 --time-limit 3 --random 20 "
-             "--refine 2 "
+             "--refine 2 --per-interval "
              "--report r.html --reuse interval --reuse-interval 3 --device cpu --precision bf16 "
              "--threads 1 --dry-run -v");
     cr_assert(o.verb == HS_VERB_ALL && o.run.attention == HS_SVG2 && o.run.q_clusters == 9 && o.run.dense_steps == 2);
@@ -531,7 +557,8 @@ Test(calibrate_options, every_option_is_read) {
     cr_assert(o.sparsity.n == 2 && o.sparsity.at[0] == 0 && o.sparsity.at[1] == 0.4 && o.step_seconds.at[1] == 20 &&
               o.match.n == 1);
     cr_assert(o.intervals == 2 && o.prompts_per_head == 2 && o.max_prompts == 3 && o.max_held_out == 0);
-    cr_assert(o.error == HS_ERROR_BAND && o.gap == 0.01 && o.time_limit == 3 && o.random == 20 && o.refine == 2);
+    cr_assert(o.error == HS_ERROR_BAND && o.gap == 0.01 && o.time_limit == 3 && o.random == 20 && o.refine == 2 &&
+              o.per_interval);
     cr_assert(o.run.dry_run && o.run.verbose && o.run.threads == 1 && !o.no_check);
     cr_assert_str_eq(o.held_out, "g");
     cr_assert_str_eq(o.out, "p.json");
@@ -550,6 +577,9 @@ Test(calibrate_options, verbs) {
     o = good("show p.json --budget 0.4");
     cr_assert(o.verb == HS_VERB_SHOW && o.run.budget == 0.4);
     cr_assert_str_eq(o.profile, "p.json");
+    o = good("compare p.json q.json --table t");
+    cr_assert(o.verb == HS_VERB_COMPARE && o.n_tables == 1 && !strcmp(o.profile, "p.json") &&
+              !strcmp(o.other, "q.json"));
     o = good("report p.json --table t");
     cr_assert(o.verb == HS_VERB_REPORT && !o.out);
     cr_assert(good("--help").help && good("measure -h").help && good("--version").version);
@@ -557,7 +587,7 @@ Test(calibrate_options, verbs) {
 
 Test(calibrate_options, refusals_name_the_option) {
     refused("", "-m DIR is missing");
-    refused("dance", "unknown verb \"dance\": measure, solve, show or report");
+    refused("dance", "unknown verb \"dance\": measure, solve, show, report or compare");
     refused("-m d -o p", "--prompts FILE is missing");
     refused("-m d --prompts f", "-o FILE is missing");
     refused("measure -m d --prompts f", "--table FILE is missing");
@@ -566,6 +596,10 @@ Test(calibrate_options, refusals_name_the_option) {
     refused("show", "show needs a profile behind it");
     refused("report --table t", "report needs a profile behind it");
     refused("show p q", "unexpected \"q\" behind show");
+    refused("compare p", "compare needs two profiles behind it");
+    refused("compare p q r", "unexpected \"r\" behind compare");
+    refused("compare p q -o x", "--output has no meaning with compare: it writes no profile");
+    refused("solve t -o p --per-interval=1", "--per-interval");
     refused("solve t -o p --steps 3", "--steps has no meaning with solve: the table says");
     refused("solve t -o p --method svg2", "--method has no meaning with solve");
     refused("show p --table t", "--table has no meaning with show");
