@@ -116,14 +116,14 @@ static int open_place(const char *path, hs_part part, hs_st **ret, hs_err *err) 
 }
 
 /* Opens and translates; the config beside it is read if the names are Diffusers', else the tensors say all. */
-static int open_part(hs_files *f, const char *path, hs_part part, hs_err *err) {
+static int open_part(hs_files *f, const char *path, hs_part part, int needs_config, hs_err *err) {
     static const hs_config_parse_fn parsers[HS_PART_COUNT] = {hs_config_parse_transformer, hs_config_parse_text,
                                                               hs_config_parse_vae};
     int diffusers = 0, rc;
     if ((rc = open_place(path, part, &f->st[part], err)) ||
         (rc = hs_naming_apply(f->st[part], part, path, &diffusers, err)))
         return rc;
-    const int config = is_dir(path) && exists(path, "config.json");
+    const int config = needs_config || (is_dir(path) && exists(path, "config.json"));
     if (diffusers && config) {
         if ((rc = hs_config_file(path, "config.json", 0, parsers[part], &f->config, err))) return rc;
         return part == HS_PART_TRANSFORMER ? hs_transformer_sha256(path, f->sha256, err) : HS_OK;
@@ -209,8 +209,10 @@ static int read_folder(const char *dir, int diffusers, hs_config *c, hs_err *err
 }
 
 static int open_all(const hs_model_params *p, const layout *l, char *const place[PLACES], hs_files *f, hs_err *err) {
-    int rc = p->dir && is_dir(p->dir) ? read_folder(p->dir, l == &layouts[0] || l == &layouts[1], &f->config, err) : 0;
-    for (int i = 0; i < HS_PART_COUNT && !rc; i++) rc = open_part(f, place[i], (hs_part)i, err);
+    const char *const named[HS_PART_COUNT] = {p->transformer, p->text_encoder, p->vae};
+    const int diffusers = l == &layouts[0] || l == &layouts[1];
+    int rc = p->dir && is_dir(p->dir) ? read_folder(p->dir, diffusers, &f->config, err) : 0;
+    for (int i = 0; i < HS_PART_COUNT && !rc; i++) rc = open_part(f, place[i], (hs_part)i, diffusers && !named[i], err);
     if (!rc) rc = hs_config_check(&f->config, p->dir ? p->dir : place[0], err);
     if (!rc) rc = open_tokenizer(f, p->tokenizer, place[TOKENIZER], place[HS_PART_TEXT], err);
     if (rc) return rc;
