@@ -63,6 +63,7 @@ static int take(reading *r, const char *name, int ndim, const int64_t *shape, co
     const int rc = hs_st_get(r->st, name, ndim, shape, &t, err);
     if (rc || !r->dev) return rc;
     const int slot = r->n++;
+    hs_st_expect(r->st, t);
     r->t[slot] = t;
     *ret_data = t->data;
     *ret_type = t->dtype;

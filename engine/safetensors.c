@@ -28,6 +28,7 @@ typedef struct shard {
     char *strings; /* owned: names and metadata */
     void *map;     /* NULL if only parsed */
     size_t map_len;
+    size_t asked; /* bytes of it that were asked for ahead of use */
 } shard;
 
 struct hs_st {
@@ -531,14 +532,35 @@ void hs_st_floats(const hs_st_tensor *t, int64_t start, int64_t n, float *ret) {
         for (int64_t i = 0; i < n; i++) ret[i] *= t->scale;
 }
 
-void hs_st_release(const hs_st *st, const hs_st_tensor *t) {
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;
-    const uintptr_t end = begin + (uintptr_t)t->numel * hs_dtype_size(t->dtype);
+/* The shard that a tensor's data is mapped from, or NULL. */
+static shard *shard_of(const hs_st *st, const hs_st_tensor *t) {
     for (int i = 0; i < st->n_shards; i++) {
-        const uintptr_t map = (uintptr_t)st->shards[i].map;
-        if (!map || begin < map || begin >= map + st->shards[i].map_len) continue;
-        madvise((void *)(begin / page * page), (size_t)(end - begin / page * page), MADV_DONTNEED);
+        shard *sh = &st->shards[i];
+        const size_t at = (size_t)((const char *)t->data - (const char *)sh->map);
+        if (sh->map && t->data >= sh->map && at < sh->map_len) return sh;
     }
+    return NULL;
+}
+
+/* Asking early lets a disk work while weights are prepared; asking for all would push other things out of the cache. */
+void hs_st_expect(const hs_st *st, const hs_st_tensor *t) {
+    enum { AHEAD = 256 << 20, LEAST = 64 << 20 };
+    shard *sh = shard_of(st, t);
+    if (!sh) return;
+    size_t want =
+        (size_t)((const char *)t->data - (const char *)sh->map) + (size_t)t->numel * hs_dtype_size(t->dtype) + AHEAD;
+    if (want > sh->map_len) want = sh->map_len;
+    if (want <= sh->asked || (want - sh->asked < LEAST && want < sh->map_len)) return;
+    madvise((char *)sh->map + sh->asked, want - sh->asked, MADV_WILLNEED);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    sh->asked = want / page * page;
+    if (want == sh->map_len) sh->asked = want;
+}
+
+void hs_st_release(const hs_st *st, const hs_st_tensor *t) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data / page * page;
+    const uintptr_t end = (uintptr_t)t->data + (uintptr_t)t->numel * hs_dtype_size(t->dtype);
+    if (shard_of(st, t)) madvise((void *)begin, (size_t)(end - begin), MADV_DONTNEED);
 }
 
 /* ---- names ----------------------------------------------------------------------------------------------------- */

@@ -43,6 +43,7 @@ static int bind_embedding(const hs_config *c, hs_st *st, hs_device *dev, hs_buf 
         (r = hs_st_get(st, "encoder.embed_tokens.weight", 2, shape, &alias, err)))
         return r;
     if (!dev) return 0;
+    hs_st_expect(st, t);
     if ((r = hs_device_alloc(dev, hs_device_act(dev), t->numel, "text embedding", ret, err))) return r;
     if (t->dtype == ret->type && t->scale == 1) { /* no conversion: straight from the mapping */
         hs_upload(dev, *ret, t->data);

@@ -1,7 +1,7 @@
 /* genmodel: writes one of the test models into a folder.
  *
  *     genmodel [--sparse] [--layout diffusers|original|comfyui] [--dtype F32|BF16|F16] [--quant 1|2]
- *              [--prefix P] MODEL FOLDER        MODEL: a name of models.json
+ *              [--prefix P] [--only transformer|text_encoder|vae] MODEL FOLDER        MODEL: a name of models.json
  */
 #include "genmodel.h"
 
@@ -25,13 +25,15 @@ int main(int argc, char **argv) {
         if (a + 1 == argc) break;
         const char *name = argv[a], *value = argv[++a];
         if (!strcmp(name, "--dtype")) opt.dtype = value;
+        if (!strcmp(name, "--only")) opt.only = value;
         if (!strcmp(name, "--prefix")) opt.prefix = value;
         if (!strcmp(name, "--quant")) opt.quant = *value - '0';
         for (int i = 0; i < 3 && !strcmp(name, "--layout"); i++)
             if (!strcmp(value, layouts[i])) opt.layout = (gm_layout)i;
     }
     if (argc - a != 2) {
-        fprintf(stderr, "usage: genmodel [--sparse] [--layout L] [--dtype T] [--quant N] [--prefix P] MODEL FOLDER\n");
+        fprintf(stderr, "usage: genmodel [--sparse] [--layout L] [--dtype T] [--quant N] [--prefix P] [--only PART] "
+                        "MODEL FOLDER\n");
         return 2;
     }
     if (gm_write_model(GOLDEN_DIR, argv[a], argv[a + 1], &opt, &err)) {
