@@ -18,7 +18,11 @@ enum id {
 
 static const hs_option_row rows[] = {
     {0, 0, NULL, NULL, "What to calibrate"},
-    {ID_SHARED, 'm', "model", "DIR", "model folder in the Diffusers layout (needed; solve: to check the choice)"},
+    {ID_SHARED, 'm', "model", "DIR", "model folder, any layout, or its parts: (needed; solve: to check the choice)"},
+    {ID_SHARED, 0, "transformer", "PATH", "file or folder of this part, instead of the folder's"},
+    {ID_SHARED, 0, "text-encoder", "PATH", "likewise (UMT5-XXL)"},
+    {ID_SHARED, 0, "vae", "PATH", "likewise"},
+    {ID_SHARED, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
     {ID_SHARED, 0, "prompts", "FILE", "calibration prompts, one a line, '#' comments (needed with -m)"},
     {ID_MAX_PROMPTS, 0, "max-prompts", "N", "only the first N of them [all]"},
     {ID_HELD_OUT, 0, "held-out", "FILE", "other prompts, on which the choice is checked [none]"},
@@ -301,7 +305,9 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
 /* ---- the whole line --------------------------------------------------------------------------------------------- */
 
 static int check_model(const hs_calibrate_options *o, hs_err *err) {
-    if (!o->run.model) return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo");
+    hs_model_params model = {.dir = NULL};
+    int rc = hs_options_model(&o->run, &model, err);
+    if (rc) return rc;
     if (!o->run.prompts)
         return hs_fail(err, HS_EINVAL, "--prompts FILE is missing, such as --prompts prompts/calibrate.txt");
     return 0;
@@ -310,7 +316,7 @@ static int check_model(const hs_calibrate_options *o, hs_err *err) {
 static int check_together(const hs_calibrate_options *o, hs_err *err) {
     int measures = o->verb == HS_VERB_ALL || o->verb == HS_VERB_MEASURE;
     int solves = o->verb == HS_VERB_ALL || o->verb == HS_VERB_SOLVE;
-    int rc = measures || (solves && o->run.model) ? check_model(o, err) : 0;
+    int rc = measures || (solves && hs_options_model_name(&o->run)) ? check_model(o, err) : 0;
     if (rc) return rc;
     if (measures && o->n_tables > 1)
         return hs_fail(err, HS_EINVAL, "--table: one table is measured at a time; solve merges them");
@@ -335,7 +341,7 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
     if (o->run.seed > (uint64_t)1 << 53)
         return hs_fail(err, HS_EINVAL, "--seed: should be at most 2^53 = 9007199254740992, or JSON could not hold it");
     if (o->run.quiet && o->run.verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
-    if (o->verb == HS_VERB_SOLVE && !o->run.model && (o->random || o->held_out || o->run.prompts))
+    if (o->verb == HS_VERB_SOLVE && !hs_options_model_name(&o->run) && (o->random || o->held_out || o->run.prompts))
         return hs_fail(err, HS_EINVAL, "--%s is for the check of the choice: add -m DIR",
                        o->random     ? "random"
                        : o->held_out ? "held-out"

@@ -343,14 +343,13 @@ static int check_baseline(const app *a, hs_err *err) {
 
 static int prepare(app *a, hs_plan *ret_plan, hs_err *err) {
     const hs_options *o = &a->o.run;
-    hs_model_params params = {.dir = o->model,
-                              .device = o->device ? o->device : "auto",
+    hs_model_params params = {.device = o->device ? o->device : "auto",
                               .precision = o->precision ? o->precision : "auto",
                               .threads = o->threads};
     hs_eval_hooks hooks = {a, on_step, on_interrupted};
     uint64_t id;
     int rc;
-    if ((rc = hs_prompts_read(&a->prompts, o->prompts, err)) ||
+    if ((rc = hs_options_model(o, &params, err)) || (rc = hs_prompts_read(&a->prompts, o->prompts, err)) ||
         (o->negative && (rc = hs_prompt_check(o->negative, "the negative prompt", err))) ||
         (a->o.variants && (rc = hs_eval_variants_read(&a->variants, a->o.variants, err))))
         return rc;

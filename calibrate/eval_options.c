@@ -28,7 +28,11 @@ enum id {
 
 static const hs_option_row rows[] = {
     {0, 0, NULL, NULL, "What to compare"},
-    {ID_SHARED, 'm', "model", "DIR", "model folder in the Diffusers layout (needed)"},
+    {ID_SHARED, 'm', "model", "DIR", "model folder: Diffusers, original or ComfyUI layout (needed, or its parts:)"},
+    {ID_SHARED, 0, "transformer", "PATH", "file or folder of this part, instead of the folder's"},
+    {ID_SHARED, 0, "text-encoder", "PATH", "likewise (UMT5-XXL)"},
+    {ID_SHARED, 0, "vae", "PATH", "likewise"},
+    {ID_SHARED, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
     {ID_SHARED, 0, "prompts", "FILE", "one prompt a line, '#' comments (needed)"},
     {ID_VARIANTS, 0, "variants", "FILE", "one variant a line, \"name: flags\" with haste-run's flags of attention"},
     {ID_PROFILE, 0, "profile", "FILE", "a variant for every budget of a calibrated profile; may be given again"},
@@ -177,7 +181,9 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
 static int check_together(const hs_eval_options *o, hs_err *err) {
     if (!o->out) return hs_fail(err, HS_EINVAL, "-o DIR is missing: the folder for measurements and tables");
     if (o->report) return 0;
-    if (!o->run.model) return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo");
+    hs_model_params model = {.dir = NULL};
+    int rc = hs_options_model(&o->run, &model, err);
+    if (rc) return rc;
     if (!o->run.prompts)
         return hs_fail(err, HS_EINVAL, "--prompts FILE is missing, such as --prompts prompts/evaluate.txt");
     if (!o->variants && !o->n_profiles)

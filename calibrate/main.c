@@ -93,12 +93,12 @@ static int on_interrupted(void *user) {
 
 static int open_model(app *a, const char *precision, hs_err *err) {
     const hs_options *o = &a->o.run;
-    const hs_model_params p = {.dir = o->model,
-                               .device = o->device ? o->device : "auto",
-                               .precision = o->precision ? o->precision : precision,
-                               .threads = o->threads,
-                               .headers_only = o->dry_run};
-    return a->model ? 0 : hs_model_open(&p, &a->model, err);
+    hs_model_params p = {.device = o->device ? o->device : "auto",
+                         .precision = o->precision ? o->precision : precision,
+                         .threads = o->threads,
+                         .headers_only = o->dry_run};
+    const int rc = hs_options_model(o, &p, err);
+    return rc || a->model ? rc : hs_model_open(&p, &a->model, err);
 }
 
 static void keep_first(hs_prompts *p, int n) {
@@ -189,7 +189,8 @@ static void print_cost(FILE *to, app *a, const hs_request *r, const hs_plan *pla
     const hs_attn_policy *s = &r->attention;
     hs_text32 text;
     double seconds = forward_seconds(plan, r) * (m->forwards + m->forwards_dense);
-    fprintf(to, "model    %s: %d layers, %d heads, on %s\n", a->o.run.model, i->layers, i->heads, i->device);
+    fprintf(to, "model    %s: %d layers, %d heads, on %s\n", hs_options_model_name(&a->o.run), i->layers, i->heads,
+            i->device);
     fprintf(to, "video    %dx%d, %d frames, %d %s steps, guidance %g, shift %g, seed %llu\n", r->width, r->height,
             r->frames, r->steps, hs_solver_name(r->solver), r->guidance, r->shift, (unsigned long long)p.seed);
     fprintf(to, "sparse   %s", hs_method_name(s->method));
@@ -373,12 +374,12 @@ static int solve(app *a, hs_err *err) {
     if (rc) return rc;
     say_table(a);
     warn_of_few_probes(a);
-    if (a->o.step_seconds.n && a->o.run.model && (rc = measure_shared(a, err))) return rc;
+    if (a->o.step_seconds.n && hs_options_model_name(&a->o.run) && (rc = measure_shared(a, err))) return rc;
     if ((rc = make_budgets(a, &targets, &p, err)) || (rc = hs_solve(a->table, a->curves, &p, &a->profile, err)) ||
         (rc = hs_profile_save(a->o.out, a->profile, err)))
         return rc;
     if (!a->o.run.quiet) hs_show_budgets(stderr, a->profile);
-    if (a->o.run.model && !a->o.no_check) {
+    if (hs_options_model_name(&a->o.run) && !a->o.no_check) {
         if ((rc = check(a, &p, err))) return hs_fail_ctx(err, rc, "%s is written, but not checked", a->o.out);
     } else if (!a->o.no_check) {
         say(a, "not checked: with -m DIR --prompts FILE the errors of all heads together are measured\n");

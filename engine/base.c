@@ -245,9 +245,13 @@ void hs_to_f32(float *dst, const void *src, hs_dtype t, int64_t n) {
             dst[i] = (float)v;
         }
         break;
-    case HS_F8_E4M3:
-        for (int64_t i = 0; i < n; i++) dst[i] = e4m3_to_float(s[i]);
+    case HS_F8_E4M3: {
+        float value[256]; /* one step of the exponent costs more than a look */
+        const int few = n < 256;
+        for (int i = 0; i < 256 && !few; i++) value[i] = e4m3_to_float((uint8_t)i);
+        for (int64_t i = 0; i < n; i++) dst[i] = few ? e4m3_to_float(s[i]) : value[s[i]];
         break;
+    }
     case HS_DTYPE_COUNT: break;
     }
 }

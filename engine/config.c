@@ -144,7 +144,8 @@ static const char *expect_class(reader *r, const char *key, const char *const na
 
 /* ---- documents ------------------------------------------------------------------------------------------------- */
 
-int hs_config_parse_index(const char *json, size_t len, const char *path, hs_err *err) {
+int hs_config_parse_index(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
+    (void)c;
     reader r = reader_open(json, len, path, err);
     expect_class(&r, "_class_name", (const char *const[3]){"WanPipeline"});
     expect_null(&r, "boundary_ratio", "but models of two transformers (Wan2.2 A14B) are not supported");
@@ -185,6 +186,23 @@ int hs_config_parse_transformer(const char *json, size_t len, const char *path, 
     if (!r.rc && c->freq_dim % 2) refuse(&r, HS_EFORMAT, "freq_dim", item(&r, "freq_dim"), "expected an even number");
     c->dim = r.rc ? 0 : c->heads * c->head_dim;
     c->eps = (float)eps;
+    return reader_close(&r);
+}
+
+int hs_config_parse_original(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
+    reader r = reader_open(json, len, path, err);
+    double eps = 0;
+    expect_class(&r, "_class_name", (const char *const[3]){"WanModel"});
+    expect_text(&r, "model_type", "t2v");
+    expect_int(&r, "dim", c->dim);
+    expect_int(&r, "num_heads", c->heads);
+    expect_int(&r, "num_layers", c->layers);
+    expect_int(&r, "ffn_dim", c->ffn);
+    expect_int(&r, "in_dim", c->in_channels);
+    expect_int(&r, "out_dim", c->out_channels);
+    expect_int(&r, "text_len", HS_TEXT_LEN);
+    read_real(&r, "eps", MIN_EPS, 1e-2, 1e-6, &eps);
+    if (!r.rc) c->eps = (float)eps;
     return reader_close(&r);
 }
 
@@ -339,14 +357,8 @@ int hs_config_parse_defaults(const char *json, size_t len, const char *path, hs_
 
 /* ---- folder ---------------------------------------------------------------------------------------------------- */
 
-static int parse_index(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
-    (void)c;
-    return hs_config_parse_index(json, len, path, err);
-}
-
-static int load_one(const char *dir, const char *name, int optional,
-                    int (*parse)(const char *, size_t, const char *, hs_config *, hs_err *), hs_config *c,
-                    hs_err *err) {
+int hs_config_file(const char *dir, const char *name, int optional, hs_config_parse_fn parse, hs_config *c,
+                   hs_err *err) {
     char *path = hs_path_join(dir, name), *text = NULL;
     size_t len = 0;
     int rc = HS_ENOMEM;
@@ -362,23 +374,42 @@ static int load_one(const char *dir, const char *name, int optional,
     return rc;
 }
 
+int hs_config_init(hs_config *ret, hs_err *err) {
+    /* shift: what the published Diffusers folders have; the original's own program uses 5 */
+    *ret = (hs_config){.width = 832,
+                       .height = 480,
+                       .frames = 81,
+                       .fps = 16,
+                       .steps = 50,
+                       .guidance = 5,
+                       .shift = 3,
+                       .solver = HS_UNIPC};
+    memcpy(ret->v_mean, mean_16, sizeof(mean_16));
+    memcpy(ret->v_std, std_16, sizeof(std_16));
+    ret->negative_prompt = hs_strdup(default_negative);
+    return ret->negative_prompt ? HS_OK : hs_fail(err, HS_ENOMEM, "no memory for the config of a model");
+}
+
+int hs_config_check(const hs_config *c, const char *label, hs_err *err) {
+    if (c->t_dim != c->text_dim)
+        return hs_fail(err, HS_EFORMAT, "%s: the text encoder's d_model is %d, but the transformer's text_dim is %d",
+                       label, c->t_dim, c->text_dim);
+    if (c->v_z != c->in_channels)
+        return hs_fail(err, HS_EFORMAT, "%s: the VAE's z_dim is %d, but the transformer's in_channels is %d", label,
+                       c->v_z, c->in_channels);
+    return HS_OK;
+}
+
 int hs_config_load(const char *dir, hs_config *ret, hs_err *err) {
-    hs_config c = {
-        .width = 832, .height = 480, .frames = 81, .fps = 16, .steps = 50, .guidance = 5, .solver = HS_UNIPC};
-    c.negative_prompt = hs_strdup(default_negative);
-    int rc = c.negative_prompt ? HS_OK : hs_fail(err, HS_ENOMEM, "no memory for the config of %s", dir);
-    if (!rc) rc = load_one(dir, "model_index.json", 1, parse_index, &c, err);
-    if (!rc) rc = load_one(dir, "transformer/config.json", 0, hs_config_parse_transformer, &c, err);
-    if (!rc) rc = load_one(dir, "text_encoder/config.json", 0, hs_config_parse_text, &c, err);
-    if (!rc) rc = load_one(dir, "vae/config.json", 0, hs_config_parse_vae, &c, err);
-    if (!rc) rc = load_one(dir, "scheduler/scheduler_config.json", 0, hs_config_parse_sched, &c, err);
-    if (!rc) rc = load_one(dir, "haste.json", 1, hs_config_parse_defaults, &c, err);
-    if (!rc && c.t_dim != c.text_dim)
-        rc = hs_fail(err, HS_EFORMAT, "%s: the text encoder's d_model is %d, but the transformer's text_dim is %d", dir,
-                     c.t_dim, c.text_dim);
-    if (!rc && c.v_z != c.in_channels)
-        rc = hs_fail(err, HS_EFORMAT, "%s: the VAE's z_dim is %d, but the transformer's in_channels is %d", dir, c.v_z,
-                     c.in_channels);
+    hs_config c;
+    int rc = hs_config_init(&c, err);
+    if (!rc) rc = hs_config_file(dir, "model_index.json", 1, hs_config_parse_index, &c, err);
+    if (!rc) rc = hs_config_file(dir, "transformer/config.json", 0, hs_config_parse_transformer, &c, err);
+    if (!rc) rc = hs_config_file(dir, "text_encoder/config.json", 0, hs_config_parse_text, &c, err);
+    if (!rc) rc = hs_config_file(dir, "vae/config.json", 0, hs_config_parse_vae, &c, err);
+    if (!rc) rc = hs_config_file(dir, "scheduler/scheduler_config.json", 0, hs_config_parse_sched, &c, err);
+    if (!rc) rc = hs_config_file(dir, "haste.json", 1, hs_config_parse_defaults, &c, err);
+    if (!rc) rc = hs_config_check(&c, dir, err);
     if (rc)
         hs_config_done(&c);
     else
@@ -418,17 +449,25 @@ static int hash_file(hs_sha256 *h, const char *dir, const char *name, int header
     return rc;
 }
 
-int hs_model_sha256(const char *dir, char ret_hex[65], hs_err *err) {
-    static const char file[] = "transformer/diffusion_pytorch_model.safetensors";
-    static const char index[] = "transformer/diffusion_pytorch_model.safetensors.index.json";
+int hs_transformer_sha256(const char *dir, char ret_hex[65], hs_err *err) {
+    static const char file[] = "diffusion_pytorch_model.safetensors";
+    static const char index[] = "diffusion_pytorch_model.safetensors.index.json";
     hs_sha256 h;
     hs_sha256_init(&h);
     char *path = hs_path_join(dir, index);
     if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
     int sharded = !access(path, F_OK);
     hs_free(path);
-    int rc = hash_file(&h, dir, "transformer/config.json", 0, err);
+    int rc = hash_file(&h, dir, "config.json", 0, err);
     if (!rc) rc = sharded ? hash_file(&h, dir, index, 0, err) : hash_file(&h, dir, file, 1, err);
     if (!rc) hs_sha256_done(&h, ret_hex);
+    return rc;
+}
+
+int hs_model_sha256(const char *dir, char ret_hex[65], hs_err *err) {
+    char *path = hs_path_join(dir, "transformer");
+    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
+    const int rc = hs_transformer_sha256(path, ret_hex, err);
+    hs_free(path);
     return rc;
 }

@@ -73,22 +73,6 @@ static int bind_block(const hs_config *c, hs_st *st, hs_device *dev, int i, bloc
     return 0;
 }
 
-/* [d, in, 1, 2, 2] in the file; as a matrix [d, 4*in]. F32: 64 inputs per token cost nothing. */
-static int bind_patch(const hs_config *c, hs_st *st, hs_device *dev, hs_weight **ret, hs_err *err) {
-    const hs_st_tensor *w, *b;
-    int r = hs_st_get(st, "patch_embedding.weight", 5, (int64_t[]){c->dim, c->in_channels, 1, 2, 2}, &w, err);
-    if (r || (r = hs_st_get(st, "patch_embedding.bias", 1, (int64_t[]){c->dim}, &b, err)) || !dev) return r;
-    hs_linear_src src = {.parts = 1,
-                         .w = {w->data},
-                         .bias = {b->data},
-                         .type = {w->dtype},
-                         .bias_type = {b->dtype},
-                         .out = {c->dim},
-                         .in = 4 * c->in_channels,
-                         .f32 = 1};
-    return hs_weight_linear(dev, &src, ret, err);
-}
-
 int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_err *err) {
     hs_dit *m = hs_calloc(1, sizeof *m);
     int64_t d = c->dim;
@@ -100,7 +84,7 @@ int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_
     m->c = c;
     m->dev = dev;
 #define E "condition_embedder."
-    if ((r = bind_patch(c, st, dev, &m->patch, err)) ||
+    if ((r = hs_bind_patch(st, dev, d, c->in_channels, &m->patch, err)) ||
         (r = hs_bind_linear(st, dev, d, c->text_dim, 1, 0, &m->text1, err, E "text_embedder.linear_1")) ||
         (r = hs_bind_linear(st, dev, d, d, 1, 0, &m->text2, err, E "text_embedder.linear_2")) ||
         (r = hs_bind_linear(st, dev, d, c->freq_dim, 1, 1, &m->time1, err, E "time_embedder.linear_1")) ||

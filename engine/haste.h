@@ -31,11 +31,12 @@ typedef struct hs_session hs_session;
 
 /* ---- model ------------------------------------------------------------------------------------------------------ */
 typedef struct hs_model_params {
-    const char *dir;       /* Diffusers layout */
-    const char *device;    /* "auto", "cpu", "ref", "cuda", "cuda:N" */
-    const char *precision; /* "auto", "fp32", "bf16" */
-    int threads;           /* cpu; 0 = all */
-    int headers_only;      /* read configs and headers, check names and shapes, load no weights (--dry-run) */
+    const char *dir; /* model folder in any layout (layout.h), or NULL if the first three parts are named: */
+    const char *transformer, *text_encoder, *vae, *tokenizer; /* files or folders instead of the folder's; or NULL */
+    const char *device;                                       /* "auto", "cpu", "ref", "cuda", "cuda:N" */
+    const char *precision;                                    /* "auto", "fp32", "bf16" */
+    int threads;                                              /* cpu; 0 = all */
+    int headers_only; /* read configs and headers, check names and shapes, load no weights (--dry-run) */
 } hs_model_params;
 
 typedef struct hs_model_info {
@@ -46,10 +47,12 @@ typedef struct hs_model_info {
     hs_solver_kind solver;
     const char *negative_prompt;              /* default; owned by the model */
     int64_t bytes_text, bytes_dit, bytes_vae; /* tensor bytes on disk */
-    char name[128];                           /* of the folder; for people */
+    char name[128];                           /* of the folder or transformer; for people */
     char device[160];                         /* what computes */
     char precision[8];                        /* "fp32", "bf16", "fp16": of activations */
-    char sha256[65]; /* of the transformer's config and weights index/header: profile identity */
+    char sha256[65];        /* profile identity: of the transformer's config and weights index/header in a Diffusers
+                             * folder; in other layouts the same as: */
+    char shapes_sha256[65]; /* of the transformer's tensor names and shapes, equal in every layout */
 } hs_model_info;
 
 int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err);

@@ -12,7 +12,7 @@
 
 /* clang-format off */
 enum id {
-    ID_GROUP, ID_MODEL, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
+    ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
@@ -22,7 +22,12 @@ enum id {
 
 static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "What to make"},
-    {ID_MODEL, 'm', "model", "DIR", "model folder in the Diffusers layout (needed)"},
+    {ID_MODEL, 'm', "model", "DIR", "model folder: Diffusers, original or ComfyUI layout (needed, or its parts:)"},
+    {ID_TRANSFORMER, 0, "transformer", "PATH", "file or folder of this part, instead of the folder's"},
+    {ID_TEXT_ENCODER, 0, "text-encoder", "PATH", "likewise (UMT5-XXL)"},
+    {ID_TEXT_ENCODER, 0, "text_encoder", "PATH", NULL},
+    {ID_VAE, 0, "vae", "PATH", "likewise"},
+    {ID_TOKENIZER, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
     {ID_PROMPTS, 0, "prompts", "FILE", "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ..."},
     {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
@@ -146,6 +151,9 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
         "  haste-run -m data/demo --prompts prompts/evaluate.txt -o videos/clip.mp4",
         "  haste-run -m data/demo -p \"a blue star spins\" --attention xattention --top-p 0.9 --dense-steps 3",
         "  haste-run -m data/demo -p \"a green square grows on a gray background\" --dry-run",
+        "  haste-run -m Wan2.1-T2V-1.3B -p \"two cats box on a stage\" -o cats.mp4",
+        "  haste-run --transformer wan2.1_t2v_1.3B_bf16.safetensors --text-encoder umt5_xxl_fp16.safetensors \\",
+        "            --vae wan_2.1_vae.safetensors -p \"two cats box on a stage\" -o cats.mp4",
     };
     for (size_t i = 0; i < sizeof tail / sizeof tail[0]; i++) line(user, tail[i]);
 }
@@ -233,6 +241,10 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     int rc = 0;
     switch (r->id) {
     case ID_MODEL: o->model = arg; break;
+    case ID_TRANSFORMER: o->transformer = arg; break;
+    case ID_TEXT_ENCODER: o->text_encoder = arg; break;
+    case ID_VAE: o->vae = arg; break;
+    case ID_TOKENIZER: o->tokenizer = arg; break;
     case ID_PROMPT: o->prompt = arg; break;
     case ID_PROMPTS: o->prompts = arg; break;
     case ID_NEGATIVE: o->negative = arg; break;
@@ -428,6 +440,23 @@ static int unknown(const hs_option_row *table, int n, const char *text, hs_err *
     return hs_fail(err, HS_EINVAL, "unknown option --%s; --help lists the options", name);
 }
 
+int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err) {
+    const int named = (o->transformer != NULL) + (o->text_encoder != NULL) + (o->vae != NULL);
+    if (!o->model && named != 3)
+        return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo%s",
+                       named || o->tokenizer ? " (or all of --transformer, --text-encoder and --vae)" : "");
+    p->dir = o->model;
+    p->transformer = o->transformer;
+    p->text_encoder = o->text_encoder;
+    p->vae = o->vae;
+    p->tokenizer = o->tokenizer;
+    return 0;
+}
+
+const char *hs_options_model_name(const hs_options *o) {
+    return o->model ? o->model : o->transformer;
+}
+
 static int check_attention(const hs_options *o, hs_err *err) {
     if (!isnan(o->budget) && !o->profile)
         return hs_fail(err, HS_EINVAL, "--budget chooses in a profile: add --profile FILE, or say --top-p P instead");
@@ -443,7 +472,9 @@ static int check_attention(const hs_options *o, hs_err *err) {
 }
 
 static int check_together(const hs_options *o, hs_err *err) {
-    if (!o->model) return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo");
+    hs_model_params model = {.dir = NULL};
+    int rc = hs_options_model(o, &model, err);
+    if (rc) return rc;
     if (o->prompt && o->prompts) return hs_fail(err, HS_EINVAL, "-p and --prompts: give one of the two");
     if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
         return hs_fail(err, HS_EINVAL,
@@ -452,8 +483,7 @@ static int check_together(const hs_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
     if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
         return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
-    int rc = check_attention(o, err);
-    if (rc) return rc;
+    if ((rc = check_attention(o, err))) return rc;
     if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
     return 0;
 }

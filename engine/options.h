@@ -5,7 +5,8 @@
 
 typedef struct hs_options {
     /* borrowed from argv; NULL = not given */
-    const char *model, *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
+    const char *model, *transformer, *text_encoder, *vae, *tokenizer;
+    const char *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
     const char *device, *precision;
     int width, height, frames, fps, steps; /* 0 = the model's own */
     double guidance, shift;                /* NAN = the model's own */
@@ -55,6 +56,11 @@ int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
  * Returns in ret_flags whether anything of the policy was said. HS_EINVAL for flags that contradict the method, the
  * profile or each other; *policy is then unchanged. */
 int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err);
+
+/* Where the model is, for hs_model_open. HS_EINVAL if too little of it was named. */
+int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err);
+/* The folder, or the transformer of a model given by its parts; NULL if neither. */
+const char *hs_options_model_name(const hs_options *o);
 
 /* The help text, line by line: grouped options with their defaults, then examples. */
 void hs_options_help(void (*line)(void *user, const char *text), void *user);

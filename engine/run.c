@@ -243,6 +243,16 @@ typedef struct job {
 } job;
 
 /* ---- what is left after a failure ------------------------------------------------------------------------------- */
+static void print_model_flags(const hs_options *o) {
+    const char *const flag[][2] = {{"-m", o->model},
+                                   {"--transformer", o->transformer},
+                                   {"--text-encoder", o->text_encoder},
+                                   {"--vae", o->vae},
+                                   {"--tokenizer", o->tokenizer}};
+    for (size_t i = 0; i < sizeof flag / sizeof *flag; i++)
+        if (flag[i][1]) fprintf(stderr, " %s '%s'", flag[i][0], flag[i][1]);
+}
+
 static int is_plain_file(const char *path) {
     struct stat st;
     return strcmp(path, "-") && !lstat(path, &st) && S_ISREG(st.st_mode);
@@ -294,12 +304,11 @@ static void keep_latents(app *a, const job *j, int code) {
             fprintf(stderr, "haste-run: %s\n", why.msg);
             continue;
         }
-        if (a->denoised)
-            fprintf(stderr,
-                    "haste-run: the latents are kept; this makes the video of them:\n"
-                    "  haste-run -m '%s' --decode-latents '%s' --fps %d -o NAME.mp4\n",
-                    a->o.model, path[i], a->req.fps);
-        else
+        if (a->denoised) {
+            fputs("haste-run: the latents are kept; this makes the video of them:\n  haste-run", stderr);
+            print_model_flags(&a->o);
+            fprintf(stderr, " --decode-latents '%s' --fps %d -o NAME.mp4\n", path[i], a->req.fps);
+        } else
             fprintf(stderr, "haste-run: the unfinished latents are in %s\n", path[i]);
         return;
     }
@@ -400,13 +409,14 @@ static int one_video(app *a, int number) {
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
 static int setup(app *a, hs_err *err) {
     const hs_options *o = &a->o;
-    const hs_model_params p = {.dir = o->model,
-                               .device = o->device ? o->device : "auto",
-                               .precision = o->precision ? o->precision : "auto",
-                               .threads = o->threads,
-                               .headers_only = o->dry_run};
+    hs_model_params p = {.device = o->device ? o->device : "auto",
+                         .precision = o->precision ? o->precision : "auto",
+                         .threads = o->threads,
+                         .headers_only = o->dry_run};
     int rc = get_prompts(a, err);
-    if (rc || (rc = hs_model_open(&p, &a->model, err)) || (rc = refuse_fallback(a, err))) return rc;
+    if (rc || (rc = hs_options_model(o, &p, err)) || (rc = hs_model_open(&p, &a->model, err)) ||
+        (rc = refuse_fallback(a, err)))
+        return rc;
     a->info = hs_model_get_info(a->model);
     rc = make_request(a, err);
     if (!rc) choose_output(a);
@@ -433,7 +443,7 @@ static int dry_run(app *a, hs_err *err) {
     hs_plan plan;
     int rc = hs_request_check(a->model, &a->req, &plan, err);
     if (rc || (rc = check_places(a, NULL, err))) return rc;
-    hs_print_plan(stdout, a->o.model, a->info, &a->req, &plan);
+    hs_print_plan(stdout, hs_options_model_name(&a->o), a->info, &a->req, &plan);
     if (!a->o.decode_latents) hs_attn_print(stdout, "attention", &a->req, a->info, &a->attention);
     return check_places(a, stdout, err);
 }
@@ -447,8 +457,8 @@ static int make_videos(app *a) {
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return report(a, &err);
     if (!a->o.quiet) {
-        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", a->o.model, a->info->device, r->width, r->height, r->frames,
-                r->frames == 1 ? "" : "s");
+        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", hs_options_model_name(&a->o), a->info->device, r->width,
+                r->height, r->frames, r->frames == 1 ? "" : "s");
         if (!a->o.decode_latents)
             fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
                     r->shift);

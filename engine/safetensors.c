@@ -1,4 +1,4 @@
-/* Safetensors: header checks, shards behind one sorted list of tensors, an atomic writer.
+/* Safetensors: header checks, shards behind one sorted list of tensors. (Writing: safetensors_write.c.)
  *
  * Opening goes one way: map a shard, parse its header into the set's list (header_add), then sort and look for a name
  * in two shards (set_finish). Nothing of a header is believed before it is checked: lengths against the file, shapes
@@ -9,10 +9,11 @@
  */
 #include "safetensors.h"
 #include "json.h"
+#include "pth.h"
+#include "zip.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@ typedef struct shard {
     char *strings; /* owned: names and metadata */
     void *map;     /* NULL if only parsed */
     size_t map_len;
+    size_t asked; /* bytes of it that were asked for ahead of use */
 } shard;
 
 struct hs_st {
@@ -38,6 +40,7 @@ struct hs_st {
     const char **meta; /* key, value, ...: of the first shard */
     int n_meta;
     int64_t bytes;
+    char *names; /* owned: what hs_st_translate made of them */
 };
 
 /* ---- one header ------------------------------------------------------------------------------------------------ */
@@ -49,7 +52,7 @@ static const char *keep(char **at, const char *s) {
     return p;
 }
 
-static void shape_text(const hs_st_tensor *t, char *ret, size_t size) {
+void hs_st_shape_text(const hs_st_tensor *t, char *ret, size_t size) {
     size_t at = 0;
     ret[0] = '\0';
     for (int i = 0; i < t->ndim && at < size; i++)
@@ -101,7 +104,7 @@ static int parse_tensor(const cJSON *v, const char *path, hs_st_tensor *t, int64
     int64_t bytes;
     if (hs_mul(t->numel, (int64_t)hs_dtype_size(t->dtype), &bytes) || bytes != *ret_end - *ret_begin) {
         char text[160];
-        shape_text(t, text, sizeof(text));
+        hs_st_shape_text(t, text, sizeof(text));
         return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' [%s] %s does not fill its %lld bytes", path, name, text,
                        hs_dtype_name(t->dtype), (long long)(*ret_end - *ret_begin));
     }
@@ -143,6 +146,16 @@ static int parse_metadata(hs_st *st, const cJSON *meta, const char *path, char *
     return HS_OK;
 }
 
+/* Room for n more tensors; 0 when memory runs out. */
+static int set_room(hs_st *st, int n) {
+    hs_st_tensor *t = hs_alloc(((size_t)st->n + (size_t)n + 1) * sizeof(*t));
+    if (!t) return 0;
+    if (st->t) memcpy(t, st->t, (size_t)st->n * sizeof(*t));
+    hs_free(st->t);
+    st->t = t;
+    return 1;
+}
+
 /* Appends the tensors of shard *sh, whose first len bytes are at data, to the set. */
 static int header_add(hs_st *st, shard *sh, const void *data, size_t len, int64_t file_size, hs_err *err) {
     const char *path = sh->path;
@@ -170,18 +183,13 @@ static int header_add(hs_st *st, shard *sh, const void *data, size_t len, int64_
         rc = hs_fail(err, HS_EFORMAT, "%s: the header is not a JSON object", path);
         goto out;
     }
-    int count = cJSON_GetArraySize(doc); /* at most HS_JSON_MAX_VALUES */
-    hs_st_tensor *t = hs_alloc(((size_t)st->n + (size_t)count + 1) * sizeof(*t));
-    if (t && st->t) memcpy(t, st->t, (size_t)st->n * sizeof(*t));
-    if (t) {
-        hs_free(st->t);
-        st->t = t;
-    }
+    const int count = cJSON_GetArraySize(doc); /* at most HS_JSON_MAX_VALUES */
+    const int room = set_room(st, count);
     /* an unescaped string with its NUL is shorter than the quoted one, so all of them fit into the length of the header
      */
     sh->strings = hs_alloc((size_t)hlen + 1);
     ranges = hs_alloc(((size_t)count + 1) * sizeof(*ranges));
-    if (!t || !sh->strings || !ranges) {
+    if (!room || !sh->strings || !ranges) {
         rc = hs_fail(err, HS_ENOMEM, "no memory for the %d tensors of %s", count, path);
         goto out;
     }
@@ -196,7 +204,7 @@ static int header_add(hs_st *st, shard *sh, const void *data, size_t len, int64_
         }
         hs_st_tensor *x = &st->t[st->n + n];
         range *r = &ranges[n];
-        memset(x, 0, sizeof(*x));
+        *x = (hs_st_tensor){.scale = 1};
         rc = parse_tensor(v, path, x, &r->begin, &r->end, err);
         if (rc) goto out;
         if (r->end > space) {
@@ -219,6 +227,41 @@ out:
     hs_free(ranges);
     cJSON_Delete(doc);
     return rc;
+}
+
+/* The tensors of a PyTorch checkpoint. */
+static int checkpoint_add(hs_st *st, shard *sh, const void *data, size_t len, hs_err *err) {
+    hs_st_tensor *t = NULL;
+    int n = 0, rc = hs_pth_read(data, len, sh->path, &t, &n, &sh->strings, err);
+    if (!rc && !set_room(st, n)) rc = hs_fail(err, HS_ENOMEM, "no memory for the %d tensors of %s", n, sh->path);
+    for (int i = 0; i < n && !rc; i++) {
+        st->t[st->n] = t[i];
+        st->t[st->n++].scale = 1;
+        st->bytes += t[i].numel * (int64_t)hs_dtype_size(t[i].dtype);
+    }
+    hs_free(t);
+    return rc;
+}
+
+/* Files that people mistake for models, by how they begin. */
+static const struct {
+    const char *begin;
+    int len;
+    const char *what;
+} foreign[] = {
+    {"GGUF", 4, "a GGUF file, which is not supported: use the safetensors or .pth files of the model"},
+    {"version https://git-lfs", 23, "only a pointer of Git LFS: the file itself was not fetched (git lfs pull)"},
+    {"\x80\x02\x8a\x0a", 4, "a PyTorch checkpoint of the old format: save it again with PyTorch 1.6 or newer"},
+    {"<!DOCTYPE", 9, "a web page: the download went wrong"},
+    {"<html", 5, "a web page: the download went wrong"},
+};
+
+static int file_add(hs_st *st, shard *sh, const void *data, size_t len, int64_t file_size, hs_err *err) {
+    for (size_t i = 0; i < sizeof(foreign) / sizeof(*foreign); i++)
+        if (len >= (size_t)foreign[i].len && !memcmp(data, foreign[i].begin, (size_t)foreign[i].len))
+            return hs_fail(err, HS_ENOTSUP, "%s is %s", sh->path, foreign[i].what);
+    if (hs_zip_is(data, len)) return checkpoint_add(st, sh, data, len, err);
+    return header_add(st, sh, data, len, file_size, err);
 }
 
 /* ---- sets ------------------------------------------------------------------------------------------------------ */
@@ -259,6 +302,7 @@ void hs_st_close(hs_st *st) {
     }
     hs_free(st->shards);
     hs_free(st->meta);
+    hs_free(st->names);
     hs_free(st->t);
     hs_free(st->label);
     hs_free(st);
@@ -290,7 +334,7 @@ static int shard_add(hs_st *st, char *path, hs_err *err) {
     close(fd);
     if (rc) return rc;
     madvise(sh->map, sh->map_len, MADV_SEQUENTIAL); /* a hint: weights are read once, from front to back */
-    return header_add(st, sh, sh->map, sh->map_len, s.st_size, err);
+    return file_add(st, sh, sh->map, sh->map_len, s.st_size, err);
 }
 
 int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *path, hs_st **ret, hs_err *err) {
@@ -299,7 +343,7 @@ int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *pat
     if (rc) return rc;
     st->shards[0].path = hs_strdup(path);
     st->n_shards = 1;
-    rc = st->shards[0].path ? header_add(st, &st->shards[0], data, len, file_size, err)
+    rc = st->shards[0].path ? file_add(st, &st->shards[0], data, len, file_size, err)
                             : hs_fail(err, HS_ENOMEM, "no memory to read %s", path);
     if (!rc) rc = set_finish(st, err);
     if (rc)
@@ -458,8 +502,8 @@ int hs_st_get(hs_st *st, const char *name, int ndim, const int64_t *shape, const
         hs_st_tensor want = {.ndim = ndim < HS_ST_MAX_DIMS ? ndim : HS_ST_MAX_DIMS};
         for (int i = 0; i < want.ndim; i++) want.shape[i] = shape[i];
         char found[160], expected[160];
-        shape_text(t, found, sizeof(found));
-        shape_text(&want, expected, sizeof(expected));
+        hs_st_shape_text(t, found, sizeof(found));
+        hs_st_shape_text(&want, expected, sizeof(expected));
         return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has shape [%s], expected [%s]", t->file, name, found,
                        expected);
     }
@@ -482,83 +526,68 @@ const char *hs_st_metadata(const hs_st *st, const char *key) {
     return NULL;
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------- */
-
-/* Header text of the tensors in the given order, padded with blanks so that the data starts at a multiple of 8; freed
- * with cJSON_free. NULL when memory runs out. */
-static char *header_text(int n, const hs_st_tensor *tensors, const char *const *meta) {
-    cJSON *doc = cJSON_CreateObject();
-    cJSON *m = doc && meta ? cJSON_AddObjectToObject(doc, "__metadata__") : NULL;
-    int ok = doc && (!meta || m);
-    for (int i = 0; ok && meta && meta[i]; i += 2) ok = cJSON_AddStringToObject(m, meta[i], meta[i + 1]) != NULL;
-    int64_t at = 0;
-    for (int i = 0; ok && i < n; i++) { /* raw text: cJSON would print large offsets as 1e+15 */
-        const hs_st_tensor *t = &tensors[i];
-        int64_t bytes = t->numel * (int64_t)hs_dtype_size(t->dtype);
-        char shape[160], text[320];
-        shape_text(t, shape, sizeof(shape));
-        snprintf(text, sizeof(text), "{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%lld,%lld]}",
-                 hs_dtype_name(t->dtype), shape, (long long)at, (long long)(at + bytes));
-        at += bytes;
-        ok = cJSON_AddRawToObject(doc, t->name, text) != NULL;
-    }
-    char *text = ok ? cJSON_PrintUnformatted(doc) : NULL;
-    cJSON_Delete(doc);
-    return text;
+void hs_st_floats(const hs_st_tensor *t, int64_t start, int64_t n, float *ret) {
+    hs_to_f32(ret, (const char *)t->data + (size_t)start * hs_dtype_size(t->dtype), t->dtype, n);
+    if (t->scale != 1)
+        for (int64_t i = 0; i < n; i++) ret[i] *= t->scale;
 }
 
-static int write_all(int fd, const void *data, size_t len) {
-    const char *p = data;
-    while (len) {
-        ssize_t k = write(fd, p, len < 1u << 30 ? len : 1u << 30);
-        if (k < 0 && errno == EINTR) continue;
-        if (k <= 0) return -1;
-        p += k;
-        len -= (size_t)k;
+/* The shard that a tensor's data is mapped from, or NULL. */
+static shard *shard_of(const hs_st *st, const hs_st_tensor *t) {
+    for (int i = 0; i < st->n_shards; i++) {
+        shard *sh = &st->shards[i];
+        const size_t at = (size_t)((const char *)t->data - (const char *)sh->map);
+        if (sh->map && t->data >= sh->map && at < sh->map_len) return sh;
     }
-    return 0;
+    return NULL;
 }
 
-int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err) {
-    static _Atomic int serial;
-    struct stat s;
-    if (!stat(path, &s) && !S_ISREG(s.st_mode)) /* renaming over /dev/null would replace it */
-        return hs_fail(err, HS_EIO, "cannot write %s: it exists and is not a regular file", path);
-    size_t size = strlen(path) + 40;
-    int rc = HS_OK, fd = -1;
-    char *tmp = hs_alloc(size), *header = header_text(n, tensors, meta);
-    if (!tmp || !header) {
-        rc = hs_fail(err, HS_ENOMEM, "no memory to write %s", path);
-        goto out;
+/* Asking early lets a disk work while weights are prepared; asking for all would push other things out of the cache. */
+void hs_st_expect(const hs_st *st, const hs_st_tensor *t) {
+    enum { AHEAD = 256 << 20, LEAST = 64 << 20 };
+    shard *sh = shard_of(st, t);
+    if (!sh) return;
+    size_t want =
+        (size_t)((const char *)t->data - (const char *)sh->map) + (size_t)t->numel * hs_dtype_size(t->dtype) + AHEAD;
+    if (want > sh->map_len) want = sh->map_len;
+    if (want <= sh->asked || (want - sh->asked < LEAST && want < sh->map_len)) return;
+    madvise((char *)sh->map + sh->asked, want - sh->asked, MADV_WILLNEED);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    sh->asked = want / page * page;
+    if (want == sh->map_len) sh->asked = want;
+}
+
+void hs_st_release(const hs_st *st, const hs_st_tensor *t) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data / page * page;
+    const uintptr_t end = (uintptr_t)t->data + (uintptr_t)t->numel * hs_dtype_size(t->dtype);
+    if (shard_of(st, t)) madvise((void *)begin, (size_t)(end - begin), MADV_DONTNEED);
+}
+
+/* ---- names ----------------------------------------------------------------------------------------------------- */
+
+int hs_st_translate(hs_st *st, hs_st_translate_fn fn, void *user, hs_err *err) {
+    enum { ROOM = 256 };
+    char *names = hs_alloc((size_t)st->n * ROOM + 1);
+    if (!names) return hs_fail(err, HS_ENOMEM, "no memory for the tensor names of %s", st->label);
+    for (int i = 0; i < st->n; i++) {
+        char *to = names + (size_t)i * ROOM;
+        *to = '\0';
+        const int rc = fn(user, &st->t[i], to, ROOM, err);
+        if (rc) {
+            hs_free(names);
+            return rc;
+        }
     }
-    snprintf(tmp, size, "%s.tmp.%ld.%d", path, (long)getpid(), atomic_fetch_add(&serial, 1));
-    fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        rc = hs_fail(err, HS_EIO, "cannot write %s: creating %s: %s", path, tmp, strerror(errno));
-        goto out;
+    int n = 0;
+    for (int i = 0; i < st->n; i++) {
+        char *to = names + (size_t)i * ROOM;
+        if (!*to) continue;
+        st->t[n] = st->t[i];
+        st->t[n].used = 0; /* what fn has looked up is not yet what a binder asks for */
+        st->t[n++].name = to;
     }
-    uint64_t text = strlen(header), padded = (text + 7) / 8 * 8;
-    unsigned char prefix[PREFIX];
-    for (int i = 0; i < PREFIX; i++) prefix[i] = (unsigned char)(padded >> 8 * i);
-    int bad = write_all(fd, prefix, PREFIX) || write_all(fd, header, text) || write_all(fd, "       ", padded - text);
-    for (int i = 0; i < n && !bad; i++)
-        bad = write_all(fd, tensors[i].data, (size_t)tensors[i].numel * hs_dtype_size(tensors[i].dtype));
-    bad = bad || fsync(fd);
-    int why = errno;
-    if (close(fd) && !bad) {
-        bad = 1;
-        why = errno;
-    }
-    if (!bad && rename(tmp, path)) {
-        bad = 1;
-        why = errno;
-    }
-    if (bad) {
-        unlink(tmp);
-        rc = hs_fail(err, HS_EIO, "cannot write %s: %s", path, strerror(why));
-    }
-out:
-    cJSON_free(header);
-    hs_free(tmp);
-    return rc;
+    st->n = n;
+    hs_free(st->names);
+    st->names = names;
+    return set_finish(st, err);
 }

@@ -1,4 +1,4 @@
-/* Maps safetensors files and looks tensors up; nothing else.
+/* Maps files of tensors and looks tensors up; nothing else. Safetensors, and PyTorch's checkpoints through pth.h.
  *
  * A set is one file, or all shards that an index names. The files are mapped read-only for the life of the set; every
  * pointer handed out is into the mapping. The header is checked strictly before anything is believed: length against
@@ -22,11 +22,12 @@ typedef struct hs_st_tensor {
     const void *data; /* into the mapping: little endian, row major, NO alignment promise */
     const char *file; /* path of the shard, for messages */
     int used;         /* set by hs_st_get: left-over tensors can be named (hs_st_unused) */
+    float scale;      /* the tensor is this times its data; not 1 only for scaled 8-bit weights */
 } hs_st_tensor;
 
 typedef struct hs_st hs_st;
 
-/* One .safetensors file. */
+/* One .safetensors or .pth file: told by its first bytes, not by its name. */
 int hs_st_open(const char *path, hs_st **ret, hs_err *err);
 /* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`. The index's
  * weight_map must name exactly the tensors that its shards hold. */
@@ -43,6 +44,18 @@ int hs_st_get(hs_st *st, const char *name, int ndim, const int64_t *shape, const
 const hs_st_tensor *hs_st_unused(const hs_st *st);
 const char *hs_st_metadata(const hs_st *st, const char *key); /* __metadata__ of the (first) file, or NULL */
 int64_t hs_st_bytes(const hs_st *st);                         /* tensor bytes in all shards */
+/* Elements start .. start + n as floats, scaled. */
+void hs_st_floats(const hs_st_tensor *t, int64_t start, int64_t n, float *ret);
+void hs_st_shape_text(const hs_st_tensor *t, char *ret, size_t size); /* "2,3" */
+/* The tensor is about to be read, and what lies behind it in the file soon: the disk may begin. */
+void hs_st_expect(const hs_st *st, const hs_st_tensor *t);
+/* The tensor was read and is not needed soon: its pages leave this process (they stay in the page cache). */
+void hs_st_release(const hs_st *st, const hs_st_tensor *t);
+
+/* Gives tensors other names: fn writes the new one to ret_name ("" = the tensor leaves the set) and may change *t. The
+ * set may be searched by the old names meanwhile. After a failure the set is good only for hs_st_close. */
+typedef int (*hs_st_translate_fn)(void *user, hs_st_tensor *t, char *ret_name, size_t size, hs_err *err);
+int hs_st_translate(hs_st *st, hs_st_translate_fn fn, void *user, hs_err *err);
 
 /* Writes one file atomically (temporary file, fsync, rename). meta: key, value, ..., NULL or NULL. */
 int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err);

@@ -1,5 +1,6 @@
 /* Lifetimes: what a model and a session hold, when parts are loaded and released, what a request would cost. */
 #include "session.h"
+#include "layout.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -7,34 +8,21 @@
 
 /* ---- model ------------------------------------------------------------------------------------------------------ */
 
-static int open_part(const char *dir, const char *part, const char *stem, hs_st **ret, hs_err *err) {
-    char *path = hs_path_join(dir, part);
-    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
-    int r = hs_st_open_dir(path, stem, ret, err);
-    hs_free(path);
-    return r;
-}
-
 /* Every name and shape is checked before anything is loaded: the load of a wrong file fails in milliseconds. */
-static int open_files(hs_model *m, const char *dir, hs_err *err) {
-    int r;
-    if ((r = hs_config_load(dir, &m->c, err)) || (r = hs_model_sha256(dir, m->info.sha256, err)) ||
-        (r = open_part(dir, "text_encoder", "model", &m->st_text, err)) ||
-        (r = hs_text_load(&m->c, m->st_text, NULL, NULL, err)) ||
-        (r = open_part(dir, "transformer", "diffusion_pytorch_model", &m->st_dit, err)) ||
-        (r = hs_dit_load(&m->c, m->st_dit, NULL, NULL, err)) ||
-        (r = open_part(dir, "vae", "diffusion_pytorch_model", &m->st_vae, err)) ||
-        (r = hs_vae_load(&m->c, m->st_vae, NULL, NULL, err)))
+static int open_files(hs_model *m, const hs_model_params *p, hs_err *err) {
+    hs_files f;
+    int r = hs_files_open(p, &f, err);
+    if (r) return r;
+    m->c = f.config;
+    m->st_dit = f.st[HS_PART_TRANSFORMER];
+    m->st_text = f.st[HS_PART_TEXT];
+    m->st_vae = f.st[HS_PART_VAE];
+    m->tokenizer = f.tokenizer;
+    memcpy(m->info.sha256, f.sha256, sizeof m->info.sha256);
+    memcpy(m->info.shapes_sha256, f.shapes_sha256, sizeof m->info.shapes_sha256);
+    if ((r = hs_text_load(&m->c, m->st_text, NULL, NULL, err)) || (r = hs_dit_load(&m->c, m->st_dit, NULL, NULL, err)))
         return r;
-    char *spiece = hs_path_join(dir, "tokenizer/spiece.model");
-    if (!spiece) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
-    r = hs_tokenizer_open(spiece, &m->tokenizer, err);
-    if (!r && hs_tokenizer_vocab(m->tokenizer) > m->c.t_vocab)
-        r = hs_fail(err, HS_EFORMAT,
-                    "%s has %d pieces, the text encoder's embedding %d rows; they do not belong together", spiece,
-                    hs_tokenizer_vocab(m->tokenizer), m->c.t_vocab);
-    hs_free(spiece);
-    return r;
+    return hs_vae_load(&m->c, m->st_vae, NULL, NULL, err);
 }
 
 /* On a CPU in bf16 the VAE's error would be 1.4 % on random weights (docs/testing.md), in F32 it is nil, for about one
@@ -64,7 +52,7 @@ int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     if (!m) return hs_fail(err, HS_ENOMEM, "no memory for the model");
     hs_device_params dp = {.name = p->device, .threads = p->threads, .precision = p->precision};
     int r;
-    if ((r = open_files(m, p->dir, err)) || (r = open_devices(m, dp, err))) {
+    if ((r = open_files(m, p, err)) || (r = open_devices(m, dp, err))) {
         hs_model_free(m);
         return r;
     }
@@ -92,7 +80,7 @@ int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     snprintf(i->device, sizeof i->device, "%s", hs_device_name(m->dev));
     const hs_dtype act = hs_device_act(m->dev);
     strcpy(i->precision, act == HS_F32 ? "fp32" : act == HS_F16 ? "fp16" : "bf16");
-    name_of(p->dir, i->name, sizeof i->name);
+    name_of(p->dir ? p->dir : p->transformer, i->name, sizeof i->name);
     *ret = m;
     return 0;
 }

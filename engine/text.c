@@ -43,9 +43,11 @@ static int bind_embedding(const hs_config *c, hs_st *st, hs_device *dev, hs_buf 
         (r = hs_st_get(st, "encoder.embed_tokens.weight", 2, shape, &alias, err)))
         return r;
     if (!dev) return 0;
+    hs_st_expect(st, t);
     if ((r = hs_device_alloc(dev, hs_device_act(dev), t->numel, "text embedding", ret, err))) return r;
-    if (t->dtype == ret->type) { /* no conversion: straight from the mapping */
+    if (t->dtype == ret->type && t->scale == 1) { /* no conversion: straight from the mapping */
         hs_upload(dev, *ret, t->data);
+        hs_st_release(st, t);
         return 0;
     }
     enum { CHUNK = 1 << 16 };
@@ -54,10 +56,11 @@ static int bind_embedding(const hs_config *c, hs_st *st, hs_device *dev, hs_buf 
     if (!f || !conv) r = hs_fail(err, HS_ENOMEM, "no memory for the text embedding");
     for (int64_t i = 0; i < t->numel && !r; i += CHUNK) {
         int64_t n = t->numel - i < CHUNK ? t->numel - i : CHUNK;
-        hs_to_f32(f, (const char *)t->data + i * (int64_t)hs_dtype_size(t->dtype), t->dtype, n);
+        hs_st_floats(t, i, n, f);
         hs_from_f32(conv, ret->type, f, n);
         hs_upload(dev, hs_buf_at(*ret, i, n), conv);
     }
+    hs_st_release(st, t);
     hs_free(f);
     hs_free(conv);
     return r;

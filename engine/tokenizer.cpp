@@ -99,31 +99,28 @@ struct hs_tokenizer {
     sentencepiece::SentencePieceProcessor sp;
 };
 
-int hs_tokenizer_open(const char *spiece_path, hs_tokenizer **ret, hs_err *err) {
-    char *data = nullptr;
-    size_t len = 0;
-    int rc = hs_file_read(spiece_path, MAX_MODEL, &data, &len, err);
-    if (rc) return rc;
+int hs_tokenizer_open_bytes(const void *data, size_t len, const char *label, hs_tokenizer **ret, hs_err *err) {
+    if (len > MAX_MODEL)
+        return hs_fail(err, HS_EFORMAT, "%s: a tokenizer of %zu bytes, expected at most %zu", label, len, MAX_MODEL);
+    int rc = HS_OK;
     void *room = hs_alloc(sizeof(hs_tokenizer));
     hs_tokenizer *t = nullptr;
     try {
         if (!room) throw std::bad_alloc();
         t = new (room) hs_tokenizer;
-        const auto status = t->sp.LoadFromSerializedProto(absl::string_view(data, len));
+        const auto status = t->sp.LoadFromSerializedProto(absl::string_view((const char *)data, len));
         if (status.ok() && !charsmaps_ok(bytes{(const unsigned char *)data, len}))
-            rc = hs_fail(err, HS_EFORMAT, "%s: the character map points outside itself: a damaged file", spiece_path);
+            rc = hs_fail(err, HS_EFORMAT, "%s: the character map points outside itself: a damaged file", label);
         else if (!status.ok())
-            rc =
-                hs_fail(err, HS_EFORMAT, "%s is not a SentencePiece model: %s", spiece_path, status.ToString().c_str());
+            rc = hs_fail(err, HS_EFORMAT, "%s is not a SentencePiece model: %s", label, status.ToString().c_str());
         else if (t->sp.eos_id() != EOS)
-            rc = hs_fail(err, HS_EFORMAT, "%s: end of sequence has id %d, expected %d as in T5 vocabularies",
-                         spiece_path, t->sp.eos_id(), EOS);
+            rc = hs_fail(err, HS_EFORMAT, "%s: end of sequence has id %d, expected %d as in T5 vocabularies", label,
+                         t->sp.eos_id(), EOS);
     } catch (const std::bad_alloc &) {
-        rc = hs_fail(err, HS_ENOMEM, "no memory for the tokenizer %s", spiece_path);
+        rc = hs_fail(err, HS_ENOMEM, "no memory for the tokenizer %s", label);
     } catch (const std::exception &e) {
-        rc = hs_fail(err, HS_EFORMAT, "%s: %s", spiece_path, e.what());
+        rc = hs_fail(err, HS_EFORMAT, "%s: %s", label, e.what());
     }
-    hs_free(data);
     if (rc) {
         if (t) t->~hs_tokenizer();
         hs_free(room);
@@ -131,6 +128,15 @@ int hs_tokenizer_open(const char *spiece_path, hs_tokenizer **ret, hs_err *err) 
     }
     *ret = t;
     return HS_OK;
+}
+
+int hs_tokenizer_open(const char *spiece_path, hs_tokenizer **ret, hs_err *err) {
+    char *data = nullptr;
+    size_t len = 0;
+    int rc = hs_file_read(spiece_path, MAX_MODEL, &data, &len, err);
+    if (!rc) rc = hs_tokenizer_open_bytes(data, len, spiece_path, ret, err);
+    hs_free(data);
+    return rc;
 }
 
 void hs_tokenizer_close(hs_tokenizer *t) {
@@ -164,6 +170,10 @@ int hs_tokenizer_encode(const hs_tokenizer *t, const char *clean, int max_ids, i
 }
 
 #else
+
+int hs_tokenizer_open_bytes(const void *, size_t, const char *label, hs_tokenizer **ret, hs_err *err) {
+    return hs_tokenizer_open(label, ret, err);
+}
 
 int hs_tokenizer_open(const char *spiece_path, hs_tokenizer **, hs_err *err) {
     return hs_fail(err, HS_ENOTSUP,

@@ -12,6 +12,8 @@ int hs_prompt_clean(const char *text, char **ret, hs_err *err);
 
 typedef struct hs_tokenizer hs_tokenizer;
 int hs_tokenizer_open(const char *spiece_path, hs_tokenizer **ret, hs_err *err);
+/* The same from the bytes of such a file, which are not needed afterwards; label is for messages. */
+int hs_tokenizer_open_bytes(const void *data, size_t len, const char *label, hs_tokenizer **ret, hs_err *err);
 void hs_tokenizer_close(hs_tokenizer *t);
 int hs_tokenizer_vocab(const hs_tokenizer *t);
 /* Cleaned text -> ids ending in eos (1), at most max_ids including eos. *ret_n = ids written (>= 1);

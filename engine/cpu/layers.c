@@ -83,10 +83,12 @@ int hs_cpu_weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w,
     const hs_dtype t = w->f32 ? HS_F32 : dev->act;
     const size_t size = hs_dtype_size(t), row = (size_t)(out > in ? out : in) * sizeof(float) + 64;
     weight *v = w->impl = hs_calloc(1, sizeof *v);
-    char *plain = hs_alloc((size_t)(out * in) * size);
+    /* one matrix of the type that is wanted can be packed from where it is */
+    const int direct = src->parts == 1 && src->type[0] == t && (uintptr_t)src->w[0] % size == 0;
+    char *plain = direct ? NULL : hs_alloc((size_t)(out * in) * size);
     float *bias = src->bias[0] ? hs_alloc((size_t)out * sizeof *bias) : NULL;
     int rc = HS_ENOMEM;
-    if (!v || !plain || (src->bias[0] && !bias) || scratch_at_least(dev, 2 * row)) {
+    if (!v || (!direct && !plain) || (src->bias[0] && !bias) || scratch_at_least(dev, 2 * row)) {
         hs_free(bias);
         hs_fail(err, rc, "out of memory preparing a [%lld, %lld] matrix", (long long)out, (long long)in);
         goto out;
@@ -94,11 +96,11 @@ int hs_cpu_weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w,
     v->type = t;
     v->bias = bias;
     for (int64_t i = 0, o = 0; i < src->parts; o += src->out[i++]) {
-        convert(dev, plain + (size_t)(o * in) * size, t, src->w[i], src->type[i], src->out[i] * in);
+        if (!direct) convert(dev, plain + (size_t)(o * in) * size, t, src->w[i], src->type[i], src->out[i] * in);
         if (bias) hs_to_f32(bias + o, src->bias[i], src->bias_type[i], src->out[i]);
     }
     const hs_product k = {.dim = {TYPICAL_ROWS, out, in}, .op = HS_LINEAR, .type = (int)t, .y_type = (int)t};
-    rc = hs_onednn_pack(dev, &k, plain, &v->part[0], err);
+    rc = hs_onednn_pack(dev, &k, direct ? src->w[0] : plain, &v->part[0], err);
     if (rc) hs_fail_ctx(err, rc, "[%lld, %lld] matrix", (long long)out, (long long)in);
     w->bytes = v->part[0].bytes + (bias ? out * (int64_t)sizeof *bias : 0);
 out:

@@ -397,7 +397,7 @@ static dnnl_status_t layout_get(hs_device *dev, hs_packed *w, md_ref layout, dnn
     return e;
 }
 
-int hs_onednn_pack(hs_device *dev, const hs_product *k, void *plain, hs_packed *ret, hs_err *err) {
+int hs_onednn_pack(hs_device *dev, const hs_product *k, const void *plain, hs_packed *ret, hs_err *err) {
     hs_onednn *o = dnn_of(dev);
     const int64_t *d = k->dim;
     const dnnl_dims_t linear = {d[2], d[1]}, conv = {d[4], d[3], d[5], d[6], d[7]};
@@ -414,7 +414,7 @@ int hs_onednn_pack(hs_device *dev, const hs_product *k, void *plain, hs_packed *
     if (!e)
         e = k->op == HS_LINEAR ? md_make(&plain_md, 2, linear, dnn_type(k->type), dnnl_ba)
                                : md_make(&plain_md, 5, conv, dnn_type(k->type), dnnl_abcde);
-    if (!e) e = dnnl_memory_create(&src, md_of(&plain_md), o->engine, plain);
+    if (!e) e = dnnl_memory_create(&src, md_of(&plain_md), o->engine, (void *)(uintptr_t)plain); /* only read */
     if (!e) e = layout_add(o, ret, 0, src, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0));
     leave(before);
     if (src) dnnl_memory_destroy(src);

@@ -43,7 +43,7 @@ typedef struct hs_packed {
 
 /* plain [out, in] or [cout, cin, kt, ky, kx] of k->type, for products like k; their sizes may differ from k's.
  * hs_onednn_unpack frees what pack made, or whatever is there after it failed. */
-int hs_onednn_pack(hs_device *dev, const hs_product *k, void *plain, hs_packed *ret, hs_err *err);
+int hs_onednn_pack(hs_device *dev, const hs_product *k, const void *plain, hs_packed *ret, hs_err *err);
 void hs_onednn_unpack(hs_device *dev, hs_packed *w);
 
 /* Does oneDNN have only its reference loops for this? (Asked where there is another way.) */

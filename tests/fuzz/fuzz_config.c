@@ -25,7 +25,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
         for (int i = 0; i < 4; i++) FUZZ_ASSERT(between(c.v_mult[i], 1, 16));
     }
     if (!hs_config_parse_sched(json, len, "fuzz", &c, &err)) FUZZ_ASSERT(c.shift > 0 && c.shift <= 100);
-    hs_config_parse_index(json, len, "fuzz", &err);
+    hs_config_parse_original(json, len, "fuzz", &c, &err);
+    hs_config_parse_index(json, len, "fuzz", &c, &err);
 
     hs_config d = {.width = 832, .height = 480, .frames = 81, .fps = 16, .steps = 50, .guidance = 5, .shift = 3};
     if (!hs_config_parse_defaults(json, len, "fuzz", &d, &err)) {

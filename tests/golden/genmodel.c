@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PATH_LEN = 1024, CHUNK = 1 << 16 };
+enum { PATH_LEN = 1024 };
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 uint64_t gm_fnv1a64(const char *text) {
@@ -165,103 +165,147 @@ static int make_dir(const char *path, hs_err *err) {
     return 0;
 }
 
-static hs_dtype dtype_of(const cJSON *config) {
+static hs_dtype dtype_of(const cJSON *config, const gm_options *opt) {
     const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(config, "dtype"));
+    if (opt->dtype) name = opt->dtype;
     return name && !strcmp(name, "BF16") ? HS_BF16 : name && !strcmp(name, "F16") ? HS_F16 : HS_F32;
 }
 
-static int write_values(FILE *f, const gm_tensor *t, hs_dtype type, double factor, float *value, void *raw) {
-    double scale, center;
-    gm_weight_rule(t, &scale, &center);
-    for (int64_t a = 0, numel = gm_numel(t); a < numel; a += CHUNK) {
-        int64_t n = numel - a < CHUNK ? numel - a : CHUNK;
-        gm_uniform(t->name, scale, center, a, n, value);
-        if (factor != 1.0)
-            for (int64_t i = 0; i < n; i++) value[i] = (float)(value[i] * factor);
-        hs_from_f32(raw, type, value, n);
-        if (fwrite(raw, hs_dtype_size(type), (size_t)n, f) != (size_t)n) return -1;
-    }
-    return 0;
+/* ---- one part --------------------------------------------------------------------------------------------------- */
+typedef struct part_files {
+    const cJSON *config;
+    const char *part, *out;
+    const gm_options *opt;
+    hs_dtype type;
+    int shards, pad;
+} part_files;
+
+static int is_matrix(const gm_tensor *t) {
+    return t->ndim == 2 && ends(t->name, ".weight") && !strstr(t->name, "shared") && !strstr(t->name, "bias");
 }
 
-/* One safetensors file with tensors [first, last) of the list. */
-static int write_shard(const char *path, const gm_list *l, int first, int last, hs_dtype type, int pad,
-                       const gm_options *opt, hs_err *err) {
-    const size_t cap = (size_t)(last - first + 1) * 256 + 64;
-    char *head = hs_alloc(cap);
-    float *value = hs_alloc(CHUNK * sizeof(float));
-    void *raw = hs_alloc(CHUNK * sizeof(float));
-    FILE *f = head && value && raw ? fopen(path, "wb") : NULL;
-    int bad = !f;
-    if (f) {
-        size_t len = (size_t)snprintf(head, cap, "{\"__metadata__\":{\"format\":\"pt\"}");
-        int64_t at = 0;
-        for (int i = first; i < last; i++) {
-            const gm_tensor *t = &l->at[i];
-            len += (size_t)snprintf(head + len, cap - len, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name,
-                                    hs_dtype_name(type));
-            for (int k = 0; k < t->ndim; k++)
-                len += (size_t)snprintf(head + len, cap - len, "%s%lld", k ? "," : "", (long long)t->shape[k]);
-            int64_t end = at + gm_numel(t) * (int64_t)hs_dtype_size(type);
-            len += (size_t)snprintf(head + len, cap - len, "],\"data_offsets\":[%lld,%lld]}", (long long)at,
-                                    (long long)end);
-            at = end;
-        }
-        head[len++] = '}';
-        while (pad && len % 8) head[len++] = ' '; /* as the safetensors library does; the format does not demand it */
-        if (!pad && len % 2 == 0) head[len++] = ' '; /* odd on purpose: no tensor is aligned */
-        uint64_t n = len;
-        unsigned char le[8];
-        for (int k = 0; k < 8; k++) le[k] = (unsigned char)(n >> (8 * k));
-        bad = fwrite(le, 1, 8, f) != 8 || fwrite(head, 1, len, f) != len;
-        if (opt->sparse)
-            bad = bad || fflush(f) || ftruncate(fileno(f), (off_t)(8 + len) + (off_t)at);
+/* The items of a file that holds the whole part, under the names of the layout. NULL when out of memory. */
+static gm_item *make_items(const part_files *p, const gm_list *l, int *ret_n) {
+    static const float one_scale = 1;
+    const int text = !strcmp(p->part, "text_encoder"), dit = !strcmp(p->part, "transformer");
+    const int comfy = p->opt->layout == GM_COMFYUI,
+              period = 2 + cJSON_GetNumberValue(
+                               cJSON_GetObjectItem(cJSON_GetObjectItem(p->config, "vae"), "num_res_blocks"));
+    gm_item *items = hs_calloc(3 * (size_t)l->n + 2, sizeof *items);
+    int n = 0;
+    for (int i = 0; items && i < l->n; i++) {
+        const gm_tensor *t = &l->at[i];
+        gm_item *it = &items[n++];
+        *it = (gm_item){.t = t, .type = p->type, .scale = 1, .factor = 1};
+        if (p->opt->perturb && !strcmp(p->opt->perturb, t->name)) it->factor = 1 + p->opt->amount;
+        if (p->opt->layout == GM_DIFFUSERS || (comfy && text))
+            snprintf(it->name, sizeof it->name, "%s", t->name);
         else
-            for (int i = first; i < last && !bad; i++) {
-                double factor = opt->perturb && !strcmp(opt->perturb, l->at[i].name) ? 1.0 + opt->amount : 1.0;
-                bad = write_values(f, &l->at[i], type, factor, value, raw) != 0;
-            }
-        if (fclose(f)) bad = 1;
+            gm_original_name(p->part, t->name, period, it->name);
+        it->quant = (p->opt->quant == 1 && dit) || (p->opt->quant == 2 && (dit || text) && is_matrix(t));
+        if (it->quant && p->opt->quant == 2) it->scale = 0.01f + (float)(gm_fnv1a64(t->name) % 1000) * 1e-4f;
+        if (it->quant && comfy) it->type = HS_F8_E4M3;
     }
-    hs_free(head);
-    hs_free(value);
-    hs_free(raw);
-    return bad ? hs_fail(err, HS_EIO, "%s: cannot be written: %s", path, strerror(errno)) : 0;
+    for (int i = 0; comfy && p->opt->quant == 2 && (dit || text) && i < l->n; i++) {
+        const gm_item *it = &items[i];
+        const int base = (int)(strlen(it->name) - strlen("weight"));
+        static const char quant[] = "{\"format\": \"float8_e4m3fn\"}";
+        if (!it->quant) continue;
+        gm_item *s = &items[n++];
+        *s = (gm_item){.type = HS_F32, .raw = &it->scale, .raw_n = 1};
+        snprintf(s->name, sizeof s->name, "%.*s%s", base, it->name, dit ? "scale_weight" : "weight_scale");
+        s = &items[n++];
+        *s = dit ? (gm_item){.type = HS_F32, .raw = &one_scale, .raw_n = 1}
+                 : (gm_item){.type = HS_U8, .raw = quant, .raw_n = sizeof quant - 1};
+        snprintf(s->name, sizeof s->name, "%.*s%s", base, it->name, dit ? "scale_input" : "comfy_quant");
+    }
+    if (items && comfy && p->opt->quant == 2 && dit)
+        items[n++] = (gm_item){.name = "scaled_fp8", .type = HS_F8_E4M3, .raw = ""};
+    for (int i = 0; items && comfy && dit && p->opt->prefix && i < n; i++) {
+        char name[128];
+        snprintf(name, sizeof name, "%s", items[i].name);
+        snprintf(items[i].name, sizeof items[i].name, "%s%s", p->opt->prefix, name);
+    }
+    *ret_n = n;
+    return items;
 }
 
-/* All tensors of one part in `shards` files, with an index if there is more than one, and its config.json. */
-static int write_part(const cJSON *config, const char *part, gm_list *l, int shards, const char *out,
-                      const gm_options *opt, hs_err *err) {
-    const char *stem = strcmp(part, "text_encoder") ? "diffusion_pytorch_model" : "model";
-    const hs_dtype type = dtype_of(config);
-    const int pad = !cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(config, "pad_header"));
-    char dir[PATH_LEN], path[PATH_LEN + 128], file[128];
-    int64_t total = 0, done = 0;
-    int rc, first = 0;
-    snprintf(dir, sizeof dir, "%s/%s", out, part);
-    if ((rc = make_dir(dir, err))) return rc;
-    if ((rc = write_json(dir, "config.json", cJSON_GetObjectItemCaseSensitive(config, part), err))) return rc;
-    for (int i = 0; i < l->n; i++) total += gm_numel(&l->at[i]) * (int64_t)hs_dtype_size(type);
-
+/* All tensors in `shards` files `stem`, with an index if there is more than one. */
+static int write_shards(const part_files *p, const char *dir, const char *stem, const gm_item *items, int n,
+                        hs_err *err) {
+    char path[2 * PATH_LEN], file[128];
+    int64_t total = 0, written = 0;
+    int rc = 0, first = 0;
+    for (int i = 0; i < n; i++) total += gm_item_bytes(&items[i]);
     cJSON *index = cJSON_CreateObject();
     cJSON_AddNumberToObject(cJSON_AddObjectToObject(index, "metadata"), "total_size", (double)total);
     cJSON *map = cJSON_AddObjectToObject(index, "weight_map");
-    for (int s = 0; s < shards && !rc; s++) {
+    for (int s = 0; s < p->shards && !rc; s++) {
         int last = first;
-        while (last < l->n && (s == shards - 1 || done < total / shards * (s + 1)))
-            done += gm_numel(&l->at[last++]) * (int64_t)hs_dtype_size(type);
-        if (shards == 1)
+        while (last < n && (s == p->shards - 1 || written < total / p->shards * (s + 1)))
+            written += gm_item_bytes(&items[last++]);
+        if (p->shards == 1)
             snprintf(file, sizeof file, "%s.safetensors", stem);
         else
-            snprintf(file, sizeof file, "%s-%05d-of-%05d.safetensors", stem, s + 1, shards);
-        for (int i = first; i < last; i++) cJSON_AddStringToObject(map, l->at[i].name, file);
+            snprintf(file, sizeof file, "%s-%05d-of-%05d.safetensors", stem, s + 1, p->shards);
+        for (int i = first; i < last; i++) cJSON_AddStringToObject(map, items[i].name, file);
         snprintf(path, sizeof path, "%s/%s", dir, file);
-        rc = write_shard(path, l, first, last, type, pad, opt, err);
+        rc = gm_write_safetensors(path, items + first, last - first, p->opt->sparse, p->pad, err);
         first = last;
     }
     snprintf(file, sizeof file, "%s.safetensors.index.json", stem);
-    if (!rc && shards > 1) rc = write_json(dir, file, index, err);
+    if (!rc && p->shards > 1) rc = write_json(dir, file, index, err);
     cJSON_Delete(index);
+    return rc;
+}
+
+/* config.json of the original repository: the transformer's only. */
+static int write_original_config(const cJSON *c, const char *dir, hs_err *err) {
+    char text[512];
+    const int heads = cJSON_GetObjectItem(c, "num_attention_heads")->valueint;
+    snprintf(text, sizeof text,
+             "{\n  \"_class_name\": \"WanModel\",\n  \"_diffusers_version\": \"0.30.0\",\n  \"dim\": %d,\n  \"eps\": "
+             "1e-06,\n  \"ffn_dim\": %d,\n  \"freq_dim\": 256,\n  \"in_dim\": 16,\n  \"model_type\": \"t2v\",\n  "
+             "\"num_heads\": %d,\n  \"num_layers\": %d,\n  \"out_dim\": 16,\n  \"text_len\": 512\n}\n",
+             heads * 128, cJSON_GetObjectItem(c, "ffn_dim")->valueint, heads,
+             cJSON_GetObjectItem(c, "num_layers")->valueint);
+    return write_text(dir, "config.json", text, err);
+}
+
+static int write_part(const part_files *p, const gm_list *l, const void *spiece, int64_t spiece_n, hs_err *err) {
+    static const char *const comfy[][2] = {
+        {"diffusion_models", "wan2.1_t2v_test"}, {"text_encoders", "umt5_xxl_test"}, {"vae", "wan_2.1_vae"}};
+    const int which = !strcmp(p->part, "transformer") ? 0 : !strcmp(p->part, "text_encoder") ? 1 : 2;
+    const cJSON *config = cJSON_GetObjectItemCaseSensitive(p->config, p->part);
+    char dir[PATH_LEN], path[2 * PATH_LEN];
+    int n = 0, rc = 0;
+    gm_item *items = make_items(p, l, &n);
+    if (!items) return hs_fail(err, HS_ENOMEM, "no memory for the tensors of %s", p->part);
+    part_files one = *p;
+    switch (p->opt->layout) {
+    case GM_DIFFUSERS:
+        snprintf(dir, sizeof dir, "%s/%s", p->out, p->part);
+        if (!(rc = make_dir(dir, err)) && !(rc = write_json(dir, "config.json", config, err)))
+            rc = write_shards(p, dir, which == 1 ? "model" : "diffusion_pytorch_model", items, n, err);
+        break;
+    case GM_ORIGINAL:
+        if (which == 0) {
+            if (!(rc = write_original_config(config, p->out, err)))
+                rc = write_shards(p, p->out, "diffusion_pytorch_model", items, n, err);
+        } else {
+            snprintf(path, sizeof path, "%s/%s", p->out,
+                     which == 1 ? "models_t5_umt5-xxl-enc-bf16.pth" : "Wan2.1_VAE.pth");
+            rc = gm_write_pth(path, items, n, p->opt->sparse, err);
+        }
+        break;
+    case GM_COMFYUI:
+        snprintf(dir, sizeof dir, "%s/%s", p->out, comfy[which][0]);
+        if (which == 1) items[n++] = (gm_item){.name = "spiece_model", .type = HS_U8, .raw = spiece, .raw_n = spiece_n};
+        one.shards = 1;
+        if (!(rc = make_dir(dir, err))) rc = write_shards(&one, dir, comfy[which][1], items, n, err);
+        break;
+    }
+    hs_free(items);
     return rc;
 }
 
@@ -282,31 +326,51 @@ static const char model_index[] = "{\n  \"_class_name\": \"WanPipeline\",\n  \"_
                                   "  \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"],\n"
                                   "  \"vae\": [\"diffusers\", \"AutoencoderKLWan\"]\n}\n";
 
-static int write_frame(const char *golden_dir, const cJSON *config, const char *out, hs_err *err) {
+/* What is beside the parts: scheduler and tokenizer. */
+static int write_frame(const char *golden_dir, const cJSON *config, const char *out, gm_layout layout, hs_err *err) {
     char from[PATH_LEN], to[PATH_LEN];
-    int rc = write_text(out, "model_index.json", model_index, err);
-    snprintf(to, sizeof to, "%s/scheduler", out);
-    if (!rc) rc = make_dir(to, err);
-    if (!rc) rc = write_json(to, "scheduler_config.json", cJSON_GetObjectItemCaseSensitive(config, "scheduler"), err);
-    snprintf(to, sizeof to, "%s/tokenizer", out);
+    int rc = 0;
+    if (layout == GM_COMFYUI) return 0;
+    if (layout == GM_DIFFUSERS) {
+        rc = write_text(out, "model_index.json", model_index, err);
+        snprintf(to, sizeof to, "%s/scheduler", out);
+        if (!rc) rc = make_dir(to, err);
+        if (!rc)
+            rc = write_json(to, "scheduler_config.json", cJSON_GetObjectItemCaseSensitive(config, "scheduler"), err);
+        snprintf(to, sizeof to, "%s/tokenizer", out);
+    } else {
+        snprintf(to, sizeof to, "%s/google", out);
+        rc = make_dir(to, err);
+        snprintf(to, sizeof to, "%s/google/umt5-xxl", out);
+    }
     if (!rc) rc = make_dir(to, err);
     snprintf(from, sizeof from, "%s/data/spiece.model", golden_dir);
-    snprintf(to, sizeof to, "%s/tokenizer/spiece.model", out);
+    snprintf(to + strlen(to), sizeof to - strlen(to), "/spiece.model");
     return rc ? rc : copy_file(from, to, err);
 }
 
 int gm_write_model(const char *golden_dir, const char *model, const char *out, const gm_options *opt, hs_err *err) {
     static const char *const parts[] = {"transformer", "text_encoder", "vae"};
     static const gm_options none = {0};
+    char path[PATH_LEN], *spiece = NULL;
+    size_t spiece_n = 0;
     if (!opt) opt = &none;
     cJSON *config = gm_config(golden_dir, model, err);
     if (!config) return HS_EFORMAT;
-    int rc = make_dir(out, err);
-    if (!rc && !opt->only) rc = write_frame(golden_dir, config, out, err);
+    snprintf(path, sizeof path, "%s/data/spiece.model", golden_dir);
+    int rc = hs_file_read(path, 1 << 24, &spiece, &spiece_n, err);
+    if (!rc) rc = make_dir(out, err);
+    if (!rc && !opt->only) rc = write_frame(golden_dir, config, out, opt->layout, err);
     for (int p = 0; p < 3 && !rc; p++) {
         const cJSON *s = cJSON_GetObjectItemCaseSensitive(config, p == 1 ? "text_shards" : "shards");
         if (!s) s = cJSON_GetObjectItemCaseSensitive(config, "shards");
-        int shards = p == 2 ? 1 : s->valueint; /* the published VAE is always one file */
+        const part_files files = {.config = config,
+                                  .part = parts[p],
+                                  .out = out,
+                                  .opt = opt,
+                                  .type = dtype_of(config, opt),
+                                  .shards = p == 2 ? 1 : s->valueint, /* the published VAE is always one file */
+                                  .pad = !cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(config, "pad_header"))};
         gm_list l;
         if (!cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(config, parts[p]))) continue;
         if (opt->only && strcmp(opt->only, parts[p]) != 0) continue;
@@ -317,9 +381,10 @@ int gm_write_model(const char *golden_dir, const char *model, const char *out, c
                 memmove(&l.at[i], &l.at[i + 1], (size_t)(l.n - i - 1) * sizeof *l.at);
                 l.n--;
             }
-        if (!rc) rc = write_part(config, parts[p], &l, shards, out, opt, err);
+        if (!rc) rc = write_part(&files, &l, spiece, (int64_t)spiece_n, err);
         gm_list_free(&l);
     }
+    hs_free(spiece);
     cJSON_Delete(config);
     return rc;
 }

@@ -7,6 +7,7 @@
 #define GENMODEL_H
 #include "engine/base.h"
 #include <cjson/cJSON.h>
+#include <stdio.h>
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 uint64_t gm_fnv1a64(const char *text);
@@ -39,16 +40,45 @@ int gm_tensors(const cJSON *config, const char *part, gm_list *ret, hs_err *err)
 /* The same from data/names_<model>.txt, which the reference implementations wrote. */
 int gm_tensors_golden(const char *golden_dir, const char *model, const char *part, gm_list *ret, hs_err *err);
 
+/* ---- files of tensors ------------------------------------------------------------------------------------------- */
+/* One tensor of a file: a tensor of the model under the name and in the type that the file has it, or given bytes. */
+typedef struct gm_item {
+    char name[128];
+    const gm_tensor *t; /* whose values; NULL: raw */
+    hs_dtype type;
+    int quant;     /* values are rounded to 8 bits (F8_E4M3), whatever the type */
+    float scale;   /* ... as multiples of this */
+    double factor; /* the tests' perturbation */
+    const void *raw;
+    int64_t raw_n; /* elements */
+} gm_item;
+/* sparse: no data, only a file of the right length. pad: header padded to 8 bytes. */
+int gm_write_safetensors(const char *path, const gm_item *items, int n, int sparse, int pad, hs_err *err);
+/* As torch.save writes a state dict (genmodel_pth.c). */
+int gm_write_pth(const char *path, const gm_item *items, int n, int sparse, hs_err *err);
+int64_t gm_item_bytes(const gm_item *it);
+int gm_item_data(FILE *f, const gm_item *it); /* writes its values */
+
 /* ---- model folders ------------------------------------------------------------------------------------------------
  */
+typedef enum gm_layout { GM_DIFFUSERS, GM_ORIGINAL, GM_COMFYUI } gm_layout;
+/* The name that a tensor of Diffusers' name has in the original repository; period: blocks in a level of the VAE. */
+void gm_original_name(const char *part, const char *name, int period, char ret[128]);
+
 typedef struct gm_options {
     int sparse; /* headers only: files of the right length without data (ftruncate); names from data/names_*.txt */
     const char *only;    /* one part, or NULL = all */
     const char *perturb; /* this tensor is scaled by 1 + amount: the tests must notice */
     double amount;
     const char *drop; /* this tensor is left out */
+    gm_layout layout;
+    const char *dtype; /* instead of the model's: F32, BF16, F16 */
+    /* 1: transformer rounded to 8 bits; 2: matrices of transformer and text encoder rounded to 8 bits with scales.
+     * ComfyUI's files store them so, the others the same values in their own type. */
+    int quant;
+    const char *prefix; /* in front of the transformer's names in ComfyUI's file */
 } gm_options;
-/* Writes a Diffusers-layout model into `out` (made if missing). opt may be NULL. */
+/* Writes a model into `out` (made if missing). opt may be NULL. */
 int gm_write_model(const char *golden_dir, const char *model, const char *out, const gm_options *opt, hs_err *err);
-int gm_remove_tree(const char *dir); /* deletes what gm_write_model made: plain files, two levels deep */
+int gm_remove_tree(const char *dir); /* deletes what gm_write_model made: plain files */
 #endif

@@ -1,6 +1,7 @@
 /* genmodel: writes one of the test models into a folder.
  *
- *     genmodel [--sparse] MODEL FOLDER        MODEL: a name of models.json
+ *     genmodel [--sparse] [--layout diffusers|original|comfyui] [--dtype F32|BF16|F16] [--quant 1|2]
+ *              [--prefix P] [--only transformer|text_encoder|vae] MODEL FOLDER        MODEL: a name of models.json
  */
 #include "genmodel.h"
 
@@ -15,12 +16,24 @@ int main(int argc, char **argv) {
     gm_options opt = {0};
     hs_err err = {0};
     int a = 1;
-    if (a < argc && !strcmp(argv[a], "--sparse")) {
-        opt.sparse = 1;
-        a++;
+    for (; a < argc && !strncmp(argv[a], "--", 2); a++) {
+        static const char *const layouts[] = {"diffusers", "original", "comfyui"};
+        if (!strcmp(argv[a], "--sparse")) {
+            opt.sparse = 1;
+            continue;
+        }
+        if (a + 1 == argc) break;
+        const char *name = argv[a], *value = argv[++a];
+        if (!strcmp(name, "--dtype")) opt.dtype = value;
+        if (!strcmp(name, "--only")) opt.only = value;
+        if (!strcmp(name, "--prefix")) opt.prefix = value;
+        if (!strcmp(name, "--quant")) opt.quant = *value - '0';
+        for (int i = 0; i < 3 && !strcmp(name, "--layout"); i++)
+            if (!strcmp(value, layouts[i])) opt.layout = (gm_layout)i;
     }
     if (argc - a != 2) {
-        fprintf(stderr, "usage: genmodel [--sparse] MODEL FOLDER\n");
+        fprintf(stderr, "usage: genmodel [--sparse] [--layout L] [--dtype T] [--quant N] [--prefix P] [--only PART] "
+                        "MODEL FOLDER\n");
         return 2;
     }
     if (gm_write_model(GOLDEN_DIR, argv[a], argv[a + 1], &opt, &err)) {

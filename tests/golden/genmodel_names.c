@@ -224,3 +224,73 @@ void gm_list_free(gm_list *l) {
     hs_free(l->at);
     *l = (gm_list){0};
 }
+
+/* ---- the original repository's names ------------------------------------------------------------------------------
+ */
+typedef struct substitution {
+    const char *part, *diffusers, *original;
+} substitution;
+
+/* Done one after the other on the whole name. The other way round than the engine's rules, and in pieces. */
+static const substitution substitutions[] = {
+    {"transformer", "condition_embedder.text_embedder.linear_1", "text_embedding.0"},
+    {"transformer", "condition_embedder.text_embedder.linear_2", "text_embedding.2"},
+    {"transformer", "condition_embedder.time_embedder.linear_1", "time_embedding.0"},
+    {"transformer", "condition_embedder.time_embedder.linear_2", "time_embedding.2"},
+    {"transformer", "condition_embedder.time_proj", "time_projection.1"},
+    {"transformer", "proj_out", "head.head"},
+    {"transformer", ".scale_shift_table", ".modulation"},
+    {"transformer", "scale_shift_table", "head.modulation"},
+    {"transformer", ".norm2.", ".norm3."},
+    {"transformer", ".attn1.", ".self_attn."},
+    {"transformer", ".attn2.", ".cross_attn."},
+    {"transformer", ".to_out.0.", ".o."},
+    {"transformer", ".to_q.", ".q."},
+    {"transformer", ".to_k.", ".k."},
+    {"transformer", ".to_v.", ".v."},
+    {"transformer", ".ffn.net.0.proj.", ".ffn.0."},
+    {"transformer", ".ffn.net.2.", ".ffn.2."},
+    {"text_encoder", "shared.", "token_embedding."},
+    {"text_encoder", "encoder.final_layer_norm.", "norm."},
+    {"text_encoder", "encoder.block.", "blocks."},
+    {"text_encoder", ".layer.0.layer_norm.", ".norm1."},
+    {"text_encoder", ".layer.1.layer_norm.", ".norm2."},
+    {"text_encoder", ".layer.0.SelfAttention.relative_attention_bias.", ".pos_embedding.embedding."},
+    {"text_encoder", ".layer.0.SelfAttention.", ".attn."},
+    {"text_encoder", ".layer.1.DenseReluDense.wi_0.", ".ffn.gate.0."},
+    {"text_encoder", ".layer.1.DenseReluDense.wi_1.", ".ffn.fc1."},
+    {"text_encoder", ".layer.1.DenseReluDense.wo.", ".ffn.fc2."},
+    {"vae", ".norm1.", ".residual.0."},
+    {"vae", ".conv1.", ".residual.2."},
+    {"vae", ".norm2.", ".residual.3."},
+    {"vae", ".conv2.", ".residual.6."},
+    {"vae", "post_quant_conv.", "conv2."},
+    {"vae", "quant_conv.", "conv1."},
+    {"vae", "coder.conv_in.", "coder.conv1."},
+    {"vae", "coder.norm_out.", "coder.head.0."},
+    {"vae", "coder.conv_out.", "coder.head.2."},
+    {"vae", ".mid_block.resnets.0.", ".middle.0."},
+    {"vae", ".mid_block.resnets.1.", ".middle.2."},
+    {"vae", ".mid_block.attentions.0.", ".middle.1."},
+    {"vae", ".down_blocks.", ".downsamples."},
+    {"vae", ".conv_shortcut.", ".shortcut."},
+};
+
+void gm_original_name(const char *part, const char *name, int period, char ret[128]) {
+    char from[128];
+    int level, j, used = 0;
+    snprintf(ret, 128, "%s", name);
+    for (size_t i = 0; i < sizeof substitutions / sizeof *substitutions; i++) {
+        const substitution *s = &substitutions[i];
+        const char *at = strcmp(s->part, part) ? NULL : strstr(ret, s->diffusers);
+        if (!at) continue;
+        snprintf(from, sizeof from, "%s", ret);
+        snprintf(ret, 128, "%.*s%s%s", (int)(at - ret), from, s->original, from + (at - ret) + strlen(s->diffusers));
+    }
+    /* levels of the decoder become one list */
+    snprintf(from, sizeof from, "%s", ret);
+    if (sscanf(from, "decoder.up_blocks.%d.resnets.%d.%n", &level, &j, &used) == 2 && used)
+        snprintf(ret, 128, "decoder.upsamples.%d.%s", level * period + j, from + used);
+    else if (sscanf(from, "decoder.up_blocks.%d.upsamplers.0.%n", &level, &used) == 1 && used)
+        snprintf(ret, 128, "decoder.upsamples.%d.%s", level * period + period - 1, from + used);
+}

@@ -86,12 +86,12 @@ Test(config, newer_files_and_other_schedulers) {
     cr_assert_eq(c.shift, 3);
     const char *index = "{\"_class_name\":\"WanPipeline\",\"transformer_2\":[null,null],\"boundary_ratio\":null,"
                         "\"expand_timesteps\":false}";
-    cr_assert_eq(hs_config_parse_index(index, strlen(index), "x", &e), 0, "%s", e.msg);
+    cr_assert_eq(hs_config_parse_index(index, strlen(index), "x", NULL, &e), 0, "%s", e.msg);
 }
 
 static int parse_index(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
     (void)c;
-    return hs_config_parse_index(json, len, path, err);
+    return hs_config_parse_index(json, len, path, NULL, err);
 }
 
 Test(config, unsupported_and_impossible_values_are_refused_by_name) {
