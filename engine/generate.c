@@ -35,9 +35,20 @@ static int interrupted(const run *g, hs_err *err, const char *where) {
 /* ---- text ---------------------------------------------------------------------------------------------------------
  */
 
+static const char *negative_of(const run *g) {
+    return g->req->negative ? g->req->negative : g->s->m->info.negative_prompt;
+}
+
+static int prompts_are_encoded(const run *g) {
+    const char *const want[HS_BRANCH_COUNT] = {g->req->prompt, negative_of(g)};
+    for (int b = 0; b < (g->req->guidance > 1 ? 2 : 1); b++)
+        if (!g->s->prompt[b] || strcmp(g->s->prompt[b], want[b])) return 0;
+    return 1;
+}
+
 static int encode_prompts(run *g, hs_err *err) {
     hs_session *s = g->s;
-    const char *negative = g->req->negative ? g->req->negative : s->m->info.negative_prompt;
+    const char *negative = negative_of(g);
     int total, total_neg = 0, r;
     if ((r = hs_session_set_text(s, HS_BRANCH_COND, g->req->prompt, &g->st.tokens_cond, &total, err))) return r;
     if (g->req->guidance > 1 &&
@@ -105,7 +116,8 @@ static int guided_velocity(run *g, int step, hs_err *err) {
     int branches = g->req->guidance > 1 ? 2 : 1, r;
     for (int b = 0; b < branches; b++) {
         hs_policy policy = {.step = step, .steps = s->sched.steps, .branch = b};
-        if ((r = interrupted(g, err, "while denoising")) ||
+        /* what attention remembers changes with every branch: a checkpoint is of the state between steps */
+        if (((b == 0 || !g->req->checkpoint) && (r = interrupted(g, err, "while denoising"))) ||
             (r = hs_denoise(s, NULL, s->sched.t[step], &policy, NULL, err)))
             return r;
         int64_t bad = hs_count_nonfinite(s->m->dev, s->v[b]);
@@ -167,17 +179,50 @@ static int report_step(run *g, int step, hs_err *err) {
     return 0;
 }
 
+/* `done` steps of the run are kept. A failure does no harm to the run, nor to the checkpoint before. */
+static void keep_state(run *g, int done) {
+    hs_err why = {0};
+    if (hs_session_checkpoint(g->s, g->req, done, &why))
+        hs_log(HS_LOG_WARN, "no checkpoint after step %d: %s%s", done, why.msg,
+               g->st.checkpoint_step ? "; the one before is still there" : "");
+    else
+        g->st.checkpoint_step = done;
+}
+
+/* Where the steps begin: at the start, or where the checkpoint is. */
+static int begin_steps(run *g, int *ret_first, hs_err *err) {
+    hs_session *s = g->s;
+    int r = 0;
+    hs_attn_begin(hs_dit_run_attn(s->dit));
+    *ret_first = 0;
+    if (g->req->checkpoint && (r = hs_session_checkpoint_prepare(s, g->req->checkpoint, err))) return r;
+    if (g->req->resume) {
+        *ret_first = g->st.first_step = g->st.steps = hs_checkpoint_steps(g->req->resume, NULL);
+        return hs_session_resume(s, g->req->resume, err);
+    }
+    if (g->req->noise)
+        hs_upload(s->m->dev, s->x, g->req->noise);
+    else {
+        hs_randn(g->req->seed, s->host, s->n);
+        hs_upload(s->m->dev, s->x, s->host);
+    }
+    const hs_buf history[] = {s->xl, s->m1, s->m2}; /* not read before it is written, but kept in checkpoints */
+    for (size_t i = 0; i < sizeof history / sizeof *history; i++) hs_zero(s->m->dev, history[i]);
+    return 0;
+}
+
 static int denoise(run *g, hs_err *err) {
     hs_session *s = g->s;
-    int n = s->sched.steps, r = 0;
+    int n = s->sched.steps, first, r;
+    const int every = g->req->checkpoint_every > 0 ? g->req->checkpoint_every : HS_CHECKPOINT_EVERY;
     if (g->hooks && g->hooks->step && !s->recorded &&
         !(s->recorded = hs_alloc((size_t)s->n * (1 + HS_BRANCH_COUNT) * sizeof *s->recorded)))
         return hs_fail(err, HS_ENOMEM, "no memory to record the steps");
-    hs_attn_begin(hs_dit_run_attn(s->dit));
+    if ((r = begin_steps(g, &first, err))) return r;
 #ifndef NDEBUG
     int guarded = 0;
 #endif
-    for (int i = 0; i < n && !r; i++) {
+    for (int i = first; i < n && !r; i++) {
         double start = hs_seconds();
         if (!(r = guided_velocity(g, i, err))) {
             solver_step(s, i);
@@ -189,6 +234,10 @@ static int denoise(run *g, hs_err *err) {
         progress(g, HS_STAGE_DENOISE, i + !r, n);
 #ifndef NDEBUG
         if (guarded && hs_guard_end() && !r) r = hs_fail(err, HS_EINVAL, "step %d allocated memory", i);
+#endif
+        if (g->req->checkpoint && r == HS_EINTR && i > g->st.checkpoint_step && i > first) keep_state(g, i);
+        if (g->req->checkpoint && !r && (i + 1 == n || (i + 1) % every == 0)) keep_state(g, i + 1);
+#ifndef NDEBUG
         if (i + 1 < n && !r)
             hs_guard_begin(), guarded = 1; /* the first step may build what it keeps */
         else
@@ -201,9 +250,32 @@ static int denoise(run *g, hs_err *err) {
 /* ---- frames ---------------------------------------------------------------------------------------------------------
  */
 
+/* One colour all over, give or take what dithering could hide. Pictures end this look after a few pixels. */
+static int is_flat(const uint8_t *rgb, int64_t pixels) {
+    enum { SPREAD = 4 };
+    uint8_t low[3] = {255, 255, 255}, high[3] = {0, 0, 0};
+    for (int64_t i = 0; i < pixels; i++, rgb += 3)
+        for (int k = 0; k < 3; k++) {
+            if (rgb[k] < low[k]) low[k] = rgb[k];
+            if (rgb[k] > high[k]) high[k] = rgb[k];
+            if (high[k] - low[k] > SPREAD) return 0;
+        }
+    return 1;
+}
+
+static void warn_flat(const run *g, const uint8_t *first) {
+    if (g->st.flat_frames)
+        hs_log(
+            HS_LOG_WARN,
+            "%d of %d frames are one colour (the first one about #%02x%02x%02x): if that is not what the prompt asks "
+            "for, try --precision fp32, more steps, or the size and shift the model was made for",
+            g->st.flat_frames, g->s->frames, first[0], first[1], first[2]);
+}
+
 static int decode(run *g, hs_sink *sink, hs_err *err) {
     hs_session *s = g->s;
     int64_t frame = (int64_t)s->height * s->width * 3;
+    uint8_t first_flat[3] = {0};
     hs_vae_begin(s->vae);
     for (int t = 0; t < s->f; t++) {
         hs_buf rgb;
@@ -212,6 +284,9 @@ static int decode(run *g, hs_sink *sink, hs_err *err) {
         hs_vae_decode(s->vae, s->x, s->f, t, &rgb, &T, &s->tap);
         hs_download(s->m->vae_dev, s->host_rgb, rgb);
         if ((r = hs_device_check(s->m->vae_dev, err))) return hs_fail_ctx(err, r, "decoding latent frame %d", t);
+        for (int k = 0; k < T; k++)
+            if (is_flat(s->host_rgb + k * frame, frame / 3) && !g->st.flat_frames++)
+                memcpy(first_flat, s->host_rgb + k * frame, 3);
         double decoded = hs_seconds();
         g->st.seconds[HS_STAGE_DECODE] += decoded - start;
         for (int k = 0; k < T && sink; k++) {
@@ -222,6 +297,7 @@ static int decode(run *g, hs_sink *sink, hs_err *err) {
         g->st.seconds[HS_STAGE_ENCODE] += hs_seconds() - decoded;
         progress(g, HS_STAGE_DECODE, 4 * t + 1, s->frames);
     }
+    warn_flat(g, first_flat);
     return 0;
 }
 
@@ -247,11 +323,14 @@ int hs_generate(hs_session *s, const hs_request *req, hs_sink *sink, const hs_ru
     run g = {.s = s, .req = req, .hooks = hooks};
     double start = hs_seconds();
     const int64_t shape[4] = {s->ch, s->f, s->h, s->w};
-    int r;
+    int r = 0;
 
+    if (req->resume &&
+        ((r = hs_checkpoint_match(req->resume, s->m, req, err)) || (r = hs_session_resume_text(s, req->resume, err))))
+        goto out;
     begin(&g);
     progress(&g, HS_STAGE_LOAD, 0, 1);
-    r = hs_session_need_text(s, err);
+    if (!prompts_are_encoded(&g)) r = hs_session_need_text(s, err);
     end(&g, HS_STAGE_LOAD);
     if (r) goto out;
 
@@ -268,12 +347,6 @@ int hs_generate(hs_session *s, const hs_request *req, hs_sink *sink, const hs_ru
     end(&g, HS_STAGE_LOAD);
     if (r) goto out;
 
-    if (req->noise)
-        hs_upload(s->m->dev, s->x, req->noise);
-    else {
-        hs_randn(req->seed, s->host, s->n);
-        hs_upload(s->m->dev, s->x, s->host);
-    }
     begin(&g);
     r = denoise(&g, err);
     end(&g, HS_STAGE_DENOISE);

@@ -68,8 +68,15 @@ typedef struct hs_request {
     uint64_t seed;
     const float *noise;       /* [C, f, height/8, width/8] instead of the seed, or NULL */
     const char *save_latents; /* path, written before decoding; NULL = none */
+    /* The state of the run goes to `checkpoint` after every checkpoint_every-th step, after the last one and when it is
+     * interrupted; NULL = nowhere. A run with `resume` goes on from there, to the bit. */
+    const char *checkpoint;
+    int checkpoint_every; /* 0 = HS_CHECKPOINT_EVERY */
+    const struct hs_checkpoint *resume;
     hs_attn_policy attention; /* dense by default; what it borrows must outlive the session */
 } hs_request;
+
+enum { HS_CHECKPOINT_EVERY = 5 };
 
 hs_request hs_request_default(const hs_model *m);
 /* Everything that can be refused before work starts: sizes, ranges, memory. ret_bytes (may be NULL) = the plan. */
@@ -178,6 +185,9 @@ typedef struct hs_run_stats {
     double seconds[HS_STAGE_COUNT], total;
     double step_seconds[HS_MAX_STEPS];
     int steps, frames_written, tokens_cond, tokens_uncond, truncated;
+    int first_step;      /* where a resumed run went on; the figures below are of the steps since then */
+    int checkpoint_step; /* steps that the last checkpoint of this run holds; 0 = none was written */
+    int flat_frames;     /* frames of one colour */
     int64_t peak_host, peak_device;
     double density, reuse_rate;             /* 1 and 0 while dense; reuse: share of the sparse calls of heads */
     double seconds_predict, seconds_attend; /* of self-attention, parts of the denoising stage; 0 = not measured */
@@ -199,6 +209,19 @@ int hs_latents_save(const char *path, const float *x, const int64_t shape[4], co
 int hs_latents_load(const char *path, const int64_t shape[4], float *ret, hs_err *err);
 /* Shape of the latents in a file, so that a video can be decoded without repeating its sizes. */
 int hs_latents_shape(const char *path, int64_t ret_shape[4], hs_err *err);
+
+/* ---- checkpoints ------------------------------------------------------------------------------------------------ */
+/* A file that hs_generate wrote, opened: the settings of its run, latents, solver history, text rows, and what
+ * attention remembers. */
+typedef struct hs_checkpoint hs_checkpoint;
+int hs_checkpoint_open(const char *path, hs_checkpoint **ret, hs_err *err);
+void hs_checkpoint_close(hs_checkpoint *c);
+int hs_checkpoint_steps(const hs_checkpoint *c, int *ret_total); /* steps done */
+const char *hs_checkpoint_prompt(const hs_checkpoint *c);
+/* The settings of the run into *r, which borrows from c; the rest of *r stays. */
+int hs_checkpoint_request(const hs_checkpoint *c, const hs_model *m, hs_request *r, hs_err *err);
+/* Is *r on m that run? If not, the message names the first difference. */
+int hs_checkpoint_match(const hs_checkpoint *c, const hs_model *m, const hs_request *r, hs_err *err);
 
 /* ---- tests: named intermediate values ------------------------------------------------------------------------------
  */

@@ -14,7 +14,7 @@
 enum id {
     ID_GROUP, ID_MODEL, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
-    ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
+    ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
 };
@@ -82,6 +82,11 @@ static const hs_option_row rows[] = {
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
     {ID_SAVE_LATENTS, 0, "save-latents", "FILE", "keep the final latents (safetensors), written before decoding"},
     {ID_DECODE_LATENTS, 0, "decode-latents", "FILE", "only decode saved latents; no prompt needed"},
+    {ID_CHECKPOINT, 0, "checkpoint", "FILE", "keep the state of the run every few steps, and when it is interrupted"},
+    {ID_EVERY, 0, "checkpoint-every", "N", "steps between two of them [5]"},
+    {ID_RESUME, 0, "resume", "FILE",
+     "go on from a checkpoint, to the bit; settings come from it, and more\n"
+     "checkpoints go to it unless --checkpoint names another file"},
     {ID_STATS, 0, "stats", "FILE", "seconds, memory and settings as JSON"},
     {ID_GROUP, 0, NULL, NULL, "Machine"},
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
@@ -257,6 +262,9 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_OUTPUT: o->output = arg; break;
     case ID_SAVE_LATENTS: o->save_latents = arg; break;
     case ID_DECODE_LATENTS: o->decode_latents = arg; break;
+    case ID_CHECKPOINT: o->checkpoint = arg; break;
+    case ID_EVERY: rc = parse_int(r->name, arg, 1, HS_MAX_STEPS, &o->checkpoint_every, err); break;
+    case ID_RESUME: o->resume = arg; break;
     case ID_STATS: o->stats = arg; break;
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
     case ID_PRECISION: o->precision = arg; break;
@@ -447,7 +455,14 @@ static int check_together(const hs_options *o, hs_err *err) {
     if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
         return hs_fail(err, HS_EINVAL,
                        "--decode-latents only decodes: leave out -p, --prompts, --noise and --save-latents");
-    if (!o->decode_latents && !o->prompt && !o->prompts)
+    if (o->decode_latents && (o->checkpoint || o->resume))
+        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --checkpoint and --resume");
+    if (o->resume && (o->prompts || o->noise))
+        return hs_fail(err, HS_EINVAL, "--resume goes on with one video: leave out %s",
+                       o->prompts ? "--prompts" : "--noise, its latents are in the checkpoint");
+    if (o->checkpoint_every && !o->checkpoint && !o->resume)
+        return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
+    if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)
         return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
     if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
         return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
@@ -587,6 +602,6 @@ void hs_options_request(const hs_options *o, hs_request *r) {
     if (!isnan(o->guidance)) r->guidance = o->guidance;
     if (!isnan(o->shift)) r->shift = o->shift;
     if (o->solver >= 0) r->solver = (hs_solver_kind)o->solver;
-    r->sigmas = o->sigmas;
-    r->negative = o->negative;
+    if (o->sigmas >= 0) r->sigmas = o->sigmas;
+    if (o->negative) r->negative = o->negative;
 }

@@ -6,6 +6,8 @@
 typedef struct hs_options {
     /* borrowed from argv; NULL = not given */
     const char *model, *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
+    const char *checkpoint, *resume;
+    int checkpoint_every; /* 0 = HS_CHECKPOINT_EVERY */
     const char *device, *precision;
     int width, height, frames, fps, steps; /* 0 = the model's own */
     double guidance, shift;                /* NAN = the model's own */

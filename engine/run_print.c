@@ -143,7 +143,7 @@ static int add_share(cJSON *to, const hs_run_stats *st, const hs_attn_log *log, 
 
 static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *st, const hs_attn_log *log) {
     cJSON *steps = cJSON_AddArrayToObject(root, "per_step"), *layers = cJSON_AddArrayToObject(root, "per_layer"), *row;
-    for (int i = 0; i < st->steps; i++) {
+    for (int i = st->first_step; i < st->steps; i++) {
         row = cJSON_CreateObject();
         if (!cJSON_AddItemToArray(steps, row) || !cJSON_AddNumberToObject(row, "step", i) ||
             !cJSON_AddNumberToObject(row, "seconds", st->step_seconds[i]) || !add_share(row, st, log, i, -1))
@@ -178,6 +178,8 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
         cJSON_AddStringToObject(root, "solver", hs_solver_name(r->solver)) &&
         cJSON_AddStringToObject(root, "sigmas", sigmas) && cJSON_AddNumberToObject(root, "guidance", r->guidance) &&
         cJSON_AddNumberToObject(root, "shift", r->shift) &&
+        cJSON_AddNumberToObject(root, "resumed_after_step", st->first_step) &&
+        cJSON_AddNumberToObject(root, "flat_frames", st->flat_frames) &&
         cJSON_AddNumberToObject(root, "prompt_tokens", st->tokens_cond) &&
         cJSON_AddBoolToObject(root, "truncated", st->truncated);
     cJSON *seconds = cJSON_AddObjectToObject(root, "seconds");

@@ -46,6 +46,11 @@ int64_t hs_st_bytes(const hs_st *st);                         /* tensor bytes in
 
 /* Writes one file atomically (temporary file, fsync, rename). meta: key, value, ..., NULL or NULL. */
 int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err);
+/* The same where the data of a tensor comes when its turn does: fetch(user, i) gives that of tensor i, valid until the
+ * next call, or NULL with *err filled. */
+typedef const void *(*hs_st_fetch)(void *user, int i, hs_err *err);
+int hs_st_write_from(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_st_fetch fetch,
+                     void *user, hs_err *err);
 
 /* Parses only a header (used by the fuzzer and by hs_st_open): data = first bytes of the file, file_size its length. */
 int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *path, hs_st **ret, hs_err *err);

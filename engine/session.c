@@ -132,7 +132,7 @@ hs_request hs_request_default(const hs_model *m) {
                         .attention = hs_attn_policy_default(HS_DENSE)};
 }
 
-static int make_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
+int hs_session_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
     static const hs_sigmas_kind usual[] = {
         [HS_UNIPC] = HS_SIGMAS_A, [HS_DPMPP] = HS_SIGMAS_C, [HS_EULER] = HS_SIGMAS_D};
     return hs_sched_init(ret, r->solver, r->sigmas < 0 ? usual[r->solver] : (hs_sigmas_kind)r->sigmas, r->steps,
@@ -151,7 +151,7 @@ static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
     int e, most = 4 * (c->rope_max - 1) + 1;
     hs_sched sched;
     if ((e = check_size(c, "width", r->width, err)) || (e = check_size(c, "height", r->height, err)) ||
-        (e = make_sched(r, &sched, err)))
+        (e = hs_session_sched(r, &sched, err)))
         return e;
     if ((e = hs_attn_policy_check(&r->attention, c->layers, c->heads, err))) return e;
     if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
@@ -259,7 +259,7 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
     s->w = r->width / 8;
     s->n = (int64_t)s->ch * s->f * s->h * s->w;
     hs_buf *latents[] = {&s->x, &s->xl, &s->m0, &s->m1, &s->m2, &s->v[0], &s->v[1]};
-    e = make_sched(r, &s->sched, err);
+    e = hs_session_sched(r, &s->sched, err);
     for (size_t i = 0; i < sizeof latents / sizeof *latents && !e; i++)
         e = hs_device_alloc(m->dev, HS_F32, s->n, "latents and solver state", latents[i], err);
     for (int b = 0; b < HS_BRANCH_COUNT && !e; b++)
@@ -286,6 +286,7 @@ void hs_session_free(hs_session *s) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(dev, all[i]);
     hs_dit_run_free(s->dit);
     hs_vae_run_free(s->vae);
+    hs_checkpoint_writer_free(s->writer);
     for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_free(s->prompt[b]);
     hs_free(s->host);
     hs_free(s->recorded);
