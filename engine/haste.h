@@ -35,6 +35,7 @@ typedef struct hs_model_params {
     const char *device;    /* "auto", "cpu", "ref", "cuda", "cuda:N" */
     const char *precision; /* "auto", "fp32", "bf16" */
     int threads;           /* cpu; 0 = all */
+    int64_t max_vram;      /* bytes of device memory to live with; 0 = what is free. The driver's own is not counted */
     int headers_only;      /* read configs and headers, check names and shapes, load no weights (--dry-run) */
 } hs_model_params;
 
@@ -79,15 +80,27 @@ typedef struct hs_request {
 enum { HS_CHECKPOINT_EVERY = 5 };
 
 hs_request hs_request_default(const hs_model *m);
-/* Everything that can be refused before work starts: sizes, ranges, memory. ret_bytes (may be NULL) = the plan. */
+/* Everything that can be refused before work starts: sizes, ranges, memory. ret_plan (may be NULL): the plan. */
 typedef struct hs_plan {
     int64_t tokens, latent_frames, latent_h, latent_w;
-    int64_t text_bytes, dit_bytes, vae_bytes, act_bytes, vae_act_bytes, latent_bytes; /* device bytes per purpose */
-    int64_t peak_bytes, free_bytes; /* highest stage against what the device has */
+    /* device bytes per purpose; weights are what stays on the device */
+    int64_t text_bytes, dit_bytes, vae_bytes;
+    int64_t stream_bytes;            /* slots that streamed weights come to */
+    int64_t act_bytes, mask_bytes;   /* of the transformer: activations, what sparse attention remembers */
+    int64_t vae_act_bytes;           /* of the VAE */
+    int64_t room_bytes;              /* the memory that both of these share; act_bytes is what lies beside it */
+    int64_t latent_bytes, own_bytes; /* latents, solver and text rows; scratch and workspace of the device */
+    int64_t host_bytes;              /* host memory for streamed weights */
+    int64_t peak_bytes, limit_bytes; /* highest stage against what there is: the device's free memory, or --max-vram */
+    int limited;                     /* by --max-vram */
+    int text_streamed;               /* the text encoder's layers are streamed */
+    int blocks, resident;            /* of the transformer: all, those that stay on the device */
+    int vae_chunk;                   /* largest frames at a time: 4, 2 or 1 */
     double flops_text, flops_step,
         flops_vae;  /* floating point operations: per run, per step with both branches, decode */
     double seconds; /* rough estimate for the whole video, 0 = unknown */
 } hs_plan;
+int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err); /* the same without work, time */
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err);
 
 /* ---- session ------------------------------------------------------------------------------------------------------

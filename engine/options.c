@@ -14,7 +14,7 @@
 enum id {
     ID_GROUP, ID_MODEL, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
-    ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
+    ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
 };
@@ -92,6 +92,9 @@ static const hs_option_row rows[] = {
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
     {ID_PRECISION, 0, "precision", "NAME", "auto, fp32, bf16 or fp16 (GPU) [auto: what the device does fast]"},
     {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
+    {ID_MAX_VRAM, 0, "max-vram", "GB",
+     "device memory to live with, such as 12 or 7.5: weights that do not fit are\n"
+     "streamed from host memory [all that is free]"},
     {ID_FALLBACK, 0, "error-on-fallback", NULL, "fail where something slower or other than asked for would be used"},
     {ID_GROUP, 0, NULL, NULL, "Other"},
     {ID_DRY_RUN, 0, "dry-run", NULL, "print sizes, memory, work and time; make nothing"},
@@ -269,6 +272,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
     case ID_PRECISION: o->precision = arg; break;
     case ID_THREADS: rc = parse_int(r->name, arg, 1, 1024, &o->threads, err); break;
+    case ID_MAX_VRAM: rc = parse_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
     case ID_PROFILE: o->profile = arg; break;
     case ID_BUDGET: rc = parse_double(r->name, arg, 0, 1, &o->budget, err); break;
     case ID_ATTENTION:
@@ -512,6 +516,7 @@ int hs_options_read(const hs_option_row *table, int n, int argc, char **argv, hs
 /* ---- haste-run -------------------------------------------------------------------------------------------------- */
 hs_options hs_options_none(void) {
     return (hs_options){.guidance = NAN,
+                        .max_vram = NAN,
                         .shift = NAN,
                         .solver = -1,
                         .sigmas = -1,

@@ -14,7 +14,8 @@ typedef struct hs_options {
     int solver, sigmas;                    /* -1 = the model's own, the solver's own */
     int has_seed;
     uint64_t seed;
-    int threads; /* 0 = all cores */
+    int threads;     /* 0 = all cores */
+    double max_vram; /* GB = 10^9 bytes; NAN = what is free */
     /* attention; -1 or NAN = not given: the profile's, else the method's own. hs_options_attention puts them together
      */
     const char *profile;

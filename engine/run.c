@@ -436,6 +436,7 @@ static int setup(app *a, hs_err *err) {
                                .device = o->device ? o->device : "auto",
                                .precision = o->precision ? o->precision : "auto",
                                .threads = o->threads,
+                               .max_vram = isnan(o->max_vram) ? 0 : (int64_t)(o->max_vram * 1e9),
                                .headers_only = o->dry_run};
     int rc = get_prompts(a, err);
     if (rc || (rc = hs_model_open(&p, &a->model, err)) || (rc = refuse_fallback(a, err))) return rc;
@@ -474,7 +475,8 @@ static int make_videos(app *a) {
     const hs_request *r = &a->req;
     hs_err err = {0};
     int status = EXIT_DONE;
-    if (hs_request_check(a->model, r, NULL, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
+    hs_plan plan;
+    if (hs_request_fit(a->model, r, &plan, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
         hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return report(a, &err);
@@ -487,6 +489,7 @@ static int make_videos(app *a) {
         if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
         fputc('\n', stderr);
         if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", &a->req, a->info, &a->attention);
+        hs_print_fit(stderr, "memory:", &plan);
         if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
     }
     for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);

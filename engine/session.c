@@ -20,9 +20,9 @@ static int open_files(hs_model *m, const char *dir, hs_err *err) {
     int r;
     if ((r = hs_config_load(dir, &m->c, err)) || (r = hs_model_sha256(dir, m->info.sha256, err)) ||
         (r = open_part(dir, "text_encoder", "model", &m->st_text, err)) ||
-        (r = hs_text_load(&m->c, m->st_text, NULL, NULL, err)) ||
+        (r = hs_text_load(&m->c, m->st_text, NULL, 0, NULL, err)) ||
         (r = open_part(dir, "transformer", "diffusion_pytorch_model", &m->st_dit, err)) ||
-        (r = hs_dit_load(&m->c, m->st_dit, NULL, NULL, err)) ||
+        (r = hs_dit_load(&m->c, m->st_dit, NULL, HS_ALL_BLOCKS, NULL, err)) ||
         (r = open_part(dir, "vae", "diffusion_pytorch_model", &m->st_vae, err)) ||
         (r = hs_vae_load(&m->c, m->st_vae, NULL, NULL, err)))
         return r;
@@ -62,7 +62,8 @@ static void name_of(const char *dir, char *ret, size_t size) {
 int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     hs_model *m = hs_calloc(1, sizeof *m);
     if (!m) return hs_fail(err, HS_ENOMEM, "no memory for the model");
-    hs_device_params dp = {.name = p->device, .threads = p->threads, .precision = p->precision};
+    hs_device_params dp = {
+        .name = p->device, .threads = p->threads, .precision = p->precision, .max_bytes = p->max_vram};
     int r;
     if ((r = open_files(m, p->dir, err)) || (r = open_devices(m, dp, err))) {
         hs_model_free(m);
@@ -139,111 +140,11 @@ int hs_session_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
                          r->shift, err);
 }
 
-static int check_size(const hs_config *c, const char *what, int v, hs_err *err) {
-    int most = 16 * c->rope_max;
-    if (v >= 16 && v <= most && v % 16 == 0) return 0;
-    int near = v < 16 ? 16 : v > most ? most : (v + 8) / 16 * 16;
-    return hs_fail(err, HS_EINVAL, "%s %d: must be a multiple of 16 from 16 to %d; the nearest is %d", what, v, most,
-                   near);
-}
-
-static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
-    int e, most = 4 * (c->rope_max - 1) + 1;
-    hs_sched sched;
-    if ((e = check_size(c, "width", r->width, err)) || (e = check_size(c, "height", r->height, err)) ||
-        (e = hs_session_sched(r, &sched, err)))
-        return e;
-    if ((e = hs_attn_policy_check(&r->attention, c->layers, c->heads, err))) return e;
-    if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
-        return hs_fail(err, HS_EINVAL, "%d frames: must be 4k+1 from 1 to %d; the nearest is %d", r->frames, most,
-                       r->frames < 1      ? 1
-                       : r->frames > most ? most
-                                          : r->frames / 4 * 4 + 1);
-    if (r->fps < 1 || r->fps > 1000)
-        return hs_fail(err, HS_EINVAL, "%d frames per second: 1 to 1000 are possible", r->fps);
-    if (!(r->guidance >= 0 && r->guidance <= 1000))
-        return hs_fail(err, HS_EINVAL, "guidance %g is not in 0 to 1000", r->guidance);
-    return 0;
-}
-
-static int64_t elements(const hs_st *st, const char *prefix) {
-    int64_t n = 0;
-    for (int i = 0; i < hs_st_count(st); i++)
-        if (!strncmp(hs_st_at(st, i)->name, prefix, strlen(prefix))) n += hs_st_at(st, i)->numel;
-    return n;
-}
-
-/* Measured FLOP/s of a mid-sized product on this device; a tenth of a second. */
-static double probe_rate(hs_device *dev) {
-    enum { DIM = 768 };
-    const int64_t rows = strncmp(hs_device_name(dev), "cuda", 4) ? 512 : 1 << 15; /* that fill it */
-    static const float zero[DIM * DIM];
-    hs_linear_src src = {.parts = 1, .w = {zero}, .type = {HS_F32}, .out = {DIM}, .in = DIM};
-    hs_weight *w = NULL;
-    hs_buf x = HS_NOBUF, y = HS_NOBUF;
-    double rate = 0, seconds = 0;
-    hs_dtype act = hs_device_act(dev);
-    if (!hs_weight_linear(dev, &src, &w, NULL) && !hs_device_alloc(dev, act, rows * DIM, "probe", &x, NULL) &&
-        !hs_device_alloc(dev, act, rows * DIM, "probe", &y, NULL)) {
-        hs_zero(dev, x);
-        for (int64_t runs = 1; seconds < 0.05; runs *= 2) { /* a GPU starts them all before it has finished the first */
-            double start = hs_seconds();
-            for (int64_t i = 0; i < runs; i++) hs_op_linear(dev, &(hs_linear){.x = x, .y = y, .w = w, .rows = rows});
-            if (hs_device_check(dev, NULL)) break;
-            seconds = hs_seconds() - start;
-            rate = 2.0 * (double)rows * DIM * DIM * (double)runs / (seconds + 1e-9);
-        }
-    }
-    hs_device_free(dev, x);
-    hs_device_free(dev, y);
-    hs_weight_free(dev, w);
-    return rate;
-}
-
-int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err) {
-    const hs_config *c = &m->c;
-    int e = check_ranges(c, r, err);
-    if (e) return e;
-    hs_dtype act = hs_device_act(m->dev);
-    hs_dtype vae_act = hs_device_act(m->vae_dev);
-    int64_t size = (int64_t)hs_dtype_size(act), vae_size = (int64_t)hs_dtype_size(vae_act);
-    hs_plan p = {.latent_frames = 1 + (r->frames - 1) / 4, .latent_h = r->height / 8, .latent_w = r->width / 8};
-    int f = (int)p.latent_frames, h = (int)p.latent_h, w = (int)p.latent_w;
-    p.tokens = p.latent_frames * (h / 2) * (w / 2);
-    p.text_bytes = elements(m->st_text, "") * size;
-    p.dit_bytes = elements(m->st_dit, "") * size;
-    p.vae_bytes = (elements(m->st_vae, "decoder.") + elements(m->st_vae, "post_quant_conv.")) * vae_size;
-    p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2) +
-                  hs_attn_bytes(&r->attention, c->layers, c->heads, c->head_dim, p.tokens);
-    p.vae_act_bytes = hs_vae_run_bytes(c, vae_act, h, w);
-    p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
-    int64_t denoise = p.dit_bytes + p.act_bytes + p.vae_bytes + p.vae_act_bytes;
-    p.peak_bytes = p.latent_bytes + (denoise > p.text_bytes ? denoise : p.text_bytes);
-    p.free_bytes = hs_device_free_bytes(m->dev);
-    int branches = r->guidance > 1 ? 2 : 1;
-    p.flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
-    p.flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
-    p.flops_vae = hs_vae_flops(c, h, w, f);
-    if (p.peak_bytes > p.free_bytes)
-        return hs_fail(
-            err, HS_ENOMEM,
-            "%dx%d with %d frames is %lld tokens and needs %.1f GB (transformer %.1f + its activations %.1f + "
-            "VAE %.1f); %.1f GB are free on %s. Ask for a smaller size or fewer frames",
-            r->width, r->height, r->frames, (long long)p.tokens, (double)p.peak_bytes / 1e9, (double)p.dit_bytes / 1e9,
-            (double)p.act_bytes / 1e9, (double)(p.vae_bytes + p.vae_act_bytes) / 1e9, (double)p.free_bytes / 1e9,
-            hs_device_name(m->dev));
-    if (!ret_plan) return 0;
-    /* attention, convolutions and memory traffic bring the whole to about 60 % of what a plain product reaches */
-    double rate = 0.6 * probe_rate(m->dev);
-    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * r->steps + p.flops_vae) / rate;
-    *ret_plan = p;
-    return 0;
-}
-
 /* ---- session ---------------------------------------------------------------------------------------------------- */
 
 int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *err) {
-    int e = hs_request_check(m, r, NULL, err);
+    hs_plan plan;
+    int e = hs_request_fit(m, r, &plan, err);
     if (e) return e;
     hs_session *s = hs_calloc(1, sizeof *s);
     if (!s) return hs_fail(err, HS_ENOMEM, "no memory for the session");
@@ -253,6 +154,7 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
     s->height = r->height;
     s->frames = r->frames;
     s->attention = r->attention;
+    s->plan = plan;
     s->ch = c->in_channels;
     s->f = 1 + (r->frames - 1) / 4;
     s->h = r->height / 8;
@@ -271,10 +173,9 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
         hs_session_free(s);
         return e;
     }
-    int64_t all = hs_st_bytes(m->st_text) + hs_st_bytes(m->st_dit) + hs_st_bytes(m->st_vae) +
-                  hs_dit_run_bytes(c, hs_device_act(m->dev), s->f, s->h / 2, s->w / 2) +
-                  hs_vae_run_bytes(c, hs_device_act(m->vae_dev), s->h, s->w);
-    s->keep_text = all < hs_device_free_bytes(m->dev) / 2;
+    /* the text encoder may stay where nothing else has to make way */
+    s->keep_text =
+        !plan.text_streamed && plan.resident == plan.blocks && plan.peak_bytes + plan.text_bytes < plan.limit_bytes / 2;
     *ret = s;
     return 0;
 }
@@ -286,6 +187,7 @@ void hs_session_free(hs_session *s) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(dev, all[i]);
     hs_dit_run_free(s->dit);
     hs_vae_run_free(s->vae);
+    hs_device_free(dev, s->room);
     hs_checkpoint_writer_free(s->writer);
     for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_free(s->prompt[b]);
     hs_free(s->host);
@@ -297,14 +199,23 @@ void hs_session_free(hs_session *s) {
 int hs_session_need_text(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
     if (m->text) return 0;
-    int r = hs_text_load(&m->c, m->st_text, m->dev, &m->text, err);
+    int r = hs_text_load(&m->c, m->st_text, m->dev, s->plan.text_streamed, &m->text, err);
     return r ? r : hs_device_check(m->dev, err); /* loaded when it is there */
+}
+
+/* Transformer and VAE never work at the same time: the large buffers of both lie in one piece of memory, so that what
+ * the VAE needs is there from the start. */
+static int need_room(hs_session *s, hs_err *err) {
+    return s->room.p ? 0 : hs_device_alloc(s->m->dev, HS_U8, s->plan.room_bytes, "activations", &s->room, err);
 }
 
 int hs_session_need_vae(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
+    const int shared = m->vae_dev == m->dev;
     int r = m->vae ? 0 : hs_vae_load(&m->c, m->st_vae, m->vae_dev, &m->vae, err);
-    if (!r && !s->vae) r = hs_vae_run_new(m->vae, s->h, s->w, &s->vae, err);
+    if (!r && !s->vae && shared) r = need_room(s, err);
+    if (!r && !s->vae)
+        r = hs_vae_run_new(m->vae, s->h, s->w, s->plan.vae_chunk, shared ? s->room : HS_NOBUF, &s->vae, err);
     return r ? r : hs_device_check(m->vae_dev, err);
 }
 
@@ -315,9 +226,14 @@ int hs_session_need_dit(hs_session *s, hs_err *err) {
         hs_text_free(m->text);
         m->text = NULL;
     }
-    if (!m->dit && (r = hs_dit_load(&m->c, m->st_dit, m->dev, &m->dit, err))) return r;
+    if (m->dit && !s->dit && hs_dit_resident(m->dit) > s->plan.resident) { /* left by a session that needed less */
+        hs_dit_free(m->dit);
+        m->dit = NULL;
+    }
+    if (!m->dit && (r = hs_dit_load(&m->c, m->st_dit, m->dev, s->plan.resident, &m->dit, err))) return r;
     if (!s->dit) {
-        if ((r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, &s->dit, err))) return r;
+        if ((r = need_room(s, err)) || (r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, s->room, &s->dit, err)))
+            return r;
         if ((r = hs_dit_run_attention(s->dit, &s->attention, err))) {
             hs_dit_run_free(s->dit); /* or a second try would run dense */
             s->dit = NULL;

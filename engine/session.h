@@ -1,4 +1,5 @@
-/* Inside of hs_model and hs_session, shared by session.c (lifetimes, plan) and generate.c (the pipeline). */
+/* Inside of hs_model and hs_session, shared by session.c (lifetimes), plan.c (memory), generate.c (the pipeline) and
+ * checkpoint.c. */
 #ifndef HS_SESSION_H
 #define HS_SESSION_H
 #include "dit.h"
@@ -27,7 +28,9 @@ struct hs_session {
     int64_t n;       /* elements of one latent tensor */
     hs_sched sched;
     hs_attn_policy attention;
+    hs_plan plan;
     int keep_text; /* memory allows the text encoder to stay */
+    hs_buf room;   /* the large buffers of the transformer's forward, then of the VAE; U8 */
     hs_dit_run *dit;
     hs_vae_run *vae;
     /* text rows per branch, [512, text_dim] F32, and the prompt they came from */
