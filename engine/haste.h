@@ -32,6 +32,7 @@ typedef struct hs_session hs_session;
 /* ---- model ------------------------------------------------------------------------------------------------------ */
 typedef struct hs_model_params {
     const char *dir;       /* Diffusers layout */
+    const char *random;    /* instead of dir: "wan2.1-1.3b", "wan2.1-14b" or a folder with configs; random weights */
     const char *device;    /* "auto", "cpu", "ref", "cuda", "cuda:N" */
     const char *precision; /* "auto", "fp32", "bf16" */
     int threads;           /* cpu; 0 = all */

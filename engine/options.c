@@ -12,7 +12,7 @@
 
 /* clang-format off */
 enum id {
-    ID_GROUP, ID_MODEL, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
+    ID_GROUP, ID_MODEL, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
@@ -23,6 +23,9 @@ enum id {
 static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "What to make"},
     {ID_MODEL, 'm', "model", "DIR", "model folder in the Diffusers layout (needed)"},
+    {ID_RANDOM, 0, "random-weights", "NAME",
+     "instead, for benchmarks: wan2.1-1.3b, wan2.1-14b, or a folder with configs;\n"
+     "all of the model, text encoder too, of random numbers. The video is noise"},
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
     {ID_PROMPTS, 0, "prompts", "FILE", "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ..."},
     {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
@@ -241,6 +244,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     int rc = 0;
     switch (r->id) {
     case ID_MODEL: o->model = arg; break;
+    case ID_RANDOM: o->random = arg; break;
     case ID_PROMPT: o->prompt = arg; break;
     case ID_PROMPTS: o->prompts = arg; break;
     case ID_NEGATIVE: o->negative = arg; break;
@@ -454,7 +458,9 @@ static int check_attention(const hs_options *o, hs_err *err) {
 }
 
 static int check_together(const hs_options *o, hs_err *err) {
-    if (!o->model) return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo");
+    if (o->model && o->random) return hs_fail(err, HS_EINVAL, "-m and --random-weights: give one of the two");
+    if (!o->model && !o->random)
+        return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo");
     if (o->prompt && o->prompts) return hs_fail(err, HS_EINVAL, "-p and --prompts: give one of the two");
     if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
         return hs_fail(err, HS_EINVAL,

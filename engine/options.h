@@ -5,7 +5,7 @@
 
 typedef struct hs_options {
     /* borrowed from argv; NULL = not given */
-    const char *model, *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
+    const char *model, *random, *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
     const char *checkpoint, *resume;
     int checkpoint_every; /* 0 = HS_CHECKPOINT_EVERY */
     const char *device, *precision;

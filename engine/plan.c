@@ -78,6 +78,11 @@ static int64_t most(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
+static int64_t denoise_bytes(const parts *k, const hs_plan *p) {
+    return p->dit_bytes + p->stream_bytes + p->act_bytes + p->mask_bytes + p->room_bytes + p->vae_bytes +
+           (k->shared ? 0 : p->vae_act_bytes);
+}
+
 /* The plan with so many resident blocks and this way of the VAE; returns its highest stage. */
 static int64_t arrange(const hs_model *m, const parts *k, int resident, int chunk, int text_streamed, hs_plan *p) {
     const int blocks = m->c.layers, layers = m->c.t_layers, streamed = blocks - resident;
@@ -92,9 +97,7 @@ static int64_t arrange(const hs_model *m, const parts *k, int resident, int chun
     p->stream_bytes = streamed ? 2 * most(k->dit.block, k->dit.text) : 0;
     p->host_bytes =
         most(streamed ? streamed * k->dit.block + blocks * k->dit.text : 0, text_streamed ? layers * k->text_layer : 0);
-    const int64_t denoise = p->dit_bytes + p->stream_bytes + p->act_bytes + p->mask_bytes + p->room_bytes +
-                            p->vae_bytes + (k->shared ? 0 : p->vae_act_bytes);
-    return p->peak_bytes = p->latent_bytes + p->own_bytes + most(denoise, p->text_bytes);
+    return p->peak_bytes = p->latent_bytes + p->own_bytes + most(denoise_bytes(k, p), p->text_bytes);
 }
 
 /* Everything on the device if that fits, with the VAE's frames at once or a few at a time; else as many blocks of the
@@ -109,12 +112,10 @@ static int fit(const hs_model *m, const parts *k, int64_t limit, hs_plan *p) {
     for (chunk = 0; chunk < 3; chunk++)
         if (arrange(m, k, all, chunk, text_streamed, p) <= limit) return 0;
     for (chunk = 0; chunk < 3 && can; chunk++) {
-        int64_t left = limit - arrange(m, k, 0, chunk, text_streamed, p);
-        if (left < 0) continue;
-        const int64_t rooms = left / k->dit.block;
+        if (arrange(m, k, 0, chunk, text_streamed, p) > limit) continue;
+        const int64_t rooms = (limit - p->latent_bytes - p->own_bytes - denoise_bytes(k, p)) / k->dit.block;
         arrange(m, k, rooms < all ? (int)rooms : all - 1, chunk, text_streamed, p);
-        if (p->peak_bytes > limit) arrange(m, k, 0, chunk, text_streamed, p); /* the text encoder is what is highest */
-        return p->peak_bytes > limit ? -1 : 0;
+        return 0;
     }
     arrange(m, k, can ? 0 : all, 2, text_streamed, p);
     return -1;
@@ -128,7 +129,7 @@ static int64_t limit_of(const hs_model *m) {
     return m->dev->max_bytes || !hs_stream_possible(m->dev) ? limit : limit - limit / 64;
 }
 
-int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret, hs_err *err) {
+int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret, hs_err *err) {
     const hs_config *c = &m->c;
     int e = check_ranges(c, r, err);
     if (e) return e;
@@ -145,17 +146,16 @@ int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret, hs_err *err) 
     p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
     p.own_bytes = m->dev->ops->own_bytes;
     p.limit_bytes = limit_of(m);
-    p.limited = m->dev->max_bytes > 0;
-    const int64_t host = hs_host_free_bytes();
+    p.limited = m->dev->max_bytes && p.limit_bytes >= m->dev->max_bytes;
     if (fit(m, &k, p.limit_bytes, &p))
         return hs_fail(
             err, HS_ENOMEM,
-            "%dx%d with %d frames is %lld tokens and needs %.1f GB at least (transformer %.1f + its activations %.1f + "
-            "VAE %.1f); %.1f GB are %s on %s. Ask for a smaller size or fewer frames",
+            "%dx%d with %d frames is %lld tokens and needs %.3g GB at least (transformer %.3g + its activations %.3g + "
+            "VAE %.3g); %.3g GB are %s on %s. Ask for a smaller size or fewer frames",
             r->width, r->height, r->frames, (long long)p.tokens, (double)p.peak_bytes / 1e9,
             (double)(p.dit_bytes + p.stream_bytes) / 1e9, (double)(p.act_bytes + p.mask_bytes + p.room_bytes) / 1e9,
             (double)(p.vae_bytes + (k.shared ? 0 : p.vae_act_bytes)) / 1e9, (double)p.limit_bytes / 1e9,
-            m->dev->max_bytes ? "allowed" : "free", hs_device_name(m->dev));
+            p.limited ? "allowed" : "free", hs_device_name(m->dev));
     if (p.host_bytes > host + (m->dit || m->text ? p.host_bytes : 0))
         return hs_fail(
             err, HS_ENOMEM,
@@ -164,6 +164,10 @@ int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret, hs_err *err) 
             (double)p.host_bytes / 1e9, (double)host / 1e9);
     *ret = p;
     return 0;
+}
+
+int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret, hs_err *err) {
+    return hs_plan_memory(m, r, hs_host_free_bytes(), ret, err);
 }
 
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err) {

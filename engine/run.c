@@ -45,6 +45,14 @@ typedef struct app {
     int tty, open_line, last_tenth[HS_STAGE_COUNT], denoised;
 } app;
 
+static const char *model_name(const app *a) {
+    return a->o.random ? a->o.random : a->o.model;
+}
+
+static const char *model_option(const app *a) {
+    return a->o.random ? "--random-weights" : "-m";
+}
+
 /* ---- messages --------------------------------------------------------------------------------------------------- */
 static atomic_int fallbacks; /* seen by the log hook */
 static const app *logging;   /* what the hook needs to know of the options and the progress line */
@@ -310,8 +318,8 @@ static void keep_latents(app *a, const job *j, int code) {
         if (a->denoised)
             fprintf(stderr,
                     "haste-run: the latents are kept; this makes the video of them:\n"
-                    "  haste-run -m '%s' --decode-latents '%s' --fps %d -o NAME.mp4\n",
-                    a->o.model, path[i], a->req.fps);
+                    "  haste-run %s '%s' --decode-latents '%s' --fps %d -o NAME.mp4\n",
+                    model_option(a), model_name(a), path[i], a->req.fps);
         else
             fprintf(stderr, "haste-run: the unfinished latents are in %s\n", path[i]);
         return;
@@ -325,8 +333,9 @@ static void say_how_to_resume(const app *a, const job *j, int code) {
     if (kept || resumed)
         fprintf(
             stderr,
-            "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run -m '%s' --resume '%s' -o '%s'\n",
-            kept ? kept : resumed, j->req.steps, a->o.model, kept ? j->checkpoint : a->o.resume, j->output);
+            "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run %s '%s' --resume '%s' -o '%s'\n",
+            kept ? kept : resumed, j->req.steps, model_option(a), model_name(a), kept ? j->checkpoint : a->o.resume,
+            j->output);
     else if (code == HS_EINTR && !j->req.checkpoint && j->stats_of.steps)
         fprintf(stderr,
                 "haste-run: with --checkpoint FILE the steps would have been kept, to go on with by --resume\n");
@@ -433,6 +442,7 @@ static int one_video(app *a, int number) {
 static int setup(app *a, hs_err *err) {
     const hs_options *o = &a->o;
     const hs_model_params p = {.dir = o->model,
+                               .random = o->random,
                                .device = o->device ? o->device : "auto",
                                .precision = o->precision ? o->precision : "auto",
                                .threads = o->threads,
@@ -466,7 +476,7 @@ static int dry_run(app *a, hs_err *err) {
     hs_plan plan;
     int rc = hs_request_check(a->model, &a->req, &plan, err);
     if (rc || (rc = check_places(a, NULL, err))) return rc;
-    hs_print_plan(stdout, a->o.model, a->info, &a->req, &plan);
+    hs_print_plan(stdout, model_name(a), a->info, &a->req, &plan);
     if (!a->o.decode_latents) hs_attn_print(stdout, "attention", &a->req, a->info, &a->attention);
     return check_places(a, stdout, err);
 }
@@ -481,7 +491,7 @@ static int make_videos(app *a) {
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return report(a, &err);
     if (!a->o.quiet) {
-        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", a->o.model, a->info->device, r->width, r->height, r->frames,
+        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", model_name(a), a->info->device, r->width, r->height, r->frames,
                 r->frames == 1 ? "" : "s");
         if (!a->o.decode_latents)
             fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,

@@ -31,6 +31,8 @@ int hs_st_open(const char *path, hs_st **ret, hs_err *err);
 /* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`. The index's
  * weight_map must name exactly the tensors that its shards hold. */
 int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err);
+/* No file: random numbers in BF16 for every tensor that is asked for (random.h). */
+int hs_st_random(const char *label, hs_st **ret, hs_err *err);
 void hs_st_close(hs_st *st);
 
 int hs_st_count(const hs_st *st);

@@ -1,4 +1,5 @@
 /* Lifetimes: what a model and a session hold, when parts are loaded and released, what a request would cost. */
+#include "random.h"
 #include "session.h"
 
 #include <math.h>
@@ -15,16 +16,31 @@ static int open_part(const char *dir, const char *part, const char *stem, hs_st 
     return r;
 }
 
+static int check_parts(hs_model *m, hs_err *err) {
+    int r;
+    if ((r = hs_text_load(&m->c, m->st_text, NULL, 0, NULL, err)) ||
+        (r = hs_dit_load(&m->c, m->st_dit, NULL, HS_ALL_BLOCKS, NULL, err)))
+        return r;
+    return hs_vae_load(&m->c, m->st_vae, NULL, NULL, err);
+}
+
+/* A model of random numbers. Asking for every tensor once makes the sizes known. */
+static int open_random(hs_model *m, const char *name, hs_err *err) {
+    int r = hs_random_config(name, &m->c, err);
+    if (r || (r = hs_st_random(name, &m->st_text, err)) || (r = hs_st_random(name, &m->st_dit, err)) ||
+        (r = hs_st_random(name, &m->st_vae, err)))
+        return r;
+    hs_random_sha256(&m->c, m->info.sha256);
+    return check_parts(m, err);
+}
+
 /* Every name and shape is checked before anything is loaded: the load of a wrong file fails in milliseconds. */
 static int open_files(hs_model *m, const char *dir, hs_err *err) {
     int r;
     if ((r = hs_config_load(dir, &m->c, err)) || (r = hs_model_sha256(dir, m->info.sha256, err)) ||
         (r = open_part(dir, "text_encoder", "model", &m->st_text, err)) ||
-        (r = hs_text_load(&m->c, m->st_text, NULL, 0, NULL, err)) ||
         (r = open_part(dir, "transformer", "diffusion_pytorch_model", &m->st_dit, err)) ||
-        (r = hs_dit_load(&m->c, m->st_dit, NULL, HS_ALL_BLOCKS, NULL, err)) ||
-        (r = open_part(dir, "vae", "diffusion_pytorch_model", &m->st_vae, err)) ||
-        (r = hs_vae_load(&m->c, m->st_vae, NULL, NULL, err)))
+        (r = open_part(dir, "vae", "diffusion_pytorch_model", &m->st_vae, err)) || (r = check_parts(m, err)))
         return r;
     char *spiece = hs_path_join(dir, "tokenizer/spiece.model");
     if (!spiece) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
@@ -65,7 +81,8 @@ int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     hs_device_params dp = {
         .name = p->device, .threads = p->threads, .precision = p->precision, .max_bytes = p->max_vram};
     int r;
-    if ((r = open_files(m, p->dir, err)) || (r = open_devices(m, dp, err))) {
+    if ((r = p->random ? open_random(m, p->random, err) : open_files(m, p->dir, err)) ||
+        (r = open_devices(m, dp, err))) {
         hs_model_free(m);
         return r;
     }
@@ -93,7 +110,7 @@ int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     snprintf(i->device, sizeof i->device, "%s", hs_device_name(m->dev));
     const hs_dtype act = hs_device_act(m->dev);
     strcpy(i->precision, act == HS_F32 ? "fp32" : act == HS_F16 ? "fp16" : "bf16");
-    name_of(p->dir, i->name, sizeof i->name);
+    name_of(p->random ? p->random : p->dir, i->name, sizeof i->name);
     *ret = m;
     return 0;
 }
@@ -196,9 +213,28 @@ void hs_session_free(hs_session *s) {
     hs_free(s);
 }
 
+/* Another prompt, and no room for its encoder beside what the last video needed: all of that is loaded again. */
+static void make_way(hs_session *s) {
+    hs_model *m = s->m;
+    if (s->plan.text_bytes <= hs_device_free_bytes(m->dev)) return;
+    hs_log(HS_LOG_INFO, "the transformer makes way for the text encoder");
+    hs_dit_run_free(s->dit);
+    hs_dit_free(m->dit);
+    s->dit = NULL;
+    m->dit = NULL;
+    if (m->vae_dev == m->dev) {
+        hs_vae_run_free(s->vae);
+        s->vae = NULL;
+    }
+    hs_device_free(m->dev, s->room);
+    s->room = HS_NOBUF;
+    for (int b = 0; b < HS_BRANCH_COUNT; b++) s->in_dit[b] = 0;
+}
+
 int hs_session_need_text(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
     if (m->text) return 0;
+    make_way(s);
     int r = hs_text_load(&m->c, m->st_text, m->dev, s->plan.text_streamed, &m->text, err);
     return r ? r : hs_device_check(m->dev, err); /* loaded when it is there */
 }
@@ -255,10 +291,12 @@ int hs_session_set_text(hs_session *s, int branch, const char *prompt, int *ret_
     if (!s->prompt[branch] || strcmp(s->prompt[branch], prompt)) {
         int32_t ids[HS_TEXT_LEN];
         char *clean = NULL, *copy = NULL;
-        if ((r = hs_prompt_clean(prompt, &clean, err)) ||
-            (r = hs_tokenizer_encode(m->tokenizer, clean, HS_TEXT_LEN, ids, &n, &total, err)) ||
-            (r = hs_session_need_text(s, err)))
+        if (!m->tokenizer)
+            n = total = hs_random_ids(&m->c, prompt, ids);
+        else if ((r = hs_prompt_clean(prompt, &clean, err)) ||
+                 (r = hs_tokenizer_encode(m->tokenizer, clean, HS_TEXT_LEN, ids, &n, &total, err)))
             goto out;
+        if ((r = hs_session_need_text(s, err))) goto out;
         if (!(copy = hs_strdup(prompt))) {
             r = hs_fail(err, HS_ENOMEM, "no memory for the prompt");
             goto out;

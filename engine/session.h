@@ -51,6 +51,8 @@ struct hs_session {
 int hs_session_need_text(hs_session *s, hs_err *err);
 int hs_session_need_dit(hs_session *s, hs_err *err); /* and hands both prompts to it */
 int hs_session_need_vae(hs_session *s, hs_err *err);
+/* plan.c: hs_request_fit where so many bytes of host memory are free. */
+int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret, hs_err *err);
 int hs_session_sched(const hs_request *r, hs_sched *ret, hs_err *err);
 
 /* checkpoint.c. The first two are for a session that resumes: text before the prompts are encoded, the rest once
