@@ -410,7 +410,15 @@ static void token_means(hs_dit_run *r, int i, float *ret) {
     }
 }
 
-static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
+/* What an operation of block i has made, for those who look inside. */
+static void look(const hs_tap *tap, int i, const char *operation, hs_buf x) {
+    char name[64];
+    if (!tap->see) return;
+    snprintf(name, sizeof name, "dit.block.%d, %s", i, operation);
+    tap->see(tap->user, name, x);
+}
+
+static void block_forward(hs_dit_run *r, int i, const hs_policy *policy, const hs_tap *tap) {
     const hs_dit *m = r->dit;
     const block *b = &m->blocks[i];
     hs_device *dev = m->dev;
@@ -423,6 +431,7 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     /* self-attention: x += gate1 * Wo attn(rope(norm(q)), rope(norm(k)), v) */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE1), MOD(SHIFT1), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->qkv, .w = b->qkv, .rows = n});
+    look(tap, i, "q, k, v", r->qkv);
     if (policy->ret_means) token_means(r, i, policy->ret_means + 4 * i * d);
     hs_qk_norm qk = {.x = r->qkv,
                      .gamma = b->gq,
@@ -438,8 +447,11 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     qk.mean = hs_attn_mean(r->attn, policy, i, 1);
     qk.col = d;
     hs_op_qk_norm(dev, &qk);
+    look(tap, i, "normalised and rotated q, k", r->qkv);
     hs_attn_self(r->attn, policy, i, r->qkv, r->y);
+    look(tap, i, "self-attention", r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->x, .w = b->o, .rows = n, .residual = 1, .gate = MOD(GATE1)});
+    look(tap, i, "output of self-attention", r->x);
 
     /* cross-attention to the text: x += Wo attn(norm(q), k, v), no rotation, no gate */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, b->norm_g, b->norm_b, eps, r->y);
@@ -461,12 +473,16 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
                                          .head_dim = (int)hd,
                                          .scale = 1 / sqrtf((float)hd),
                                          .last_key_bonus = r->n_pad[br] ? logf((float)r->n_pad[br]) : 0});
+    look(tap, i, "cross-attention", r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->x, .w = b->cross_o, .rows = n, .residual = 1});
+    look(tap, i, "output of cross-attention", r->x);
 
     /* feed forward: x += gate2 * W2 gelu(W1 y) */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE2), MOD(SHIFT2), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->hid, .w = b->up, .rows = n, .act = HS_ACT_GELU_TANH});
+    look(tap, i, "feed forward, first product", r->hid);
     hs_op_linear(dev, &(hs_linear){.x = r->hid, .y = r->x, .w = b->down, .rows = n, .residual = 1, .gate = MOD(GATE2)});
+    look(tap, i, "feed forward, second product", r->x);
 #undef MOD
 }
 
@@ -515,8 +531,8 @@ void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *pol
         embed_patches(r, latents, tap);
     for (int i = policy->first; i < end; i++) {
         need_block(m, i);
-        block_forward(r, i, policy);
-        if (tap->fn) {
+        block_forward(r, i, policy, tap);
+        if (hs_tap_is_on(tap)) {
             char name[32];
             snprintf(name, sizeof name, "dit.block.%d", i);
             HS_TAP(tap, dev, name, r->x, n, d);

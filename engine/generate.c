@@ -65,27 +65,26 @@ static int encode_prompts(run *g, hs_err *err) {
 /* ---- denoising ------------------------------------------------------------------------------------------------------
  */
 
-/* The velocity holds NaN or Inf: runs the same forward again and names the first tensor that does. */
+/* The velocity holds NaN or Inf: runs the same forward again and names the first tensor that does: which block, and
+ * what operation made it. */
 typedef struct culprit {
+    hs_device *dev;
     char name[64];
 } culprit;
 
-static void find_culprit(void *user, const char *name, const float *x, int ndim, const int64_t *shape) {
+static void find_culprit(void *user, const char *name, hs_buf x) {
     culprit *c = user;
-    int64_t n = 1;
-    for (int i = 0; i < ndim; i++) n *= shape[i];
-    for (int64_t i = 0; i < n && !c->name[0]; i++)
-        if (!isfinite(x[i])) strncpy(c->name, name, sizeof c->name - 1);
+    if (!c->name[0] && hs_count_nonfinite(c->dev, x)) strncpy(c->name, name, sizeof c->name - 1);
 }
 
 static int fail_nonfinite(hs_session *s, int step, const hs_policy *p, int64_t count, hs_err *err) {
     static const char *const branch[] = {"prompt", "negative prompt"};
-    culprit c = {""};
+    culprit c = {.dev = s->m->dev};
     int64_t text_rows = s->n_rows[p->branch] * (int64_t)s->m->c.text_dim;
     if (hs_count_nonfinite(s->m->dev, hs_buf_at(s->rows[p->branch], 0, text_rows)))
         strcpy(c.name, "text.rows (text encoder)");
     else
-        hs_dit_forward(s->dit, s->x, s->sched.t[step], p, s->v[p->branch], &(hs_tap){find_culprit, &c});
+        hs_dit_forward(s->dit, s->x, s->sched.t[step], p, s->v[p->branch], &(hs_tap){.see = find_culprit, .user = &c});
     return hs_fail(
         err, HS_ENUMERIC,
         "step %d, %s: %lld of %lld values of the velocity are NaN or Inf; the first bad tensor is %s. The weights "

@@ -369,5 +369,5 @@ int hs_session_latents(hs_session *s, float *ret, hs_err *err) {
 }
 
 void hs_session_tap(hs_session *s, hs_tap_fn fn, void *user) {
-    s->tap = (hs_tap){fn, user};
+    s->tap = (hs_tap){.fn = fn, .user = user};
 }

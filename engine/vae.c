@@ -489,7 +489,7 @@ static void tap_stage(const hs_vae_run *r, int i, frames s, const hs_tap *tap) {
     char name[16];
     int ch = st->up ? st->resample.cout : st->cout;
     snprintf(name, sizeof name, "vae.up.%d", i);
-    if (tap->fn) HS_TAP(tap, r->v->dev, name, first(r, r->x, pixels(s) * ch), s.T, s.Y, s.X, ch);
+    if (hs_tap_is_on(tap)) HS_TAP(tap, r->v->dev, name, first(r, r->x, pixels(s) * ch), s.T, s.Y, s.X, ch);
 }
 
 /* The last stage: frames of full size from r->x, as bytes into rgb. */

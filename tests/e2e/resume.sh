@@ -102,8 +102,49 @@ bad 1 "nothing" -m A --device ref --resume nothing -o x.y4m
 bad 2 "--resume goes on with one video" -m A --resume state --prompts list -o x.y4m
 bad 2 "--checkpoint-every says how often" $small -p a --checkpoint-every 2 -o x.y4m
 
-# frames of one colour are reported: here the last convolution of the VAE has no weights
+# a damaged file is refused or goes on with other numbers, but does nothing worse
 command -v python3 >/dev/null || exit 0
+svg2="--attention svg2 --q-clusters 3 --k-clusters 4 --top-p 0.5"
+good $small $svg2 -p a -o null: --checkpoint sparse --checkpoint-every 1
+"$HASTE_RUN" $small $svg2 --size 64x64 -p a --checkpoint sparse --checkpoint-every 1 -o null: >out 2>err &
+pid=$!
+wait_for "step 3/6" err
+kill -9 "$pid"
+wait "$pid" 2>/dev/null
+pid=
+refused=0
+for word in 0 1 2 3 4 5 6 7 8 9 10 11; do
+    python3 - sparse damaged $word <<'P' || fail "python"
+import json, struct, sys
+data = bytearray(open(sys.argv[1], "rb").read())
+n = struct.unpack("<Q", data[:8])[0]
+head = json.loads(data[8:8 + n])
+kept = sorted(k for k in head if k.startswith("attention.") and k[-3:] != "top")
+a, b = head[kept[int(sys.argv[3]) * 7919 % len(kept)]]["data_offsets"]
+data[8 + n + b - 4:8 + n + b] = b"\xff\xff\xff\x7f"
+open(sys.argv[2], "wb").write(data)
+P
+    run -m A --device ref --resume damaged -o null:
+    if [ "$status" = 1 ] && grep -q "impossible values" err; then refused=$((refused + 1)); fi
+done
+test $refused -ge 3 || fail "only $refused of 12 damaged files were refused"
+
+# NaN stops at once, by name of step, block and operation: here in the second product of block 1
+cp -r A nan
+python3 - nan/transformer/*.safetensors <<'P' || fail "python"
+import json, struct, sys
+for path in sys.argv[1:]:
+    with open(path, "r+b") as f:
+        n = struct.unpack("<Q", f.read(8))[0]
+        t = json.loads(f.read(n)).get("blocks.1.ffn.net.2.weight")
+        if t:
+            f.seek(8 + n + t["data_offsets"][0])
+            f.write(struct.pack("<f", float("nan")))
+P
+bad 1 "step 0, prompt:" -m nan --device ref --size 32x32 --frames 5 --steps 6 --seed 7 -p a -o x.y4m
+says "dit.block.1, feed forward, second product"
+
+# frames of one colour are reported: here the last convolution of the VAE has no weights
 python3 - A/vae/diffusion_pytorch_model*.safetensors <<'P' || fail "python"
 import json, struct, sys
 for path in sys.argv[1:]:
