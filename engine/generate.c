@@ -271,33 +271,60 @@ static void warn_flat(const run *g, const uint8_t *first) {
             g->st.flat_frames, g->s->frames, first[0], first[1], first[2]);
 }
 
-static int decode(run *g, hs_sink *sink, hs_err *err) {
+/* T frames to the sink. */
+static int hand_over(run *g, hs_sink *sink, const uint8_t *rgb, int T, uint8_t first_flat[3], hs_err *err) {
+    const int64_t frame = (int64_t)g->s->height * g->s->width * 3;
+    const double start = hs_seconds();
+    int r = 0;
+    for (int k = 0; k < T; k++)
+        if (is_flat(rgb + k * frame, frame / 3) && !g->st.flat_frames++) memcpy(first_flat, rgb + k * frame, 3);
+    for (int k = 0; k < T && sink && !r; k++) {
+        if (!(r = interrupted(g, err, "while decoding"))) r = hs_sink_write(sink, rgb + k * frame, err);
+        g->st.frames_written += !r;
+    }
+    g->st.seconds[HS_STAGE_ENCODE] += hs_seconds() - start;
+    return r;
+}
+
+static int decode_tiles(run *g, hs_sink *sink, uint8_t first_flat[3], hs_err *err) {
     hs_session *s = g->s;
-    int64_t frame = (int64_t)s->height * s->width * 3;
-    uint8_t first_flat[3] = {0};
+    const int tiles = hs_tiles_count(s->h, s->w);
+    const double start = hs_seconds();
+    hs_download(s->m->dev, s->host, s->x);
+    int r = hs_device_check(s->m->dev, err);
+    for (int i = 0; i < tiles && !r; i++) {
+        if ((r = interrupted(g, err, "while decoding"))) break;
+        r = hs_tiles_decode(&s->tiles, s->m->vae, s->m->vae_dev, s->m->vae_dev == s->m->dev ? s->room : HS_NOBUF, i,
+                            err);
+        progress(g, HS_STAGE_DECODE, (i + 1) * s->frames / tiles, s->frames);
+    }
+    g->st.seconds[HS_STAGE_DECODE] += hs_seconds() - start;
+    return r ? r : hand_over(g, sink, s->tiles.canvas, s->frames, first_flat, err);
+}
+
+static int decode_whole(run *g, hs_sink *sink, uint8_t first_flat[3], hs_err *err) {
+    hs_session *s = g->s;
     hs_vae_begin(s->vae);
     for (int t = 0; t < s->f; t++) {
         hs_buf rgb;
         int T, r;
-        double start = hs_seconds();
+        const double start = hs_seconds();
         hs_vae_decode(s->vae, s->x, s->f, t, &rgb, &T, &s->tap);
         hs_download(s->m->vae_dev, s->host_rgb, rgb);
         if ((r = hs_device_check(s->m->vae_dev, err))) return hs_fail_ctx(err, r, "decoding latent frame %d", t);
-        for (int k = 0; k < T; k++)
-            if (is_flat(s->host_rgb + k * frame, frame / 3) && !g->st.flat_frames++)
-                memcpy(first_flat, s->host_rgb + k * frame, 3);
-        double decoded = hs_seconds();
-        g->st.seconds[HS_STAGE_DECODE] += decoded - start;
-        for (int k = 0; k < T && sink; k++) {
-            if ((r = interrupted(g, err, "while decoding")) || (r = hs_sink_write(sink, s->host_rgb + k * frame, err)))
-                return r;
-            g->st.frames_written++;
-        }
-        g->st.seconds[HS_STAGE_ENCODE] += hs_seconds() - decoded;
+        g->st.seconds[HS_STAGE_DECODE] += hs_seconds() - start;
+        if ((r = hand_over(g, sink, s->host_rgb, T, first_flat, err))) return r;
         progress(g, HS_STAGE_DECODE, 4 * t + 1, s->frames);
     }
-    warn_flat(g, first_flat);
     return 0;
+}
+
+static int decode(run *g, hs_sink *sink, hs_err *err) {
+    uint8_t first_flat[3] = {0};
+    const int r =
+        g->s->plan.vae_tiled ? decode_tiles(g, sink, first_flat, err) : decode_whole(g, sink, first_flat, err);
+    if (!r) warn_flat(g, first_flat);
+    return r;
 }
 
 static void finish(run *g, double start, hs_run_stats *ret) {

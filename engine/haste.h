@@ -97,6 +97,7 @@ typedef struct hs_plan {
     int text_streamed;               /* the text encoder's layers are streamed */
     int blocks, resident;            /* of the transformer: all, those that stay on the device */
     int vae_chunk;                   /* largest frames at a time: 4, 2 or 1 */
+    int vae_tiled;                   /* in tiles of 256 x 256: other frames than whole ones, by a little */
     double flops_text, flops_step,
         flops_vae;  /* floating point operations: per run, per step with both branches, decode */
     double seconds; /* rough estimate for the whole video, 0 = unknown */

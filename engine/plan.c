@@ -2,6 +2,7 @@
  * VAE makes at a time. Decided before anything is loaded, from the configuration alone. */
 #include "session.h"
 #include "stream.h"
+#include "tiles.h"
 
 #include <string.h>
 
@@ -65,14 +66,18 @@ static double probe_rate(hs_device *dev) {
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
+/* The VAE's largest frames all at once, two, or one at a time; at last in tiles. */
+enum { WAYS = 4, TILED = 3 };
+static const int chunks[WAYS] = {4, 2, 1, 4};
+
 /* What the pieces of a plan are made of. */
 typedef struct parts {
     hs_dit_bytes dit;
     int64_t text_layer, text_rest, room; /* room: of the transformer alone */
-    int64_t chunk[3];                    /* VAE activations for 4, 2 and 1 frames at a time */
+    int64_t vae[WAYS];                   /* VAE activations */
+    int ways;                            /* of them that there are: small frames have no tiles */
     int shared;                          /* the VAE computes on the same device */
 } parts;
-static const int chunks[3] = {4, 2, 1};
 
 static int64_t most(int64_t a, int64_t b) {
     return a > b ? a : b;
@@ -90,7 +95,8 @@ static int64_t arrange(const hs_model *m, const parts *k, int resident, int chun
     p->resident = resident;
     p->text_streamed = text_streamed;
     p->vae_chunk = chunks[chunk];
-    p->vae_act_bytes = k->chunk[chunk];
+    p->vae_tiled = chunk == TILED;
+    p->vae_act_bytes = k->vae[chunk];
     p->room_bytes = k->shared ? most(k->room, p->vae_act_bytes) : k->room;
     p->text_bytes = k->text_rest + (text_streamed ? 2 : layers) * k->text_layer;
     p->dit_bytes = k->dit.rest + resident * k->dit.block + (streamed ? 0 : blocks * k->dit.text);
@@ -109,15 +115,16 @@ static int fit(const hs_model *m, const parts *k, int64_t limit, hs_plan *p) {
     arrange(m, k, all, 0, 0, p);
     text = p->latent_bytes + p->own_bytes + p->text_bytes;
     if (text > limit) text_streamed = can;
-    for (chunk = 0; chunk < 3; chunk++)
+    for (chunk = 0; chunk < (can ? TILED : k->ways); chunk++)
         if (arrange(m, k, all, chunk, text_streamed, p) <= limit) return 0;
-    for (chunk = 0; chunk < 3 && can; chunk++) {
+    for (chunk = 0; chunk < k->ways && can; chunk++) {
         if (arrange(m, k, 0, chunk, text_streamed, p) > limit) continue;
         const int64_t rooms = (limit - p->latent_bytes - p->own_bytes - denoise_bytes(k, p)) / k->dit.block;
         arrange(m, k, rooms < all ? (int)rooms : all - 1, chunk, text_streamed, p);
         return 0;
     }
-    arrange(m, k, can ? 0 : all, 2, text_streamed, p);
+    const int least = k->ways == WAYS && k->vae[TILED] < k->vae[TILED - 1] ? TILED : TILED - 1;
+    arrange(m, k, can ? 0 : all, least, text_streamed, p);
     return -1;
 }
 
@@ -142,7 +149,11 @@ int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret,
     p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2, &k.room);
     p.mask_bytes = hs_attn_bytes(&r->attention, c->layers, c->heads, c->head_dim, p.tokens);
     p.vae_bytes = hs_vae_weight_bytes(c, vae_act);
-    for (int i = 0; i < 3; i++) k.chunk[i] = hs_vae_run_bytes(c, vae_act, h, w, chunks[i]);
+    for (int i = 0; i < TILED; i++) k.vae[i] = hs_vae_run_bytes(c, vae_act, h, w, chunks[i]);
+    const int th = hs_tiles_side(h), tw = hs_tiles_side(w);
+    k.ways = th < h || tw < w ? WAYS : TILED;
+    k.vae[TILED] = hs_vae_run_bytes(c, vae_act, th, tw, chunks[TILED]) +
+                   (int64_t)c->in_channels * f * th * tw * 4; /* the latents of a tile */
     p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
     p.own_bytes = m->dev->ops->own_bytes;
     p.limit_bytes = limit_of(m);

@@ -46,7 +46,7 @@ char hs_sigmas_letter(const hs_request *r) {
 
 /* How it fits, where that is not simply with everything in its place. */
 void hs_print_fit(FILE *to, const char *label, const hs_plan *plan) {
-    if (!plan->text_streamed && plan->resident == plan->blocks && plan->vae_chunk == 4) return;
+    if (!plan->text_streamed && plan->resident == plan->blocks && plan->vae_chunk == 4 && !plan->vae_tiled) return;
     const char *comma = "";
     fprintf(to, "%s ", label);
     if (plan->text_streamed) fprintf(to, "text encoder streamed"), comma = ", ";
@@ -54,6 +54,7 @@ void hs_print_fit(FILE *to, const char *label, const hs_plan *plan) {
         fprintf(to, "%s%d of %d blocks of the transformer on the device, the others streamed", comma, plan->resident,
                 plan->blocks),
             comma = ", ";
+    if (plan->vae_tiled) fprintf(to, "%sVAE in tiles (frames differ a little from whole ones)", comma);
     if (plan->vae_chunk < 4)
         fprintf(to, "%sVAE %d frame%s at a time", comma, plan->vae_chunk, plan->vae_chunk == 1 ? "" : "s");
     fputc('\n', to);

@@ -204,6 +204,7 @@ void hs_session_free(hs_session *s) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(dev, all[i]);
     hs_dit_run_free(s->dit);
     hs_vae_run_free(s->vae);
+    hs_tiles_free(s->m->vae_dev, &s->tiles);
     hs_device_free(dev, s->room);
     hs_checkpoint_writer_free(s->writer);
     for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_free(s->prompt[b]);
@@ -250,7 +251,9 @@ int hs_session_need_vae(hs_session *s, hs_err *err) {
     const int shared = m->vae_dev == m->dev;
     int r = m->vae ? 0 : hs_vae_load(&m->c, m->st_vae, m->vae_dev, &m->vae, err);
     if (!r && !s->vae && shared) r = need_room(s, err);
-    if (!r && !s->vae)
+    if (!r && s->plan.vae_tiled && !s->tiles.canvas)
+        return hs_tiles_new(m->vae_dev, s->ch, s->f, s->h, s->w, s->host, &s->tiles, err);
+    if (!r && !s->vae && !s->plan.vae_tiled)
         r = hs_vae_run_new(m->vae, s->h, s->w, s->plan.vae_chunk, shared ? s->room : HS_NOBUF, &s->vae, err);
     return r ? r : hs_device_check(m->vae_dev, err);
 }

@@ -6,6 +6,7 @@
 #include "haste.h"
 #include "model.h"
 #include "text.h"
+#include "tiles.h"
 #include "tokenizer.h"
 #include "vae.h"
 
@@ -32,7 +33,8 @@ struct hs_session {
     int keep_text; /* memory allows the text encoder to stay */
     hs_buf room;   /* the large buffers of the transformer's forward, then of the VAE; U8 */
     hs_dit_run *dit;
-    hs_vae_run *vae;
+    hs_vae_run *vae; /* NULL where the plan says tiles */
+    hs_tiles tiles;  /* there in that case */
     /* text rows per branch, [512, text_dim] F32, and the prompt they came from */
     hs_buf rows[HS_BRANCH_COUNT];
     char *prompt[HS_BRANCH_COUNT];

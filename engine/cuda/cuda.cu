@@ -15,7 +15,7 @@ enum {
     WORKSPACE = 32 << 20,
     SCRATCH_STEP = 16 << 20,
     OWN_SCRATCH = 288 << 20, /* what scratch grows to: linear's two pieces; predictors stay below that */
-    LOAD_PIECE = 64 << 20, /* bytes of a weight on their way through scratch */
+    LOAD_PIECE = 64 << 20,   /* bytes of a weight on their way through scratch */
 };
 
 struct hs_cuda_laps {

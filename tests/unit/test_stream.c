@@ -183,12 +183,12 @@ static hs_plan plan_of(const char *name, int width, int height, double gb, hs_me
         cr_assert_leq(p.peak_bytes, p.limit_bytes);
         printf("%s %dx%d %5.4g GB %-10s: text %.2f%s, blocks %2d of %d, transformer %.2f + slots %.2f + beside %.2f + "
                "masks "
-               "%.2f, VAE %.2f, room %.2f (VAE %d frames), peak %.2f; host %.2f\n",
+               "%.2f, VAE %.2f, room %.2f (VAE %d frames%s), peak %.2f; host %.2f\n",
                name, width, height, gb, hs_method_name(method), (double)p.text_bytes / 1e9,
                p.text_streamed ? " streamed" : "", p.resident, p.blocks, (double)p.dit_bytes / 1e9,
                (double)p.stream_bytes / 1e9, (double)p.act_bytes / 1e9, (double)p.mask_bytes / 1e9,
-               (double)p.vae_bytes / 1e9, (double)p.room_bytes / 1e9, p.vae_chunk, (double)p.peak_bytes / 1e9,
-               (double)p.host_bytes / 1e9);
+               (double)p.vae_bytes / 1e9, (double)p.room_bytes / 1e9, p.vae_chunk, p.vae_tiled ? ", tiled" : "",
+               (double)p.peak_bytes / 1e9, (double)p.host_bytes / 1e9);
     } else
         printf("%s\n", err.msg);
     hs_config_done(&m.c);
