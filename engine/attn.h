@@ -30,4 +30,15 @@ int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float 
 int hs_attn_mask(hs_attn *a, int branch, int layer, hs_mask_view *ret, hs_err *err);
 /* Seconds that the device spent in predicting and in attending since hs_attn_begin. Waits for it. */
 void hs_attn_seconds(const hs_attn *a, double *ret_predict, double *ret_attend);
+
+/* What must be kept for a later run to go on exactly: every buffer of branch and layer by a name, none where no mask
+ * was predicted yet. Stops at the first result that is not 0. */
+enum { HS_ATTN_KEPT = 11 }; /* buffers of a layer, at most */
+typedef int (*hs_attn_visit)(void *user, const char *name, hs_buf b);
+int hs_attn_each_kept(hs_attn *a, int branch, int layer, hs_attn_visit see, void *user);
+int64_t hs_attn_kept_bytes(const hs_attn *a); /* of the largest of them, predicted or not */
+/* Takes such buffers back: fetch(user, name, type, n) gives the host memory of one, or NULL. The layer stays as after
+ * hs_attn_begin if `age` is not there. HS_EFORMAT if the values cannot be what a run left. */
+typedef const void *(*hs_attn_fetch)(void *user, const char *name, hs_dtype type, int64_t n);
+int hs_attn_restore(hs_attn *a, int branch, int layer, hs_attn_fetch fetch, void *user, hs_err *err);
 #endif

@@ -253,8 +253,10 @@ int hs_weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight **ret, hs_e
 
 void hs_weight_free(hs_device *dev, hs_weight *w) {
     if (!w) return;
-    dev->bytes -= w->bytes;
-    dev->ops->weight_free(dev, w);
+    if (!w->streamed) {
+        dev->bytes -= w->bytes;
+        dev->ops->weight_free(dev, w);
+    }
     weight_unlink(dev, w);
 }
 
@@ -315,6 +317,10 @@ void hs_op_linear(hs_device *dev, const hs_linear *a) {
     if (dev->sticky) return;
     if (!l.w || l.w->cout) {
         bad(&c, "w is %s", l.w ? "a convolution weight" : "missing");
+        return;
+    }
+    if (!l.w->impl) {
+        bad(&c, "w is in host memory: its group was not asked for");
         return;
     }
     l.x = need(&c, "x", l.x, l.w->f32 ? T_F32 : T_F32 | act(dev), VOLUME(&c, "x", l.rows, l.w->in));

@@ -301,6 +301,16 @@ typedef struct hs_ops {
     int (*weight_conv)(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs_err *err);
     void (*weight_free)(hs_device *dev, hs_weight *w);
 
+    /* Weights that come and go (stream.h). All NULL: a prepared weight cannot move. Else impl is one piece of w->bytes
+     * on the device, without pointers into itself. fill starts a copy from host memory beside the operations, once
+     * those before the slot's release are done; operations after use see it; those after release do not. */
+    int (*host_alloc)(hs_device *dev, size_t bytes, void **ret); /* that fill can copy from beside the operations */
+    void (*host_free)(hs_device *dev, void *p);
+    void (*slot_fill)(hs_device *dev, int slot, void *dst, const void *host, size_t bytes); /* slot 0 or 1 */
+    void (*slot_use)(hs_device *dev, int slot);
+    void (*slot_release)(hs_device *dev, int slot);
+    int64_t own_bytes; /* device memory that the backend may come to need for itself: scratch, workspace */
+
     void (*linear)(hs_device *dev, const hs_linear *a);
     void (*norm)(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64_t d, hs_buf mul, hs_buf add,
                  float eps, hs_buf y);
@@ -346,6 +356,7 @@ struct hs_weight {
     int64_t out, in;                /* linear: total rows, columns */
     int cout, cin, kt, ky, kx, up2; /* conv; cout == 0 for linear */
     int f32;
+    int streamed;                  /* impl is in a slot of a stream, or NULL: not here */
     struct hs_weight *next, *prev; /* all weights of a device, so that closing frees them */
 };
 /* Backends call this when an operation fails; the first one wins. */

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -402,4 +403,30 @@ double hs_seconds(void) {
 int64_t hs_peak_rss(void) {
     struct rusage u;
     return getrusage(RUSAGE_SELF, &u) ? 0 : (int64_t)u.ru_maxrss * 1024; /* Linux counts in KiB */
+}
+
+/* The number behind `label` in a small file of lines, or at its start without one; -1 if there is none ("max" means no
+ * limit). */
+static int64_t number_in(const char *path, const char *label) {
+    char line[160];
+    long long v = -1;
+    const size_t n = strlen(label);
+    FILE *f = fopen(path, "r");
+    while (f && v < 0 && fgets(line, sizeof line, f))
+        if (!strncmp(line, label, n) && sscanf(line + n, "%lld", &v) != 1) v = -1;
+    if (f) fclose(f);
+    return v;
+}
+
+int64_t hs_host_free_bytes(void) {
+    const int64_t kb = number_in("/proc/meminfo", "MemAvailable:");
+    int64_t free = kb > 0 ? kb * 1024 : (int64_t)sysconf(_SC_AVPHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    const int64_t limit = number_in("/sys/fs/cgroup/memory.max", ""),
+                  used = number_in("/sys/fs/cgroup/memory.current", ""),
+                  cache = number_in("/sys/fs/cgroup/memory.stat", "file "); /* pages of files make way */
+    if (limit >= 0 && used >= 0) {
+        const int64_t left = limit - used + (cache > 0 && cache < used ? cache : 0);
+        if (left < free) free = left > 0 ? left : 0;
+    }
+    return free;
 }

@@ -116,7 +116,9 @@ int hs_file_read(const char *path, size_t max_bytes, char **ret, size_t *ret_len
 char *hs_path_join(const char *dir, const char *name);
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
-double hs_seconds(void);   /* monotonic clock */
+double hs_seconds(void); /* monotonic clock */
+/* What Linux would give without swapping, or what the container's limit leaves if that is less. */
+int64_t hs_host_free_bytes(void);
 int64_t hs_peak_rss(void); /* highest resident set of this process in bytes, 0 if unknown */
 
 #ifdef __cplusplus

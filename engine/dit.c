@@ -2,6 +2,7 @@
  * Residual stream, modulation, time path and head in F32, operands of the big products in the device's act type. */
 #include "dit.h"
 #include "attn.h"
+#include "stream.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -22,20 +23,23 @@ struct hs_dit {
     hs_weight *patch, *text1, *text2, *time1, *time2, *time_proj, *head;
     hs_buf head_table; /* [2, d] */
     block *blocks;
+    int resident;      /* blocks on the device */
+    hs_stream *stream; /* group i: block i without its text part; group layers + i: that. NULL: all are resident */
 };
 
 struct hs_dit_run {
     hs_dit *dit;
     hs_attn *attn; /* what self-attention does, and what it remembers from step to step */
     int f, h, w;
-    int64_t n;                   /* tokens */
-    hs_buf rope;                 /* [N, head_dim/2, 2] cos, sin */
-    hs_buf patches;              /* [N, 4*max(in, out)] F32 */
-    hs_buf x;                    /* residual stream [N, d] F32 */
-    hs_buf y;                    /* normalised input of a product [N, d] act */
-    hs_buf qkv;                  /* [N, 3d] act; the head's F32 rows [N, d] live here too */
-    hs_buf att;                  /* [N, d] act */
-    hs_buf hid;                  /* [N, ffn] act */
+    int64_t n;       /* tokens */
+    hs_buf room;     /* what the large buffers of a forward lie in, where it is this run's own */
+    hs_buf rope;     /* [N, head_dim/2, 2] cos, sin */
+    hs_buf patches;  /* [N, 4*max(in, out)] F32 */
+    hs_buf x;        /* residual stream [N, d] F32 */
+    hs_buf y;        /* [N, d] act: the normalised input of a product, then the result of attention */
+    hs_buf wide;     /* [N, max(3d, ffn)] act: q, k, v, then the hidden rows of the feed forward part, at the
+                        end the head's F32 rows [N, d]; none is needed while another is */
+    hs_buf qkv, hid; /* views of wide: [N, 3d], [N, ffn] */
     hs_buf sinus, t1, e, es, e0; /* time path: [freq], [d], [d], silu(e) [d], [6d] F32 */
     hs_buf m;                    /* modulation of the current block [6, d] */
     hs_buf ctx_in, ctx_hid, ctx; /* text rows [512, text_dim] F32, MLP hidden and result [512, d] act */
@@ -73,7 +77,38 @@ static int bind_block(const hs_config *c, hs_st *st, hs_device *dev, int i, bloc
     return 0;
 }
 
-int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_err *err) {
+/* Block i leaves the device if it is one of the streamed ones; they are spread evenly, so that each has the time of
+ * several blocks to come. The text part of every block leaves, as it is used once per prompt. */
+static int stream_block(hs_dit *m, int i, hs_err *err) {
+    const block *b = &m->blocks[i];
+    const int layers = m->c->layers, streamed = layers - m->resident;
+    int r;
+    if (!m->stream) return 0;
+    if ((r = hs_stream_add(m->stream, layers + i, 1, (hs_weight *const[]){b->cross_kv}, err))) return r;
+    if ((i + 1) * streamed / layers == i * streamed / layers) return 0;
+    return hs_stream_add(m->stream, i, 6, (hs_weight *const[]){b->qkv, b->o, b->cross_q, b->cross_o, b->up, b->down},
+                         err);
+}
+
+static void need_block(const hs_dit *m, int group) {
+    if (m->stream) hs_stream_need(m->stream, group);
+}
+
+int hs_dit_resident(const hs_dit *m) {
+    return m->resident;
+}
+
+hs_dit_bytes hs_dit_weight_bytes(const hs_config *c, hs_dtype act) {
+    const int64_t d = c->dim, f = c->ffn, size = (int64_t)hs_dtype_size(act), bias = size + 4;
+    hs_dit_bytes b = {.block = (6 * d * d + 2 * d * f) * size + (7 * d + f) * bias,
+                      .text = 2 * d * d * size + 2 * d * bias,
+                      .rest = c->layers * (MOD_ROWS + 6) * d * 4}; /* vectors of the blocks */
+    b.rest += (d * c->text_dim + d * d) * size + 2 * d * bias;     /* text MLP; below, what is F32 everywhere */
+    b.rest += (d * (4LL * c->in_channels + c->freq_dim + (MOD_ROWS + 1) * d + 4LL * c->out_channels) + 16 * d) * 4;
+    return b;
+}
+
+int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, int resident, hs_dit **ret, hs_err *err) {
     hs_dit *m = hs_calloc(1, sizeof *m);
     int64_t d = c->dim;
     int r;
@@ -83,6 +118,13 @@ int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_
     }
     m->c = c;
     m->dev = dev;
+    m->resident = resident < 0 || resident > c->layers ? c->layers : resident;
+    if (dev && m->resident < c->layers && !hs_stream_possible(dev)) {
+        r = hs_fail(err, HS_ENOMEM, "%d of %d blocks of the transformer fit, and %s cannot stream the others", resident,
+                    c->layers, hs_device_name(dev));
+        goto out;
+    }
+    if (dev && m->resident < c->layers && (r = hs_stream_new(dev, 2 * c->layers, c->layers, &m->stream, err))) goto out;
 #define E "condition_embedder."
     if ((r = hs_bind_patch(st, dev, d, c->in_channels, &m->patch, err)) ||
         (r = hs_bind_linear(st, dev, d, c->text_dim, 1, 0, &m->text1, err, E "text_embedder.linear_1")) ||
@@ -95,7 +137,7 @@ int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_
         goto out;
 #undef E
     for (int i = 0; i < c->layers; i++)
-        if ((r = bind_block(c, st, dev, i, &m->blocks[i], err))) goto out;
+        if ((r = bind_block(c, st, dev, i, &m->blocks[i], err)) || (r = stream_block(m, i, err))) goto out;
     const hs_st_tensor *extra = hs_st_unused(st);
     if (extra)
         r = hs_fail(err, HS_EFORMAT, "%s: tensor %s is not part of a Wan2.1 text-to-video transformer with %d layers",
@@ -122,31 +164,35 @@ void hs_dit_free(hs_dit *m) {
             for (size_t k = 0; k < sizeof bv / sizeof *bv; k++) hs_device_free(m->dev, bv[k]);
         }
     }
+    hs_stream_free(m->stream);
     hs_free(m->blocks);
     hs_free(m);
 }
 
 /* ---- one size --------------------------------------------------------------------------------------------------- */
 
-/* The activations, each once: what run_new allocates and run_bytes adds up. */
+/* The activations, each once: what run_new allocates and run_bytes adds up. The first ones are only needed during a
+ * forward and lie in the room that others may use between forwards. */
 typedef struct plan_row {
     size_t member; /* offset of the hs_buf in hs_dit_run */
     hs_dtype type;
     int64_t n;
 } plan_row;
-enum { PLAN_ROWS = 18 };
+enum { PLAN_ROWS = 16, ROOM_ROWS = 4, ALIGN = 256 };
+
+static int64_t padded_bytes(const plan_row *row) {
+    return (row->n * (int64_t)hs_dtype_size(row->type) + ALIGN - 1) / ALIGN * ALIGN;
+}
 
 static int plan(const hs_config *c, hs_dtype act, int f, int h, int w, plan_row *ret) {
     int64_t n = (int64_t)f * h * w, d = c->dim,
             ch = c->in_channels > c->out_channels ? c->in_channels : c->out_channels;
 #define ROW(m, type, n) {offsetof(hs_dit_run, m), type, n}
-    plan_row rows[] = {ROW(rope, HS_F32, n * c->head_dim),
-                       ROW(patches, HS_F32, n * 4 * ch),
-                       ROW(x, HS_F32, n * d),
+    plan_row rows[] = {ROW(x, HS_F32, n * d),
                        ROW(y, act, n * d),
-                       ROW(qkv, act, n * 3 * d),
-                       ROW(att, act, n * d),
-                       ROW(hid, act, n * c->ffn),
+                       ROW(wide, act, n * (3 * d > c->ffn ? 3 * d : c->ffn)),
+                       ROW(patches, HS_F32, n * 4 * ch),
+                       ROW(rope, HS_F32, n * c->head_dim),
                        ROW(sinus, HS_F32, c->freq_dim),
                        ROW(t1, HS_F32, d),
                        ROW(e, HS_F32, d),
@@ -164,12 +210,13 @@ static int plan(const hs_config *c, hs_dtype act, int f, int h, int w, plan_row 
     return PLAN_ROWS;
 }
 
-int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w) {
+int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w, int64_t *ret_room) {
     plan_row rows[PLAN_ROWS];
-    int64_t sum = 0;
+    int64_t room = 0, rest = 0;
     for (int i = 0, k = plan(c, act, f, h, w, rows); i < k; i++)
-        sum += rows[i].n * (int64_t)hs_dtype_size(rows[i].type);
-    return sum;
+        *(i < ROOM_ROWS ? &room : &rest) += padded_bytes(&rows[i]);
+    *ret_room = room;
+    return rest;
 }
 
 /* Rotation angles, spec 3.3: pairs split over frame, row, column; each axis has its own frequencies, in double. */
@@ -193,16 +240,40 @@ static int make_rope(hs_dit_run *r, hs_err *err) {
     return 0;
 }
 
-int hs_dit_run_new(hs_dit *m, int f, int h, int w, hs_dit_run **ret, hs_err *err) {
+static hs_buf *member(hs_dit_run *r, const plan_row *row) {
+    return (hs_buf *)(void *)((char *)r + row->member);
+}
+
+/* The rows of the room, one behind the other in it. */
+static int place_in_room(hs_dit_run *r, const plan_row *rows, hs_buf room, hs_err *err) {
+    int64_t bytes = 0;
+    int e = 0;
+    for (int i = 0; i < ROOM_ROWS; i++) bytes += padded_bytes(&rows[i]);
+    if (!room.p) {
+        e = hs_device_alloc(r->dit->dev, HS_U8, bytes, "transformer activations", &r->room, err);
+        room = r->room;
+    } else if (room.n < bytes) {
+        e = hs_fail(err, HS_EINVAL, "room for %lld bytes of transformer activations, %lld are needed",
+                    (long long)room.n, (long long)bytes);
+    }
+    for (int64_t i = 0, at = 0; i < ROOM_ROWS && !e; at += padded_bytes(&rows[i++]))
+        *member(r, &rows[i]) = (hs_buf){(char *)room.p + at, rows[i].type, rows[i].n};
+    r->qkv = hs_buf_at(r->wide, 0, e ? 0 : r->n * 3 * r->dit->c->dim);
+    r->hid = hs_buf_at(r->wide, 0, e ? 0 : r->n * r->dit->c->ffn);
+    return e;
+}
+
+int hs_dit_run_new(hs_dit *m, int f, int h, int w, hs_buf room, hs_dit_run **ret, hs_err *err) {
     hs_dit_run *r = hs_calloc(1, sizeof *r);
     plan_row rows[PLAN_ROWS];
-    int e = 0;
+    int e = 0, k;
     if (!r) return hs_fail(err, HS_ENOMEM, "no memory for the transformer's activations");
     r->dit = m;
     r->f = f, r->h = h, r->w = w, r->n = (int64_t)f * h * w;
-    for (int i = 0, k = plan(m->c, hs_device_act(m->dev), f, h, w, rows); i < k && !e; i++)
-        e = hs_device_alloc(m->dev, rows[i].type, rows[i].n, "transformer activations",
-                            (hs_buf *)(void *)((char *)r + rows[i].member), err);
+    k = plan(m->c, hs_device_act(m->dev), f, h, w, rows);
+    e = place_in_room(r, rows, room, err);
+    for (int i = ROOM_ROWS; i < k && !e; i++)
+        e = hs_device_alloc(m->dev, rows[i].type, rows[i].n, "transformer activations", member(r, &rows[i]), err);
     if (!e && !(r->sinus_host = hs_alloc((size_t)m->c->freq_dim * sizeof *r->sinus_host)))
         e = hs_fail(err, HS_ENOMEM, "no memory for the time embedding");
     hs_attn_policy dense = hs_attn_policy_default(HS_DENSE);
@@ -232,8 +303,9 @@ void hs_dit_run_free(hs_dit_run *r) {
     if (!r) return;
     hs_attn_free(r->attn);
     plan_row rows[PLAN_ROWS];
-    for (int i = 0, k = plan(r->dit->c, HS_F32, r->f, r->h, r->w, rows); i < k; i++)
-        hs_device_free(r->dit->dev, *(hs_buf *)(void *)((char *)r + rows[i].member));
+    for (int i = ROOM_ROWS, k = plan(r->dit->c, HS_F32, r->f, r->h, r->w, rows); i < k; i++)
+        hs_device_free(r->dit->dev, *member(r, &rows[i]));
+    hs_device_free(r->dit->dev, r->room);
     for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_device_free(r->dit->dev, r->kept[b]);
     hs_device_free(r->dit->dev, r->copy);
     hs_device_free(r->dit->dev, r->mean);
@@ -271,6 +343,7 @@ int hs_dit_set_text(hs_dit_run *r, int branch, hs_buf rows, int n, const hs_tap 
     HS_TAP(tap, dev, "dit.ctx", ctx, nk, d);
     for (int i = 0; i < m->c->layers; i++) {
         hs_buf kv = layer_kv(r, branch, i);
+        need_block(m, m->c->layers + i);
         hs_op_linear(dev, &(hs_linear){.x = ctx, .y = kv, .w = m->blocks[i].cross_kv, .rows = nk});
         hs_op_qk_norm(dev, &(hs_qk_norm){.x = kv,
                                          .gamma = {m->blocks[i].cross_gk},
@@ -323,7 +396,15 @@ static void token_means(hs_dit_run *r, int i, float *ret) {
     }
 }
 
-static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
+/* What an operation of block i has made, for those who look inside. */
+static void look(const hs_tap *tap, int i, const char *operation, hs_buf x) {
+    char name[64];
+    if (!tap->see) return;
+    snprintf(name, sizeof name, "dit.block.%d, %s", i, operation);
+    tap->see(tap->user, name, x);
+}
+
+static void block_forward(hs_dit_run *r, int i, const hs_policy *policy, const hs_tap *tap) {
     const hs_dit *m = r->dit;
     const block *b = &m->blocks[i];
     hs_device *dev = m->dev;
@@ -336,6 +417,7 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     /* self-attention: x += gate1 * Wo attn(rope(norm(q)), rope(norm(k)), v) */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE1), MOD(SHIFT1), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->qkv, .w = b->qkv, .rows = n});
+    look(tap, i, "q, k, v", r->qkv);
     if (policy->ret_means) token_means(r, i, policy->ret_means + 4 * i * d);
     hs_op_qk_norm(dev, &(hs_qk_norm){.x = r->qkv,
                                      .gamma = {b->gq, b->gk},
@@ -347,8 +429,11 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
                                      .parts = 2,
                                      .head_dim = (int)hd,
                                      .eps = eps});
-    hs_attn_self(r->attn, policy, i, r->qkv, r->att);
-    hs_op_linear(dev, &(hs_linear){.x = r->att, .y = r->x, .w = b->o, .rows = n, .residual = 1, .gate = MOD(GATE1)});
+    look(tap, i, "normalised and rotated q, k", r->qkv);
+    hs_attn_self(r->attn, policy, i, r->qkv, r->y);
+    look(tap, i, "self-attention", r->y);
+    hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->x, .w = b->o, .rows = n, .residual = 1, .gate = MOD(GATE1)});
+    look(tap, i, "output of self-attention", r->x);
 
     /* cross-attention to the text: x += Wo attn(norm(q), k, v), no rotation, no gate */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, b->norm_g, b->norm_b, eps, r->y);
@@ -361,7 +446,7 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
     hs_op_attention(dev, &(hs_attention){.q = q,
                                          .k = kv,
                                          .v = hs_buf_at(kv, d, kv.n - d),
-                                         .out = r->att,
+                                         .out = r->y,
                                          .ld_q = d,
                                          .ld_k = 2 * d,
                                          .ld_v = 2 * d,
@@ -372,12 +457,16 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy) {
                                          .head_dim = (int)hd,
                                          .scale = 1 / sqrtf((float)hd),
                                          .last_key_bonus = r->n_pad[br] ? logf((float)r->n_pad[br]) : 0});
-    hs_op_linear(dev, &(hs_linear){.x = r->att, .y = r->x, .w = b->cross_o, .rows = n, .residual = 1});
+    look(tap, i, "cross-attention", r->y);
+    hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->x, .w = b->cross_o, .rows = n, .residual = 1});
+    look(tap, i, "output of cross-attention", r->x);
 
     /* feed forward: x += gate2 * W2 gelu(W1 y) */
     hs_op_norm(dev, HS_NORM_LAYER, r->x, n, d, MOD(SCALE2), MOD(SHIFT2), eps, r->y);
     hs_op_linear(dev, &(hs_linear){.x = r->y, .y = r->hid, .w = b->up, .rows = n, .act = HS_ACT_GELU_TANH});
+    look(tap, i, "feed forward, first product", r->hid);
     hs_op_linear(dev, &(hs_linear){.x = r->hid, .y = r->x, .w = b->down, .rows = n, .residual = 1, .gate = MOD(GATE2)});
+    look(tap, i, "feed forward, second product", r->x);
 #undef MOD
 }
 
@@ -425,8 +514,9 @@ void hs_dit_forward(hs_dit_run *r, hs_buf latents, float t, const hs_policy *pol
     else
         embed_patches(r, latents, tap);
     for (int i = policy->first; i < end; i++) {
-        block_forward(r, i, policy);
-        if (tap->fn) {
+        need_block(m, i);
+        block_forward(r, i, policy, tap);
+        if (hs_tap_is_on(tap)) {
             char name[32];
             snprintf(name, sizeof name, "dit.block.%d", i);
             HS_TAP(tap, dev, name, r->x, n, d);

@@ -9,16 +9,27 @@
 typedef struct hs_dit hs_dit;         /* weights */
 typedef struct hs_dit_run hs_dit_run; /* activations for one size, and the prompt caches of both branches */
 
-int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, hs_dit **ret, hs_err *err);
+enum { HS_ALL_BLOCKS = -1 };
+/* `resident` blocks stay on the device, the others are streamed (stream.h), spread evenly. */
+int hs_dit_load(const hs_config *c, hs_st *st, hs_device *dev, int resident, hs_dit **ret, hs_err *err);
+int hs_dit_resident(const hs_dit *d); /* blocks */
+/* Device bytes of the weights: of a block without its text part, of the text part of a block (cross-attention keys and
+ * values: used once per prompt), of the rest. */
+typedef struct hs_dit_bytes {
+    int64_t block, text, rest;
+} hs_dit_bytes;
+hs_dit_bytes hs_dit_weight_bytes(const hs_config *c, hs_dtype act);
 void hs_dit_free(hs_dit *d);
 
-/* f, h, w: token grid (latent frames, latent rows / 2, latent columns / 2). */
-int hs_dit_run_new(hs_dit *d, int f, int h, int w, hs_dit_run **ret, hs_err *err);
+/* f, h, w: token grid (latent frames, latent rows / 2, latent columns / 2). room: U8 memory for what is only needed
+ * during a forward, others may use it in between; HS_NOBUF: the run's own. */
+int hs_dit_run_new(hs_dit *d, int f, int h, int w, hs_buf room, hs_dit_run **ret, hs_err *err);
 void hs_dit_run_free(hs_dit_run *r);
 /* Self-attention is dense until told otherwise. */
 int hs_dit_run_attention(hs_dit_run *r, const hs_attn_policy *p, hs_err *err);
 hs_attn *hs_dit_run_attn(hs_dit_run *r);
-int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w); /* what run_new allocates */
+/* What run_new allocates beside the room, and the room. */
+int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w, int64_t *ret_room);
 
 /* Text MLP and cross-attention K, V of one prompt, computed once (spec 3.6). rows [n, text_dim] F32, n <= 512; the
  * 512 - n padded rows are one key with a logit bonus, exactly. */

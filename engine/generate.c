@@ -35,9 +35,20 @@ static int interrupted(const run *g, hs_err *err, const char *where) {
 /* ---- text ---------------------------------------------------------------------------------------------------------
  */
 
+static const char *negative_of(const run *g) {
+    return g->req->negative ? g->req->negative : g->s->m->info.negative_prompt;
+}
+
+static int prompts_are_encoded(const run *g) {
+    const char *const want[HS_BRANCH_COUNT] = {g->req->prompt, negative_of(g)};
+    for (int b = 0; b < (g->req->guidance > 1 ? 2 : 1); b++)
+        if (!g->s->prompt[b] || strcmp(g->s->prompt[b], want[b])) return 0;
+    return 1;
+}
+
 static int encode_prompts(run *g, hs_err *err) {
     hs_session *s = g->s;
-    const char *negative = g->req->negative ? g->req->negative : s->m->info.negative_prompt;
+    const char *negative = negative_of(g);
     int total, total_neg = 0, r;
     if ((r = hs_session_set_text(s, HS_BRANCH_COND, g->req->prompt, &g->st.tokens_cond, &total, err))) return r;
     if (g->req->guidance > 1 &&
@@ -54,27 +65,26 @@ static int encode_prompts(run *g, hs_err *err) {
 /* ---- denoising ------------------------------------------------------------------------------------------------------
  */
 
-/* The velocity holds NaN or Inf: runs the same forward again and names the first tensor that does. */
+/* The velocity holds NaN or Inf: runs the same forward again and names the first tensor that does: which block, and
+ * what operation made it. */
 typedef struct culprit {
+    hs_device *dev;
     char name[64];
 } culprit;
 
-static void find_culprit(void *user, const char *name, const float *x, int ndim, const int64_t *shape) {
+static void find_culprit(void *user, const char *name, hs_buf x) {
     culprit *c = user;
-    int64_t n = 1;
-    for (int i = 0; i < ndim; i++) n *= shape[i];
-    for (int64_t i = 0; i < n && !c->name[0]; i++)
-        if (!isfinite(x[i])) strncpy(c->name, name, sizeof c->name - 1);
+    if (!c->name[0] && hs_count_nonfinite(c->dev, x)) strncpy(c->name, name, sizeof c->name - 1);
 }
 
 static int fail_nonfinite(hs_session *s, int step, const hs_policy *p, int64_t count, hs_err *err) {
     static const char *const branch[] = {"prompt", "negative prompt"};
-    culprit c = {""};
+    culprit c = {.dev = s->m->dev};
     int64_t text_rows = s->n_rows[p->branch] * (int64_t)s->m->c.text_dim;
     if (hs_count_nonfinite(s->m->dev, hs_buf_at(s->rows[p->branch], 0, text_rows)))
         strcpy(c.name, "text.rows (text encoder)");
     else
-        hs_dit_forward(s->dit, s->x, s->sched.t[step], p, s->v[p->branch], &(hs_tap){find_culprit, &c});
+        hs_dit_forward(s->dit, s->x, s->sched.t[step], p, s->v[p->branch], &(hs_tap){.see = find_culprit, .user = &c});
     return hs_fail(
         err, HS_ENUMERIC,
         "step %d, %s: %lld of %lld values of the velocity are NaN or Inf; the first bad tensor is %s. The weights "
@@ -105,7 +115,8 @@ static int guided_velocity(run *g, int step, hs_err *err) {
     int branches = g->req->guidance > 1 ? 2 : 1, r;
     for (int b = 0; b < branches; b++) {
         hs_policy policy = {.step = step, .steps = s->sched.steps, .branch = b};
-        if ((r = interrupted(g, err, "while denoising")) ||
+        /* what attention remembers changes with every branch: a checkpoint is of the state between steps */
+        if (((b == 0 || !g->req->checkpoint) && (r = interrupted(g, err, "while denoising"))) ||
             (r = hs_denoise(s, NULL, s->sched.t[step], &policy, NULL, err)))
             return r;
         int64_t bad = hs_count_nonfinite(s->m->dev, s->v[b]);
@@ -167,17 +178,50 @@ static int report_step(run *g, int step, hs_err *err) {
     return 0;
 }
 
+/* `done` steps of the run are kept. A failure does no harm to the run, nor to the checkpoint before. */
+static void keep_state(run *g, int done) {
+    hs_err why = {0};
+    if (hs_session_checkpoint(g->s, g->req, done, &why))
+        hs_log(HS_LOG_WARN, "no checkpoint after step %d: %s%s", done, why.msg,
+               g->st.checkpoint_step ? "; the one before is still there" : "");
+    else
+        g->st.checkpoint_step = done;
+}
+
+/* Where the steps begin: at the start, or where the checkpoint is. */
+static int begin_steps(run *g, int *ret_first, hs_err *err) {
+    hs_session *s = g->s;
+    int r = 0;
+    hs_attn_begin(hs_dit_run_attn(s->dit));
+    *ret_first = 0;
+    if (g->req->checkpoint && (r = hs_session_checkpoint_prepare(s, g->req->checkpoint, err))) return r;
+    if (g->req->resume) {
+        *ret_first = g->st.first_step = g->st.steps = hs_checkpoint_steps(g->req->resume, NULL);
+        return hs_session_resume(s, g->req->resume, err);
+    }
+    if (g->req->noise)
+        hs_upload(s->m->dev, s->x, g->req->noise);
+    else {
+        hs_randn(g->req->seed, s->host, s->n);
+        hs_upload(s->m->dev, s->x, s->host);
+    }
+    const hs_buf history[] = {s->xl, s->m1, s->m2}; /* not read before it is written, but kept in checkpoints */
+    for (size_t i = 0; i < sizeof history / sizeof *history; i++) hs_zero(s->m->dev, history[i]);
+    return 0;
+}
+
 static int denoise(run *g, hs_err *err) {
     hs_session *s = g->s;
-    int n = s->sched.steps, r = 0;
+    int n = s->sched.steps, first, r;
+    const int every = g->req->checkpoint_every > 0 ? g->req->checkpoint_every : HS_CHECKPOINT_EVERY;
     if (g->hooks && g->hooks->step && !s->recorded &&
         !(s->recorded = hs_alloc((size_t)s->n * (1 + HS_BRANCH_COUNT) * sizeof *s->recorded)))
         return hs_fail(err, HS_ENOMEM, "no memory to record the steps");
-    hs_attn_begin(hs_dit_run_attn(s->dit));
+    if ((r = begin_steps(g, &first, err))) return r;
 #ifndef NDEBUG
     int guarded = 0;
 #endif
-    for (int i = 0; i < n && !r; i++) {
+    for (int i = first; i < n && !r; i++) {
         double start = hs_seconds();
         if (!(r = guided_velocity(g, i, err))) {
             solver_step(s, i);
@@ -189,6 +233,10 @@ static int denoise(run *g, hs_err *err) {
         progress(g, HS_STAGE_DENOISE, i + !r, n);
 #ifndef NDEBUG
         if (guarded && hs_guard_end() && !r) r = hs_fail(err, HS_EINVAL, "step %d allocated memory", i);
+#endif
+        if (g->req->checkpoint && r == HS_EINTR && i > g->st.checkpoint_step && i > first) keep_state(g, i);
+        if (g->req->checkpoint && !r && (i + 1 == n || (i + 1) % every == 0)) keep_state(g, i + 1);
+#ifndef NDEBUG
         if (i + 1 < n && !r)
             hs_guard_begin(), guarded = 1; /* the first step may build what it keeps */
         else
@@ -201,28 +249,82 @@ static int denoise(run *g, hs_err *err) {
 /* ---- frames ---------------------------------------------------------------------------------------------------------
  */
 
-static int decode(run *g, hs_sink *sink, hs_err *err) {
+/* One colour all over, give or take what dithering could hide. Pictures end this look after a few pixels. */
+static int is_flat(const uint8_t *rgb, int64_t pixels) {
+    enum { SPREAD = 4 };
+    uint8_t low[3] = {255, 255, 255}, high[3] = {0, 0, 0};
+    for (int64_t i = 0; i < pixels; i++, rgb += 3)
+        for (int k = 0; k < 3; k++) {
+            if (rgb[k] < low[k]) low[k] = rgb[k];
+            if (rgb[k] > high[k]) high[k] = rgb[k];
+            if (high[k] - low[k] > SPREAD) return 0;
+        }
+    return 1;
+}
+
+static void warn_flat(const run *g, const uint8_t *first) {
+    if (g->st.flat_frames)
+        hs_log(
+            HS_LOG_WARN,
+            "%d of %d frames are one colour (the first one about #%02x%02x%02x): if that is not what the prompt asks "
+            "for, try --precision fp32, more steps, or the size and shift the model was made for",
+            g->st.flat_frames, g->s->frames, first[0], first[1], first[2]);
+}
+
+/* T frames to the sink. */
+static int hand_over(run *g, hs_sink *sink, const uint8_t *rgb, int T, uint8_t first_flat[3], hs_err *err) {
+    const int64_t frame = (int64_t)g->s->height * g->s->width * 3;
+    const double start = hs_seconds();
+    int r = 0;
+    for (int k = 0; k < T; k++)
+        if (is_flat(rgb + k * frame, frame / 3) && !g->st.flat_frames++) memcpy(first_flat, rgb + k * frame, 3);
+    for (int k = 0; k < T && sink && !r; k++) {
+        if (!(r = interrupted(g, err, "while decoding"))) r = hs_sink_write(sink, rgb + k * frame, err);
+        g->st.frames_written += !r;
+    }
+    g->st.seconds[HS_STAGE_ENCODE] += hs_seconds() - start;
+    return r;
+}
+
+static int decode_tiles(run *g, hs_sink *sink, uint8_t first_flat[3], hs_err *err) {
     hs_session *s = g->s;
-    int64_t frame = (int64_t)s->height * s->width * 3;
+    const int tiles = hs_tiles_count(s->h, s->w);
+    const double start = hs_seconds();
+    hs_download(s->m->dev, s->host, s->x);
+    int r = hs_device_check(s->m->dev, err);
+    for (int i = 0; i < tiles && !r; i++) {
+        if ((r = interrupted(g, err, "while decoding"))) break;
+        r = hs_tiles_decode(&s->tiles, s->m->vae, s->m->vae_dev, s->m->vae_dev == s->m->dev ? s->room : HS_NOBUF, i,
+                            err);
+        progress(g, HS_STAGE_DECODE, (i + 1) * s->frames / tiles, s->frames);
+    }
+    g->st.seconds[HS_STAGE_DECODE] += hs_seconds() - start;
+    return r ? r : hand_over(g, sink, s->tiles.canvas, s->frames, first_flat, err);
+}
+
+static int decode_whole(run *g, hs_sink *sink, uint8_t first_flat[3], hs_err *err) {
+    hs_session *s = g->s;
     hs_vae_begin(s->vae);
     for (int t = 0; t < s->f; t++) {
         hs_buf rgb;
         int T, r;
-        double start = hs_seconds();
+        const double start = hs_seconds();
         hs_vae_decode(s->vae, s->x, s->f, t, &rgb, &T, &s->tap);
         hs_download(s->m->vae_dev, s->host_rgb, rgb);
         if ((r = hs_device_check(s->m->vae_dev, err))) return hs_fail_ctx(err, r, "decoding latent frame %d", t);
-        double decoded = hs_seconds();
-        g->st.seconds[HS_STAGE_DECODE] += decoded - start;
-        for (int k = 0; k < T && sink; k++) {
-            if ((r = interrupted(g, err, "while decoding")) || (r = hs_sink_write(sink, s->host_rgb + k * frame, err)))
-                return r;
-            g->st.frames_written++;
-        }
-        g->st.seconds[HS_STAGE_ENCODE] += hs_seconds() - decoded;
+        g->st.seconds[HS_STAGE_DECODE] += hs_seconds() - start;
+        if ((r = hand_over(g, sink, s->host_rgb, T, first_flat, err))) return r;
         progress(g, HS_STAGE_DECODE, 4 * t + 1, s->frames);
     }
     return 0;
+}
+
+static int decode(run *g, hs_sink *sink, hs_err *err) {
+    uint8_t first_flat[3] = {0};
+    const int r =
+        g->s->plan.vae_tiled ? decode_tiles(g, sink, first_flat, err) : decode_whole(g, sink, first_flat, err);
+    if (!r) warn_flat(g, first_flat);
+    return r;
 }
 
 static void finish(run *g, double start, hs_run_stats *ret) {
@@ -247,11 +349,14 @@ int hs_generate(hs_session *s, const hs_request *req, hs_sink *sink, const hs_ru
     run g = {.s = s, .req = req, .hooks = hooks};
     double start = hs_seconds();
     const int64_t shape[4] = {s->ch, s->f, s->h, s->w};
-    int r;
+    int r = 0;
 
+    if (req->resume &&
+        ((r = hs_checkpoint_match(req->resume, s->m, req, err)) || (r = hs_session_resume_text(s, req->resume, err))))
+        goto out;
     begin(&g);
     progress(&g, HS_STAGE_LOAD, 0, 1);
-    r = hs_session_need_text(s, err);
+    if (!prompts_are_encoded(&g)) r = hs_session_need_text(s, err);
     end(&g, HS_STAGE_LOAD);
     if (r) goto out;
 
@@ -268,12 +373,6 @@ int hs_generate(hs_session *s, const hs_request *req, hs_sink *sink, const hs_ru
     end(&g, HS_STAGE_LOAD);
     if (r) goto out;
 
-    if (req->noise)
-        hs_upload(s->m->dev, s->x, req->noise);
-    else {
-        hs_randn(req->seed, s->host, s->n);
-        hs_upload(s->m->dev, s->x, s->host);
-    }
     begin(&g);
     r = denoise(&g, err);
     end(&g, HS_STAGE_DENOISE);

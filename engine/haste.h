@@ -33,10 +33,12 @@ typedef struct hs_session hs_session;
 typedef struct hs_model_params {
     const char *dir; /* model folder in any layout (layout.h), or NULL if the first three parts are named: */
     const char *transformer, *text_encoder, *vae, *tokenizer; /* files or folders instead of the folder's; or NULL */
-    const char *device;                                       /* "auto", "cpu", "ref", "cuda", "cuda:N" */
-    const char *precision;                                    /* "auto", "fp32", "bf16" */
-    int threads;                                              /* cpu; 0 = all */
-    int headers_only; /* read configs and headers, check names and shapes, load no weights (--dry-run) */
+    const char *random;    /* instead of all of these: "wan2.1-1.3b", "wan2.1-14b" or a folder with configs */
+    const char *device;    /* "auto", "cpu", "ref", "cuda", "cuda:N" */
+    const char *precision; /* "auto", "fp32", "bf16" */
+    int threads;           /* cpu; 0 = all */
+    int64_t max_vram;      /* bytes of device memory to live with; 0 = what is free. The driver's own is not counted */
+    int headers_only;      /* read configs and headers, check names and shapes, load no weights (--dry-run) */
 } hs_model_params;
 
 typedef struct hs_model_info {
@@ -71,19 +73,39 @@ typedef struct hs_request {
     uint64_t seed;
     const float *noise;       /* [C, f, height/8, width/8] instead of the seed, or NULL */
     const char *save_latents; /* path, written before decoding; NULL = none */
+    /* The state of the run goes to `checkpoint` after every checkpoint_every-th step, after the last one and when it is
+     * interrupted; NULL = nowhere. A run with `resume` goes on from there, to the bit. */
+    const char *checkpoint;
+    int checkpoint_every; /* 0 = HS_CHECKPOINT_EVERY */
+    const struct hs_checkpoint *resume;
     hs_attn_policy attention; /* dense by default; what it borrows must outlive the session */
 } hs_request;
 
+enum { HS_CHECKPOINT_EVERY = 5 };
+
 hs_request hs_request_default(const hs_model *m);
-/* Everything that can be refused before work starts: sizes, ranges, memory. ret_bytes (may be NULL) = the plan. */
+/* Everything that can be refused before work starts: sizes, ranges, memory. ret_plan (may be NULL): the plan. */
 typedef struct hs_plan {
     int64_t tokens, latent_frames, latent_h, latent_w;
-    int64_t text_bytes, dit_bytes, vae_bytes, act_bytes, vae_act_bytes, latent_bytes; /* device bytes per purpose */
-    int64_t peak_bytes, free_bytes; /* highest stage against what the device has */
+    /* device bytes per purpose; weights are what stays on the device */
+    int64_t text_bytes, dit_bytes, vae_bytes;
+    int64_t stream_bytes;            /* slots that streamed weights come to */
+    int64_t act_bytes, mask_bytes;   /* of the transformer: activations, what sparse attention remembers */
+    int64_t vae_act_bytes;           /* of the VAE */
+    int64_t room_bytes;              /* the memory that both of these share; act_bytes is what lies beside it */
+    int64_t latent_bytes, own_bytes; /* latents, solver and text rows; scratch and workspace of the device */
+    int64_t host_bytes;              /* host memory for streamed weights */
+    int64_t peak_bytes, limit_bytes; /* highest stage against what there is: the device's free memory, or --max-vram */
+    int limited;                     /* by --max-vram */
+    int text_streamed;               /* the text encoder's layers are streamed */
+    int blocks, resident;            /* of the transformer: all, those that stay on the device */
+    int vae_chunk;                   /* largest frames at a time: 4, 2 or 1 */
+    int vae_tiled;                   /* in tiles of 256 x 256: other frames than whole ones, by a little */
     double flops_text, flops_step,
         flops_vae;  /* floating point operations: per run, per step with both branches, decode */
     double seconds; /* rough estimate for the whole video, 0 = unknown */
 } hs_plan;
+int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err); /* the same without work, time */
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err);
 
 /* ---- session ------------------------------------------------------------------------------------------------------
@@ -181,6 +203,9 @@ typedef struct hs_run_stats {
     double seconds[HS_STAGE_COUNT], total;
     double step_seconds[HS_MAX_STEPS];
     int steps, frames_written, tokens_cond, tokens_uncond, truncated;
+    int first_step;      /* where a resumed run went on; the figures below are of the steps since then */
+    int checkpoint_step; /* steps that the last checkpoint of this run holds; 0 = none was written */
+    int flat_frames;     /* frames of one colour */
     int64_t peak_host, peak_device;
     double density, reuse_rate;             /* 1 and 0 while dense; reuse: share of the sparse calls of heads */
     double seconds_predict, seconds_attend; /* of self-attention, parts of the denoising stage; 0 = not measured */
@@ -202,6 +227,19 @@ int hs_latents_save(const char *path, const float *x, const int64_t shape[4], co
 int hs_latents_load(const char *path, const int64_t shape[4], float *ret, hs_err *err);
 /* Shape of the latents in a file, so that a video can be decoded without repeating its sizes. */
 int hs_latents_shape(const char *path, int64_t ret_shape[4], hs_err *err);
+
+/* ---- checkpoints ------------------------------------------------------------------------------------------------ */
+/* A file that hs_generate wrote, opened: the settings of its run, latents, solver history, text rows, and what
+ * attention remembers. */
+typedef struct hs_checkpoint hs_checkpoint;
+int hs_checkpoint_open(const char *path, hs_checkpoint **ret, hs_err *err);
+void hs_checkpoint_close(hs_checkpoint *c);
+int hs_checkpoint_steps(const hs_checkpoint *c, int *ret_total); /* steps done */
+const char *hs_checkpoint_prompt(const hs_checkpoint *c);
+/* The settings of the run into *r, which borrows from c; the rest of *r stays. */
+int hs_checkpoint_request(const hs_checkpoint *c, const hs_model *m, hs_request *r, hs_err *err);
+/* Is *r on m that run? If not, the message names the first difference. */
+int hs_checkpoint_match(const hs_checkpoint *c, const hs_model *m, const hs_request *r, hs_err *err);
 
 /* ---- tests: named intermediate values ------------------------------------------------------------------------------
  */

@@ -25,7 +25,7 @@ int hs_bind_vector(hs_st *st, hs_device *dev, int64_t n, hs_buf *ret, hs_err *er
     const hs_st_tensor *t;
     if (r) return r;
     /* [n], or any shape of n elements: norms are [C,1,1,1], modulation tables [1,6,d] */
-    if (!(t = hs_st_find(st, name))) return hs_st_get(st, name, 1, (int64_t[]){n}, &t, err);
+    if (!(t = hs_st_find(st, name)) && (r = hs_st_get(st, name, 1, (int64_t[]){n}, &t, err))) return r;
     if (t->numel != n)
         return hs_fail(err, HS_EFORMAT, "%s: tensor %s has %lld elements, the configuration asks for %lld", t->file,
                        name, (long long)t->numel, (long long)n);

@@ -12,9 +12,9 @@
 
 /* clang-format off */
 enum id {
-    ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
+    ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
     ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
-    ID_DECODE_LATENTS, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
+    ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
 };
@@ -28,6 +28,9 @@ static const hs_option_row rows[] = {
     {ID_TEXT_ENCODER, 0, "text_encoder", "PATH", NULL},
     {ID_VAE, 0, "vae", "PATH", "likewise"},
     {ID_TOKENIZER, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
+    {ID_RANDOM, 0, "random-weights", "NAME",
+     "instead, for benchmarks: wan2.1-1.3b, wan2.1-14b, or a folder with configs;\n"
+     "all of the model, text encoder too, of random numbers. The video is noise"},
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
     {ID_PROMPTS, 0, "prompts", "FILE", "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ..."},
     {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
@@ -87,11 +90,19 @@ static const hs_option_row rows[] = {
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
     {ID_SAVE_LATENTS, 0, "save-latents", "FILE", "keep the final latents (safetensors), written before decoding"},
     {ID_DECODE_LATENTS, 0, "decode-latents", "FILE", "only decode saved latents; no prompt needed"},
+    {ID_CHECKPOINT, 0, "checkpoint", "FILE", "keep the state of the run every few steps, and when it is interrupted"},
+    {ID_EVERY, 0, "checkpoint-every", "N", "steps between two of them [5]"},
+    {ID_RESUME, 0, "resume", "FILE",
+     "go on from a checkpoint, to the bit; settings come from it, and more\n"
+     "checkpoints go to it unless --checkpoint names another file"},
     {ID_STATS, 0, "stats", "FILE", "seconds, memory and settings as JSON"},
     {ID_GROUP, 0, NULL, NULL, "Machine"},
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
     {ID_PRECISION, 0, "precision", "NAME", "auto, fp32, bf16 or fp16 (GPU) [auto: what the device does fast]"},
     {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
+    {ID_MAX_VRAM, 0, "max-vram", "GB",
+     "device memory to live with, such as 12 or 7.5: weights that do not fit are\n"
+     "streamed from host memory [all that is free]"},
     {ID_FALLBACK, 0, "error-on-fallback", NULL, "fail where something slower or other than asked for would be used"},
     {ID_GROUP, 0, NULL, NULL, "Other"},
     {ID_DRY_RUN, 0, "dry-run", NULL, "print sizes, memory, work and time; make nothing"},
@@ -245,6 +256,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_TEXT_ENCODER: o->text_encoder = arg; break;
     case ID_VAE: o->vae = arg; break;
     case ID_TOKENIZER: o->tokenizer = arg; break;
+    case ID_RANDOM: o->random = arg; break;
     case ID_PROMPT: o->prompt = arg; break;
     case ID_PROMPTS: o->prompts = arg; break;
     case ID_NEGATIVE: o->negative = arg; break;
@@ -269,10 +281,14 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_OUTPUT: o->output = arg; break;
     case ID_SAVE_LATENTS: o->save_latents = arg; break;
     case ID_DECODE_LATENTS: o->decode_latents = arg; break;
+    case ID_CHECKPOINT: o->checkpoint = arg; break;
+    case ID_EVERY: rc = parse_int(r->name, arg, 1, HS_MAX_STEPS, &o->checkpoint_every, err); break;
+    case ID_RESUME: o->resume = arg; break;
     case ID_STATS: o->stats = arg; break;
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
     case ID_PRECISION: o->precision = arg; break;
     case ID_THREADS: rc = parse_int(r->name, arg, 1, 1024, &o->threads, err); break;
+    case ID_MAX_VRAM: rc = parse_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
     case ID_PROFILE: o->profile = arg; break;
     case ID_BUDGET: rc = parse_double(r->name, arg, 0, 1, &o->budget, err); break;
     case ID_ATTENTION:
@@ -442,7 +458,9 @@ static int unknown(const hs_option_row *table, int n, const char *text, hs_err *
 
 int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err) {
     const int named = (o->transformer != NULL) + (o->text_encoder != NULL) + (o->vae != NULL);
-    if (!o->model && named != 3)
+    if (o->random && (o->model || named || o->tokenizer))
+        return hs_fail(err, HS_EINVAL, "-m, or parts of a model, and --random-weights: give one of the two");
+    if (!o->random && !o->model && named != 3)
         return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo%s",
                        named || o->tokenizer ? " (or all of --transformer, --text-encoder and --vae)" : "");
     p->dir = o->model;
@@ -450,11 +468,12 @@ int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err) {
     p->text_encoder = o->text_encoder;
     p->vae = o->vae;
     p->tokenizer = o->tokenizer;
+    p->random = o->random;
     return 0;
 }
 
 const char *hs_options_model_name(const hs_options *o) {
-    return o->model ? o->model : o->transformer;
+    return o->random ? o->random : o->model ? o->model : o->transformer;
 }
 
 static int check_attention(const hs_options *o, hs_err *err) {
@@ -479,7 +498,14 @@ static int check_together(const hs_options *o, hs_err *err) {
     if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
         return hs_fail(err, HS_EINVAL,
                        "--decode-latents only decodes: leave out -p, --prompts, --noise and --save-latents");
-    if (!o->decode_latents && !o->prompt && !o->prompts)
+    if (o->decode_latents && (o->checkpoint || o->resume))
+        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --checkpoint and --resume");
+    if (o->resume && (o->prompts || o->noise))
+        return hs_fail(err, HS_EINVAL, "--resume goes on with one video: leave out %s",
+                       o->prompts ? "--prompts" : "--noise, its latents are in the checkpoint");
+    if (o->checkpoint_every && !o->checkpoint && !o->resume)
+        return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
+    if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)
         return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
     if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
         return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
@@ -528,6 +554,7 @@ int hs_options_read(const hs_option_row *table, int n, int argc, char **argv, hs
 /* ---- haste-run -------------------------------------------------------------------------------------------------- */
 hs_options hs_options_none(void) {
     return (hs_options){.guidance = NAN,
+                        .max_vram = NAN,
                         .shift = NAN,
                         .solver = -1,
                         .sigmas = -1,
@@ -618,6 +645,6 @@ void hs_options_request(const hs_options *o, hs_request *r) {
     if (!isnan(o->guidance)) r->guidance = o->guidance;
     if (!isnan(o->shift)) r->shift = o->shift;
     if (o->solver >= 0) r->solver = (hs_solver_kind)o->solver;
-    r->sigmas = o->sigmas;
-    r->negative = o->negative;
+    if (o->sigmas >= 0) r->sigmas = o->sigmas;
+    if (o->negative) r->negative = o->negative;
 }

@@ -5,15 +5,18 @@
 
 typedef struct hs_options {
     /* borrowed from argv; NULL = not given */
-    const char *model, *transformer, *text_encoder, *vae, *tokenizer;
+    const char *model, *transformer, *text_encoder, *vae, *tokenizer, *random;
     const char *prompt, *prompts, *negative, *output, *noise, *save_latents, *decode_latents, *stats;
+    const char *checkpoint, *resume;
+    int checkpoint_every; /* 0 = HS_CHECKPOINT_EVERY */
     const char *device, *precision;
     int width, height, frames, fps, steps; /* 0 = the model's own */
     double guidance, shift;                /* NAN = the model's own */
     int solver, sigmas;                    /* -1 = the model's own, the solver's own */
     int has_seed;
     uint64_t seed;
-    int threads; /* 0 = all cores */
+    int threads;     /* 0 = all cores */
+    double max_vram; /* GB = 10^9 bytes; NAN = what is free */
     /* attention; -1 or NAN = not given: the profile's, else the method's own. hs_options_attention puts them together
      */
     const char *profile;

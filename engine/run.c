@@ -35,7 +35,8 @@ typedef struct app {
     hs_request req;           /* what all videos have in common; the prompt changes */
     int64_t shape[4];         /* of the latents */
     int64_t numel;
-    float *latents; /* --noise or --decode-latents, else NULL; later the ones to be rescued */
+    hs_checkpoint *resume; /* --resume, else NULL */
+    float *latents;        /* --noise or --decode-latents, else NULL; later the ones to be rescued */
     hs_prompts prompts;
     int numbered; /* --prompts: every file name gets a number */
     const char *output;
@@ -123,6 +124,9 @@ static int get_prompts(app *a, hs_err *err) {
     int rc = a->o.negative ? hs_prompt_check(a->o.negative, "the negative prompt", err) : 0;
     a->numbered = a->o.prompts != NULL;
     if (rc || a->o.decode_latents) return rc;
+    if (a->o.resume && (rc = hs_checkpoint_open(a->o.resume, &a->resume, err))) return rc;
+    if (a->resume && !a->o.prompt)
+        return hs_prompts_add(&a->prompts, hs_checkpoint_prompt(a->resume), a->o.resume, err);
     if (a->o.prompts) return hs_prompts_read(&a->prompts, a->o.prompts, err);
     if (!a->o.prompt[strspn(a->o.prompt, " \t\r\n")])
         hs_log(HS_LOG_WARN, "the prompt is empty: the model decides what to show");
@@ -146,6 +150,9 @@ static int make_request(app *a, hs_err *err) {
     hs_request *r = &a->req;
     int rc = 0;
     *r = hs_request_default(a->model);
+    if (a->resume && (rc = hs_checkpoint_request(a->resume, a->model, r, err))) return rc;
+    r->resume = a->resume;
+    r->checkpoint_every = o->checkpoint_every;
     if (file) {
         int64_t s[4];
         if ((rc = hs_latents_shape(file, s, err))) return rc;
@@ -156,10 +163,16 @@ static int make_request(app *a, hs_err *err) {
         r->height = (int)s[2] * i->stride_s, r->width = (int)s[3] * i->stride_s;
     }
     hs_options_request(o, r);
-    r->seed = o->seed;
-    if (!o->has_seed && !o->noise && !o->decode_latents) rc = random_seed(&r->seed, err);
+    if (o->has_seed) r->seed = o->seed;
+    if (!o->has_seed && !o->noise && !o->decode_latents && !o->resume) rc = random_seed(&r->seed, err);
     if (rc || o->decode_latents) return rc;
-    return hs_attn_choose(o, i, r->steps, &a->attention, &r->attention, err);
+    hs_attn_policy policy;
+    if ((rc = hs_attn_choose(o, i, r->steps, &a->attention, &policy, err))) return rc;
+    a->attention.resumed = a->resume && !o->profile && !a->attention.flags;
+    if (!a->attention.resumed) r->attention = policy;
+    hs_request now = *r;
+    now.prompt = a->prompts.n ? a->prompts.text[0] : NULL;
+    return a->resume ? hs_checkpoint_match(a->resume, a->model, &now, err) : 0;
 }
 
 static int load_latents(app *a, hs_err *err) {
@@ -234,7 +247,7 @@ static int check_output(const app *a, const char *path, hs_err *err) {
 
 /* One video in the making. */
 typedef struct job {
-    char output[PATH_SIZE], latents[PATH_SIZE], stats[PATH_SIZE];
+    char output[PATH_SIZE], latents[PATH_SIZE], stats[PATH_SIZE], checkpoint[PATH_SIZE];
     hs_request req;
     hs_settings settings; /* for the container; points into req */
     hs_run_stats stats_of;
@@ -244,11 +257,9 @@ typedef struct job {
 
 /* ---- what is left after a failure ------------------------------------------------------------------------------- */
 static void print_model_flags(const hs_options *o) {
-    const char *const flag[][2] = {{"-m", o->model},
-                                   {"--transformer", o->transformer},
-                                   {"--text-encoder", o->text_encoder},
-                                   {"--vae", o->vae},
-                                   {"--tokenizer", o->tokenizer}};
+    const char *const flag[][2] = {
+        {"--random-weights", o->random},     {"-m", o->model},  {"--transformer", o->transformer},
+        {"--text-encoder", o->text_encoder}, {"--vae", o->vae}, {"--tokenizer", o->tokenizer}};
     for (size_t i = 0; i < sizeof flag / sizeof *flag; i++)
         if (flag[i][1]) fprintf(stderr, " %s '%s'", flag[i][0], flag[i][1]);
 }
@@ -314,20 +325,38 @@ static void keep_latents(app *a, const job *j, int code) {
     }
 }
 
+/* What stopped the run may not stop the next one: how to go on. NaN would come again. */
+static void say_how_to_resume(const app *a, const job *j, int code) {
+    const int kept = j->stats_of.checkpoint_step, resumed = j->stats_of.first_step;
+    if (a->denoised || code == HS_ENUMERIC || a->o.decode_latents) return;
+    if (kept || resumed) {
+        fprintf(stderr, "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run",
+                kept ? kept : resumed, j->req.steps);
+        print_model_flags(&a->o);
+        fprintf(stderr, " --resume '%s' -o '%s'\n", kept ? j->checkpoint : a->o.resume, j->output);
+    } else if (code == HS_EINTR && !j->req.checkpoint && j->stats_of.steps)
+        fprintf(stderr,
+                "haste-run: with --checkpoint FILE the steps would have been kept, to go on with by --resume\n");
+}
+
 /* ---- one video -------------------------------------------------------------------------------------------------- */
 static int prepare(const app *a, const char *prompt, int number, job *j, hs_err *err) {
     const hs_options *o = &a->o;
     int rc = file_name(a, a->output, number, j->output, err);
     if (!rc && o->save_latents) rc = file_name(a, o->save_latents, number, j->latents, err);
     if (!rc && o->stats) rc = file_name(a, o->stats, number, j->stats, err);
+    const char *checkpoint = o->checkpoint ? o->checkpoint : o->resume;
+    if (!rc && checkpoint) rc = file_name(a, checkpoint, number, j->checkpoint, err);
     if (!rc) rc = check_output(a, j->output, err);
     if (!rc && o->save_latents) rc = check_folder("--save-latents", j->latents, err);
     if (!rc && o->stats) rc = check_folder("--stats", j->stats, err);
+    if (!rc && checkpoint) rc = check_folder("--checkpoint", j->checkpoint, err);
     if (rc) return rc;
     j->req = a->req;
     j->req.prompt = prompt;
     j->req.save_latents = o->save_latents ? j->latents : NULL;
-    j->req.noise = o->noise ? a->latents : NULL;
+    if (o->noise) j->req.noise = a->latents;
+    if (checkpoint) j->req.checkpoint = j->checkpoint;
     hs_settings_fill(&j->settings, a->info, &j->req, &a->attention);
     return 0;
 }
@@ -368,7 +397,7 @@ static void summary(const app *a, const job *j) {
     if (a->log) hs_attn_table(stderr, a->log, st);
     fprintf(stderr, "%s: %" PRId64 " frame%s of %dx%d, %d fps", j->output, j->frames, j->frames == 1 ? "" : "s",
             a->req.width, a->req.height, a->req.fps);
-    if (!a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, a->req.seed);
+    if (!a->req.noise && !a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, a->req.seed);
     fputc('\n', stderr);
 }
 
@@ -394,6 +423,7 @@ static int one_video(app *a, int number) {
         status = report(a, &err);
         if (j->begun) say_what_was_written(a, j->output, j->frames);
         if (j->begun && !a->o.decode_latents) keep_latents(a, j, rc);
+        say_how_to_resume(a, j, rc);
     } else {
         if (!a->o.quiet) summary(a, j);
         if (a->o.stats &&
@@ -412,6 +442,7 @@ static int setup(app *a, hs_err *err) {
     hs_model_params p = {.device = o->device ? o->device : "auto",
                          .precision = o->precision ? o->precision : "auto",
                          .threads = o->threads,
+                         .max_vram = isnan(o->max_vram) ? 0 : (int64_t)(o->max_vram * 1e9),
                          .headers_only = o->dry_run};
     int rc = get_prompts(a, err);
     if (rc || (rc = hs_options_model(o, &p, err)) || (rc = hs_model_open(&p, &a->model, err)) ||
@@ -452,7 +483,8 @@ static int make_videos(app *a) {
     const hs_request *r = &a->req;
     hs_err err = {0};
     int status = EXIT_DONE;
-    if (hs_request_check(a->model, r, NULL, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
+    hs_plan plan;
+    if (hs_request_fit(a->model, r, &plan, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
         hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return report(a, &err);
@@ -462,9 +494,11 @@ static int make_videos(app *a) {
         if (!a->o.decode_latents)
             fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
                     r->shift);
-        if (!a->o.decode_latents && !a->o.noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
+        if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
         fputc('\n', stderr);
         if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", &a->req, a->info, &a->attention);
+        hs_print_fit(stderr, "memory:", &plan);
+        if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
     }
     for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);
     return status;
@@ -497,6 +531,7 @@ int main(int argc, char **argv) {
     hs_session_free(a.session);
     hs_model_free(a.model);
     hs_profile_free(a.attention.profile);
+    hs_checkpoint_close(a.resume);
     hs_free(a.latents);
     hs_prompts_done(&a.prompts);
     return status;

@@ -101,7 +101,7 @@ void hs_attn_print(FILE *to, const char *label, const hs_request *r, const hs_mo
         if (r->attention.top_p_heads) fprintf(to, ", budget %.4g", s->profile->budgets[s->budget].target);
         fprintf(to, "%s)\n", s->flags ? ", changed by flags" : "");
     } else {
-        fprintf(to, " (%s)\n", s->flags ? "flags" : "default");
+        fprintf(to, " (%s)\n", s->flags ? "flags" : s->resumed ? "checkpoint" : "default");
     }
     if (s->profile && hs_profile_differences(s->profile, r, off, sizeof off)) fprintf(to, "%s %s\n", label, off);
 }

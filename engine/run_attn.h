@@ -13,6 +13,7 @@ typedef struct hs_attn_source {
     hs_profile *profile; /* or NULL */
     int budget;          /* index in the profile */
     int flags;           /* the command line had a say */
+    int resumed;         /* from a checkpoint */
 } hs_attn_source;
 
 /* Dense, or the profile's, with what the options say put over it. ret_source->profile is to be freed, also after an

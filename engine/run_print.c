@@ -44,6 +44,22 @@ char hs_sigmas_letter(const hs_request *r) {
     return r->sigmas < 0 ? usual[r->solver] : (char)('A' + r->sigmas);
 }
 
+/* How it fits, where that is not simply with everything in its place. */
+void hs_print_fit(FILE *to, const char *label, const hs_plan *plan) {
+    if (!plan->text_streamed && plan->resident == plan->blocks && plan->vae_chunk == 4 && !plan->vae_tiled) return;
+    const char *comma = "";
+    fprintf(to, "%s ", label);
+    if (plan->text_streamed) fprintf(to, "text encoder streamed"), comma = ", ";
+    if (plan->resident < plan->blocks)
+        fprintf(to, "%s%d of %d blocks of the transformer on the device, the others streamed", comma, plan->resident,
+                plan->blocks),
+            comma = ", ";
+    if (plan->vae_tiled) fprintf(to, "%sVAE in tiles (frames differ a little from whole ones)", comma);
+    if (plan->vae_chunk < 4)
+        fprintf(to, "%sVAE %d frame%s at a time", comma, plan->vae_chunk, plan->vae_chunk == 1 ? "" : "s");
+    fputc('\n', to);
+}
+
 /* ---- the plan --------------------------------------------------------------------------------------------------- */
 void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan) {
     hs_text32 a, b, c;
@@ -51,9 +67,16 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
         const char *what;
         int64_t bytes;
     } memory[] = {
-        {"text encoder", plan->text_bytes},         {"transformer", plan->dit_bytes},
-        {"  its activations", plan->act_bytes},     {"VAE decoder", plan->vae_bytes},
-        {"  its activations", plan->vae_act_bytes}, {"latents and text rows", plan->latent_bytes},
+        {"text encoder", plan->text_bytes},
+        {"transformer", plan->dit_bytes},
+        {"  slots for streaming", plan->stream_bytes},
+        {"  its text keys, tables", plan->act_bytes},
+        {"  masks and anchors", plan->mask_bytes},
+        {"VAE decoder", plan->vae_bytes},
+        {"activations, in turn", plan->room_bytes},
+        {"latents and text rows", plan->latent_bytes},
+        {"scratch and workspace", plan->own_bytes},
+        {"host, streamed weights", plan->host_bytes},
     };
     fprintf(to, "model    %s: %d layers, %d heads of %d\n", dir, info->layers, info->heads, info->head_dim);
     fprintf(to, "device   %s\n", info->device);
@@ -65,9 +88,10 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
             hs_sigmas_letter(r), r->shift, r->guidance);
     fprintf(to, "memory\n");
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
-        fprintf(to, "  %-24s %8s\n", memory[i].what, hs_print_bytes(memory[i].bytes, a));
-    fprintf(to, "  %-24s %8s, of %s free\n", "highest stage", hs_print_bytes(plan->peak_bytes, a),
-            hs_print_bytes(plan->free_bytes, b));
+        if (memory[i].bytes) fprintf(to, "  %-24s %8s\n", memory[i].what, hs_print_bytes(memory[i].bytes, a));
+    fprintf(to, "  %-24s %8s, of %s %s\n", "highest stage", hs_print_bytes(plan->peak_bytes, a),
+            hs_print_bytes(plan->limit_bytes, b), plan->limited ? "allowed (--max-vram)" : "free");
+    hs_print_fit(to, "fit     ", plan);
     fprintf(to, "work     text %s, steps %d x %s, decoding %s\n", print_flops(plan->flops_text, a), r->steps,
             print_flops(plan->flops_step, b), print_flops(plan->flops_vae, c));
     if (plan->seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(plan->seconds, a));
@@ -143,7 +167,7 @@ static int add_share(cJSON *to, const hs_run_stats *st, const hs_attn_log *log, 
 
 static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *st, const hs_attn_log *log) {
     cJSON *steps = cJSON_AddArrayToObject(root, "per_step"), *layers = cJSON_AddArrayToObject(root, "per_layer"), *row;
-    for (int i = 0; i < st->steps; i++) {
+    for (int i = st->first_step; i < st->steps; i++) {
         row = cJSON_CreateObject();
         if (!cJSON_AddItemToArray(steps, row) || !cJSON_AddNumberToObject(row, "step", i) ||
             !cJSON_AddNumberToObject(row, "seconds", st->step_seconds[i]) || !add_share(row, st, log, i, -1))
@@ -178,6 +202,8 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
         cJSON_AddStringToObject(root, "solver", hs_solver_name(r->solver)) &&
         cJSON_AddStringToObject(root, "sigmas", sigmas) && cJSON_AddNumberToObject(root, "guidance", r->guidance) &&
         cJSON_AddNumberToObject(root, "shift", r->shift) &&
+        cJSON_AddNumberToObject(root, "resumed_after_step", st->first_step) &&
+        cJSON_AddNumberToObject(root, "flat_frames", st->flat_frames) &&
         cJSON_AddNumberToObject(root, "prompt_tokens", st->tokens_cond) &&
         cJSON_AddBoolToObject(root, "truncated", st->truncated);
     cJSON *seconds = cJSON_AddObjectToObject(root, "seconds");

@@ -13,6 +13,7 @@ const char *hs_print_bytes(int64_t bytes, hs_text32 ret);
 /* "unipc A, 30 steps": the name of the noise schedule that a request uses. */
 char hs_sigmas_letter(const hs_request *r);
 
+void hs_print_fit(FILE *to, const char *label, const hs_plan *plan);
 void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan);
 
 /* Everything that makes the video again, as key, value, ..., NULL for hs_sink_params.meta. A request with noise has no

@@ -11,6 +11,7 @@
 #include "json.h"
 #include "pth.h"
 #include "zip.h"
+#include "random.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -40,7 +41,8 @@ struct hs_st {
     const char **meta; /* key, value, ...: of the first shard */
     int n_meta;
     int64_t bytes;
-    char *names; /* owned: what hs_st_translate made of them */
+    char *names;       /* owned: what hs_st_translate made of them */
+    hs_random *random; /* NULL: the tensors are those of the files */
 };
 
 /* ---- one header ------------------------------------------------------------------------------------------------ */
@@ -300,6 +302,7 @@ void hs_st_close(hs_st *st) {
         hs_free(st->shards[i].strings);
         hs_free(st->shards[i].path);
     }
+    hs_random_free(st->random);
     hs_free(st->shards);
     hs_free(st->meta);
     hs_free(st->names);
@@ -474,6 +477,20 @@ int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) 
     return rc;
 }
 
+int hs_st_random(const char *label, hs_st **ret, hs_err *err) {
+    hs_st *st = hs_calloc(1, sizeof *st);
+    int rc = 0;
+    if (!st || !(st->label = hs_strdup(label)))
+        rc = hs_fail(err, HS_ENOMEM, "no memory for random weights");
+    else
+        rc = hs_random_new(&st->random, err);
+    if (rc)
+        hs_st_close(st);
+    else
+        *ret = st;
+    return rc;
+}
+
 /* ---- look-up --------------------------------------------------------------------------------------------------- */
 
 int hs_st_count(const hs_st *st) {
@@ -487,6 +504,7 @@ int64_t hs_st_bytes(const hs_st *st) {
 }
 
 const hs_st_tensor *hs_st_find(hs_st *st, const char *name) {
+    if (st->random) return hs_random_find(st->random, name);
     hs_st_tensor key = {.name = name};
     hs_st_tensor *t = st->n ? bsearch(&key, st->t, (size_t)st->n, sizeof(*st->t), by_name) : NULL;
     if (t) t->used = 1;
@@ -495,6 +513,11 @@ const hs_st_tensor *hs_st_find(hs_st *st, const char *name) {
 
 int hs_st_get(hs_st *st, const char *name, int ndim, const int64_t *shape, const hs_st_tensor **ret, hs_err *err) {
     const hs_st_tensor *t = hs_st_find(st, name);
+    if (!t && st->random) {
+        const int rc = hs_random_get(st->random, st->label, name, ndim, shape, ret, err);
+        if (!rc) st->bytes += (*ret)->numel * (int64_t)hs_dtype_size((*ret)->dtype);
+        return rc;
+    }
     if (!t) return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is missing", st->label, name);
     int same = t->ndim == ndim;
     for (int i = 0; i < ndim && same; i++) same = shape[i] == -1 || shape[i] == t->shape[i];

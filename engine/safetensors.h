@@ -32,6 +32,8 @@ int hs_st_open(const char *path, hs_st **ret, hs_err *err);
 /* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`. The index's
  * weight_map must name exactly the tensors that its shards hold. */
 int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err);
+/* No file: random numbers in BF16 for every tensor that is asked for (random.h). */
+int hs_st_random(const char *label, hs_st **ret, hs_err *err);
 void hs_st_close(hs_st *st);
 
 int hs_st_count(const hs_st *st);
@@ -59,6 +61,11 @@ int hs_st_translate(hs_st *st, hs_st_translate_fn fn, void *user, hs_err *err);
 
 /* Writes one file atomically (temporary file, fsync, rename). meta: key, value, ..., NULL or NULL. */
 int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err);
+/* The same where the data of a tensor comes when its turn does: fetch(user, i) gives that of tensor i, valid until the
+ * next call, or NULL with *err filled. */
+typedef const void *(*hs_st_fetch)(void *user, int i, hs_err *err);
+int hs_st_write_from(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_st_fetch fetch,
+                     void *user, hs_err *err);
 
 /* Parses only a header (used by the fuzzer and by hs_st_open): data = first bytes of the file, file_size its length. */
 int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *path, hs_st **ret, hs_err *err);

@@ -49,6 +49,11 @@ static int write_all(int fd, const void *data, size_t len) {
 }
 
 int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_err *err) {
+    return hs_st_write_from(path, n, tensors, meta, NULL, NULL, err);
+}
+
+int hs_st_write_from(const char *path, int n, const hs_st_tensor *tensors, const char *const *meta, hs_st_fetch fetch,
+                     void *user, hs_err *err) {
     static _Atomic int serial;
     struct stat s;
     if (!stat(path, &s) && !S_ISREG(s.st_mode)) /* renaming over /dev/null would replace it */
@@ -70,22 +75,25 @@ int hs_st_write(const char *path, int n, const hs_st_tensor *tensors, const char
     unsigned char prefix[PREFIX];
     for (int i = 0; i < PREFIX; i++) prefix[i] = (unsigned char)(padded >> 8 * i);
     int bad = write_all(fd, prefix, PREFIX) || write_all(fd, header, text) || write_all(fd, "       ", padded - text);
-    for (int i = 0; i < n && !bad; i++)
-        bad = write_all(fd, tensors[i].data, (size_t)tensors[i].numel * hs_dtype_size(tensors[i].dtype));
-    bad = bad || fsync(fd);
+    for (int i = 0; i < n && !bad && !rc; i++) {
+        const void *data = fetch ? fetch(user, i, err) : tensors[i].data;
+        if (!data)
+            rc = err && err->code ? err->code : HS_EDEVICE;
+        else
+            bad = write_all(fd, data, (size_t)tensors[i].numel * hs_dtype_size(tensors[i].dtype));
+    }
+    bad = bad || (!rc && fsync(fd));
     int why = errno;
     if (close(fd) && !bad) {
         bad = 1;
         why = errno;
     }
-    if (!bad && rename(tmp, path)) {
+    if (!bad && !rc && rename(tmp, path)) {
         bad = 1;
         why = errno;
     }
-    if (bad) {
-        unlink(tmp);
-        rc = hs_fail(err, HS_EIO, "cannot write %s: %s", path, strerror(why));
-    }
+    if (bad || rc) unlink(tmp);
+    if (bad) rc = hs_fail(err, HS_EIO, "cannot write %s: %s", path, strerror(why));
 out:
     cJSON_free(header);
     hs_free(tmp);

@@ -1,4 +1,5 @@
 /* Lifetimes: what a model and a session hold, when parts are loaded and released, what a request would cost. */
+#include "random.h"
 #include "session.h"
 #include "layout.h"
 
@@ -7,6 +8,24 @@
 #include <string.h>
 
 /* ---- model ------------------------------------------------------------------------------------------------------ */
+
+static int check_parts(hs_model *m, hs_err *err) {
+    int r;
+    if ((r = hs_text_load(&m->c, m->st_text, NULL, 0, NULL, err)) ||
+        (r = hs_dit_load(&m->c, m->st_dit, NULL, HS_ALL_BLOCKS, NULL, err)))
+        return r;
+    return hs_vae_load(&m->c, m->st_vae, NULL, NULL, err);
+}
+
+/* A model of random numbers. Asking for every tensor once makes the sizes known. */
+static int open_random(hs_model *m, const char *name, hs_err *err) {
+    int r = hs_random_config(name, &m->c, err);
+    if (r || (r = hs_st_random(name, &m->st_text, err)) || (r = hs_st_random(name, &m->st_dit, err)) ||
+        (r = hs_st_random(name, &m->st_vae, err)))
+        return r;
+    hs_random_sha256(&m->c, m->info.sha256);
+    return check_parts(m, err);
+}
 
 /* Every name and shape is checked before anything is loaded: the load of a wrong file fails in milliseconds. */
 static int open_files(hs_model *m, const hs_model_params *p, hs_err *err) {
@@ -20,9 +39,7 @@ static int open_files(hs_model *m, const hs_model_params *p, hs_err *err) {
     m->tokenizer = f.tokenizer;
     memcpy(m->info.sha256, f.sha256, sizeof m->info.sha256);
     memcpy(m->info.shapes_sha256, f.shapes_sha256, sizeof m->info.shapes_sha256);
-    if ((r = hs_text_load(&m->c, m->st_text, NULL, NULL, err)) || (r = hs_dit_load(&m->c, m->st_dit, NULL, NULL, err)))
-        return r;
-    return hs_vae_load(&m->c, m->st_vae, NULL, NULL, err);
+    return check_parts(m, err);
 }
 
 /* On a CPU in bf16 the VAE's error would be 1.4 % on random weights (docs/testing.md), in F32 it is nil, for about one
@@ -50,9 +67,10 @@ static void name_of(const char *dir, char *ret, size_t size) {
 int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     hs_model *m = hs_calloc(1, sizeof *m);
     if (!m) return hs_fail(err, HS_ENOMEM, "no memory for the model");
-    hs_device_params dp = {.name = p->device, .threads = p->threads, .precision = p->precision};
+    hs_device_params dp = {
+        .name = p->device, .threads = p->threads, .precision = p->precision, .max_bytes = p->max_vram};
     int r;
-    if ((r = open_files(m, p, err)) || (r = open_devices(m, dp, err))) {
+    if ((r = p->random ? open_random(m, p->random, err) : open_files(m, p, err)) || (r = open_devices(m, dp, err))) {
         hs_model_free(m);
         return r;
     }
@@ -80,7 +98,7 @@ int hs_model_open(const hs_model_params *p, hs_model **ret, hs_err *err) {
     snprintf(i->device, sizeof i->device, "%s", hs_device_name(m->dev));
     const hs_dtype act = hs_device_act(m->dev);
     strcpy(i->precision, act == HS_F32 ? "fp32" : act == HS_F16 ? "fp16" : "bf16");
-    name_of(p->dir ? p->dir : p->transformer, i->name, sizeof i->name);
+    name_of(p->random ? p->random : p->dir ? p->dir : p->transformer, i->name, sizeof i->name);
     *ret = m;
     return 0;
 }
@@ -120,118 +138,18 @@ hs_request hs_request_default(const hs_model *m) {
                         .attention = hs_attn_policy_default(HS_DENSE)};
 }
 
-static int make_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
+int hs_session_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
     static const hs_sigmas_kind usual[] = {
         [HS_UNIPC] = HS_SIGMAS_A, [HS_DPMPP] = HS_SIGMAS_C, [HS_EULER] = HS_SIGMAS_D};
     return hs_sched_init(ret, r->solver, r->sigmas < 0 ? usual[r->solver] : (hs_sigmas_kind)r->sigmas, r->steps,
                          r->shift, err);
 }
 
-static int check_size(const hs_config *c, const char *what, int v, hs_err *err) {
-    int most = 16 * c->rope_max;
-    if (v >= 16 && v <= most && v % 16 == 0) return 0;
-    int near = v < 16 ? 16 : v > most ? most : (v + 8) / 16 * 16;
-    return hs_fail(err, HS_EINVAL, "%s %d: must be a multiple of 16 from 16 to %d; the nearest is %d", what, v, most,
-                   near);
-}
-
-static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
-    int e, most = 4 * (c->rope_max - 1) + 1;
-    hs_sched sched;
-    if ((e = check_size(c, "width", r->width, err)) || (e = check_size(c, "height", r->height, err)) ||
-        (e = make_sched(r, &sched, err)))
-        return e;
-    if ((e = hs_attn_policy_check(&r->attention, c->layers, c->heads, err))) return e;
-    if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
-        return hs_fail(err, HS_EINVAL, "%d frames: must be 4k+1 from 1 to %d; the nearest is %d", r->frames, most,
-                       r->frames < 1      ? 1
-                       : r->frames > most ? most
-                                          : r->frames / 4 * 4 + 1);
-    if (r->fps < 1 || r->fps > 1000)
-        return hs_fail(err, HS_EINVAL, "%d frames per second: 1 to 1000 are possible", r->fps);
-    if (!(r->guidance >= 0 && r->guidance <= 1000))
-        return hs_fail(err, HS_EINVAL, "guidance %g is not in 0 to 1000", r->guidance);
-    return 0;
-}
-
-static int64_t elements(const hs_st *st, const char *prefix) {
-    int64_t n = 0;
-    for (int i = 0; i < hs_st_count(st); i++)
-        if (!strncmp(hs_st_at(st, i)->name, prefix, strlen(prefix))) n += hs_st_at(st, i)->numel;
-    return n;
-}
-
-/* Measured FLOP/s of a mid-sized product on this device; a tenth of a second. */
-static double probe_rate(hs_device *dev) {
-    enum { DIM = 768 };
-    const int64_t rows = strncmp(hs_device_name(dev), "cuda", 4) ? 512 : 1 << 15; /* that fill it */
-    static const float zero[DIM * DIM];
-    hs_linear_src src = {.parts = 1, .w = {zero}, .type = {HS_F32}, .out = {DIM}, .in = DIM};
-    hs_weight *w = NULL;
-    hs_buf x = HS_NOBUF, y = HS_NOBUF;
-    double rate = 0, seconds = 0;
-    hs_dtype act = hs_device_act(dev);
-    if (!hs_weight_linear(dev, &src, &w, NULL) && !hs_device_alloc(dev, act, rows * DIM, "probe", &x, NULL) &&
-        !hs_device_alloc(dev, act, rows * DIM, "probe", &y, NULL)) {
-        hs_zero(dev, x);
-        for (int64_t runs = 1; seconds < 0.05; runs *= 2) { /* a GPU starts them all before it has finished the first */
-            double start = hs_seconds();
-            for (int64_t i = 0; i < runs; i++) hs_op_linear(dev, &(hs_linear){.x = x, .y = y, .w = w, .rows = rows});
-            if (hs_device_check(dev, NULL)) break;
-            seconds = hs_seconds() - start;
-            rate = 2.0 * (double)rows * DIM * DIM * (double)runs / (seconds + 1e-9);
-        }
-    }
-    hs_device_free(dev, x);
-    hs_device_free(dev, y);
-    hs_weight_free(dev, w);
-    return rate;
-}
-
-int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err) {
-    const hs_config *c = &m->c;
-    int e = check_ranges(c, r, err);
-    if (e) return e;
-    hs_dtype act = hs_device_act(m->dev);
-    hs_dtype vae_act = hs_device_act(m->vae_dev);
-    int64_t size = (int64_t)hs_dtype_size(act), vae_size = (int64_t)hs_dtype_size(vae_act);
-    hs_plan p = {.latent_frames = 1 + (r->frames - 1) / 4, .latent_h = r->height / 8, .latent_w = r->width / 8};
-    int f = (int)p.latent_frames, h = (int)p.latent_h, w = (int)p.latent_w;
-    p.tokens = p.latent_frames * (h / 2) * (w / 2);
-    p.text_bytes = elements(m->st_text, "") * size;
-    p.dit_bytes = elements(m->st_dit, "") * size;
-    p.vae_bytes = (elements(m->st_vae, "decoder.") + elements(m->st_vae, "post_quant_conv.")) * vae_size;
-    p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2) +
-                  hs_attn_bytes(&r->attention, c->layers, c->heads, c->head_dim, p.tokens);
-    p.vae_act_bytes = hs_vae_run_bytes(c, vae_act, h, w);
-    p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
-    int64_t denoise = p.dit_bytes + p.act_bytes + p.vae_bytes + p.vae_act_bytes;
-    p.peak_bytes = p.latent_bytes + (denoise > p.text_bytes ? denoise : p.text_bytes);
-    p.free_bytes = hs_device_free_bytes(m->dev);
-    int branches = r->guidance > 1 ? 2 : 1;
-    p.flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
-    p.flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
-    p.flops_vae = hs_vae_flops(c, h, w, f);
-    if (p.peak_bytes > p.free_bytes)
-        return hs_fail(
-            err, HS_ENOMEM,
-            "%dx%d with %d frames is %lld tokens and needs %.1f GB (transformer %.1f + its activations %.1f + "
-            "VAE %.1f); %.1f GB are free on %s. Ask for a smaller size or fewer frames",
-            r->width, r->height, r->frames, (long long)p.tokens, (double)p.peak_bytes / 1e9, (double)p.dit_bytes / 1e9,
-            (double)p.act_bytes / 1e9, (double)(p.vae_bytes + p.vae_act_bytes) / 1e9, (double)p.free_bytes / 1e9,
-            hs_device_name(m->dev));
-    if (!ret_plan) return 0;
-    /* attention, convolutions and memory traffic bring the whole to about 60 % of what a plain product reaches */
-    double rate = 0.6 * probe_rate(m->dev);
-    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * r->steps + p.flops_vae) / rate;
-    *ret_plan = p;
-    return 0;
-}
-
 /* ---- session ---------------------------------------------------------------------------------------------------- */
 
 int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *err) {
-    int e = hs_request_check(m, r, NULL, err);
+    hs_plan plan;
+    int e = hs_request_fit(m, r, &plan, err);
     if (e) return e;
     hs_session *s = hs_calloc(1, sizeof *s);
     if (!s) return hs_fail(err, HS_ENOMEM, "no memory for the session");
@@ -241,13 +159,14 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
     s->height = r->height;
     s->frames = r->frames;
     s->attention = r->attention;
+    s->plan = plan;
     s->ch = c->in_channels;
     s->f = 1 + (r->frames - 1) / 4;
     s->h = r->height / 8;
     s->w = r->width / 8;
     s->n = (int64_t)s->ch * s->f * s->h * s->w;
     hs_buf *latents[] = {&s->x, &s->xl, &s->m0, &s->m1, &s->m2, &s->v[0], &s->v[1]};
-    e = make_sched(r, &s->sched, err);
+    e = hs_session_sched(r, &s->sched, err);
     for (size_t i = 0; i < sizeof latents / sizeof *latents && !e; i++)
         e = hs_device_alloc(m->dev, HS_F32, s->n, "latents and solver state", latents[i], err);
     for (int b = 0; b < HS_BRANCH_COUNT && !e; b++)
@@ -259,10 +178,9 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
         hs_session_free(s);
         return e;
     }
-    int64_t all = hs_st_bytes(m->st_text) + hs_st_bytes(m->st_dit) + hs_st_bytes(m->st_vae) +
-                  hs_dit_run_bytes(c, hs_device_act(m->dev), s->f, s->h / 2, s->w / 2) +
-                  hs_vae_run_bytes(c, hs_device_act(m->vae_dev), s->h, s->w);
-    s->keep_text = all < hs_device_free_bytes(m->dev) / 2;
+    /* the text encoder may stay where nothing else has to make way */
+    s->keep_text =
+        !plan.text_streamed && plan.resident == plan.blocks && plan.peak_bytes + plan.text_bytes < plan.limit_bytes / 2;
     *ret = s;
     return 0;
 }
@@ -274,6 +192,9 @@ void hs_session_free(hs_session *s) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(dev, all[i]);
     hs_dit_run_free(s->dit);
     hs_vae_run_free(s->vae);
+    hs_tiles_free(s->m->vae_dev, &s->tiles);
+    hs_device_free(dev, s->room);
+    hs_checkpoint_writer_free(s->writer);
     for (int b = 0; b < HS_BRANCH_COUNT; b++) hs_free(s->prompt[b]);
     hs_free(s->host);
     hs_free(s->recorded);
@@ -281,17 +202,47 @@ void hs_session_free(hs_session *s) {
     hs_free(s);
 }
 
+/* Another prompt, and no room for its encoder beside what the last video needed: all of that is loaded again. */
+static void make_way(hs_session *s) {
+    hs_model *m = s->m;
+    if (s->plan.text_bytes <= hs_device_free_bytes(m->dev)) return;
+    hs_log(HS_LOG_INFO, "the transformer makes way for the text encoder");
+    hs_dit_run_free(s->dit);
+    hs_dit_free(m->dit);
+    s->dit = NULL;
+    m->dit = NULL;
+    if (m->vae_dev == m->dev) {
+        hs_vae_run_free(s->vae);
+        s->vae = NULL;
+    }
+    hs_device_free(m->dev, s->room);
+    s->room = HS_NOBUF;
+    for (int b = 0; b < HS_BRANCH_COUNT; b++) s->in_dit[b] = 0;
+}
+
 int hs_session_need_text(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
     if (m->text) return 0;
-    int r = hs_text_load(&m->c, m->st_text, m->dev, &m->text, err);
+    make_way(s);
+    int r = hs_text_load(&m->c, m->st_text, m->dev, s->plan.text_streamed, &m->text, err);
     return r ? r : hs_device_check(m->dev, err); /* loaded when it is there */
+}
+
+/* Transformer and VAE never work at the same time: the large buffers of both lie in one piece of memory, so that what
+ * the VAE needs is there from the start. */
+static int need_room(hs_session *s, hs_err *err) {
+    return s->room.p ? 0 : hs_device_alloc(s->m->dev, HS_U8, s->plan.room_bytes, "activations", &s->room, err);
 }
 
 int hs_session_need_vae(hs_session *s, hs_err *err) {
     hs_model *m = s->m;
+    const int shared = m->vae_dev == m->dev;
     int r = m->vae ? 0 : hs_vae_load(&m->c, m->st_vae, m->vae_dev, &m->vae, err);
-    if (!r && !s->vae) r = hs_vae_run_new(m->vae, s->h, s->w, &s->vae, err);
+    if (!r && !s->vae && shared) r = need_room(s, err);
+    if (!r && s->plan.vae_tiled && !s->tiles.canvas)
+        return hs_tiles_new(m->vae_dev, s->ch, s->f, s->h, s->w, s->host, &s->tiles, err);
+    if (!r && !s->vae && !s->plan.vae_tiled)
+        r = hs_vae_run_new(m->vae, s->h, s->w, s->plan.vae_chunk, shared ? s->room : HS_NOBUF, &s->vae, err);
     return r ? r : hs_device_check(m->vae_dev, err);
 }
 
@@ -302,9 +253,14 @@ int hs_session_need_dit(hs_session *s, hs_err *err) {
         hs_text_free(m->text);
         m->text = NULL;
     }
-    if (!m->dit && (r = hs_dit_load(&m->c, m->st_dit, m->dev, &m->dit, err))) return r;
+    if (m->dit && !s->dit && hs_dit_resident(m->dit) > s->plan.resident) { /* left by a session that needed less */
+        hs_dit_free(m->dit);
+        m->dit = NULL;
+    }
+    if (!m->dit && (r = hs_dit_load(&m->c, m->st_dit, m->dev, s->plan.resident, &m->dit, err))) return r;
     if (!s->dit) {
-        if ((r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, &s->dit, err))) return r;
+        if ((r = need_room(s, err)) || (r = hs_dit_run_new(m->dit, s->f, s->h / 2, s->w / 2, s->room, &s->dit, err)))
+            return r;
         if ((r = hs_dit_run_attention(s->dit, &s->attention, err))) {
             hs_dit_run_free(s->dit); /* or a second try would run dense */
             s->dit = NULL;
@@ -326,10 +282,12 @@ int hs_session_set_text(hs_session *s, int branch, const char *prompt, int *ret_
     if (!s->prompt[branch] || strcmp(s->prompt[branch], prompt)) {
         int32_t ids[HS_TEXT_LEN];
         char *clean = NULL, *copy = NULL;
-        if ((r = hs_prompt_clean(prompt, &clean, err)) ||
-            (r = hs_tokenizer_encode(m->tokenizer, clean, HS_TEXT_LEN, ids, &n, &total, err)) ||
-            (r = hs_session_need_text(s, err)))
+        if (!m->tokenizer)
+            n = total = hs_random_ids(&m->c, prompt, ids);
+        else if ((r = hs_prompt_clean(prompt, &clean, err)) ||
+                 (r = hs_tokenizer_encode(m->tokenizer, clean, HS_TEXT_LEN, ids, &n, &total, err)))
             goto out;
+        if ((r = hs_session_need_text(s, err))) goto out;
         if (!(copy = hs_strdup(prompt))) {
             r = hs_fail(err, HS_ENOMEM, "no memory for the prompt");
             goto out;
@@ -402,5 +360,5 @@ int hs_session_latents(hs_session *s, float *ret, hs_err *err) {
 }
 
 void hs_session_tap(hs_session *s, hs_tap_fn fn, void *user) {
-    s->tap = (hs_tap){fn, user};
+    s->tap = (hs_tap){.fn = fn, .user = user};
 }

@@ -1,10 +1,12 @@
-/* Inside of hs_model and hs_session, shared by session.c (lifetimes, plan) and generate.c (the pipeline). */
+/* Inside of hs_model and hs_session, shared by session.c (lifetimes), plan.c (memory), generate.c (the pipeline) and
+ * checkpoint.c. */
 #ifndef HS_SESSION_H
 #define HS_SESSION_H
 #include "dit.h"
 #include "haste.h"
 #include "model.h"
 #include "text.h"
+#include "tiles.h"
 #include "tokenizer.h"
 #include "vae.h"
 
@@ -27,9 +29,12 @@ struct hs_session {
     int64_t n;       /* elements of one latent tensor */
     hs_sched sched;
     hs_attn_policy attention;
+    hs_plan plan;
     int keep_text; /* memory allows the text encoder to stay */
+    hs_buf room;   /* the large buffers of the transformer's forward, then of the VAE; U8 */
     hs_dit_run *dit;
-    hs_vae_run *vae;
+    hs_vae_run *vae; /* NULL where the plan says tiles */
+    hs_tiles tiles;  /* there in that case */
     /* text rows per branch, [512, text_dim] F32, and the prompt they came from */
     hs_buf rows[HS_BRANCH_COUNT];
     char *prompt[HS_BRANCH_COUNT];
@@ -37,9 +42,10 @@ struct hs_session {
     /* solver state, all [ch, f, h, w] F32: current sample, x0 predictions of this and the two steps before, the sample
      * the last predictor started from, velocities */
     hs_buf x, xl, m0, m1, m2, v[HS_BRANCH_COUNT];
-    float *host;       /* [ch, f, h, w] */
-    float *recorded;   /* [1 + HS_BRANCH_COUNT, ch, f, h, w] for the step hook; NULL until one asks */
-    uint8_t *host_rgb; /* [4, height, width, 3] */
+    float *host;                         /* [ch, f, h, w] */
+    float *recorded;                     /* [1 + HS_BRANCH_COUNT, ch, f, h, w] for the step hook; NULL until one asks */
+    uint8_t *host_rgb;                   /* [4, height, width, 3] */
+    struct hs_checkpoint_writer *writer; /* NULL until a run keeps checkpoints */
     hs_tap tap;
 };
 
@@ -47,4 +53,16 @@ struct hs_session {
 int hs_session_need_text(hs_session *s, hs_err *err);
 int hs_session_need_dit(hs_session *s, hs_err *err); /* and hands both prompts to it */
 int hs_session_need_vae(hs_session *s, hs_err *err);
+/* plan.c: hs_request_fit where so many bytes of host memory are free. */
+int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret, hs_err *err);
+int hs_session_sched(const hs_request *r, hs_sched *ret, hs_err *err);
+
+/* checkpoint.c. The first two are for a session that resumes: text before the prompts are encoded, the rest once
+ * attention has begun. prepare, once the transformer is there, makes all that checkpoints need; each then holds the
+ * state before step `step` and goes to r->checkpoint. */
+int hs_session_resume_text(hs_session *s, const hs_checkpoint *c, hs_err *err);
+int hs_session_resume(hs_session *s, const hs_checkpoint *c, hs_err *err);
+int hs_session_checkpoint_prepare(hs_session *s, const char *path, hs_err *err);
+int hs_session_checkpoint(hs_session *s, const hs_request *r, int step, hs_err *err);
+void hs_checkpoint_writer_free(struct hs_checkpoint_writer *w);
 #endif

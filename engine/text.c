@@ -1,6 +1,7 @@
 /* UMT5 encoder. spec wan.md 2.4: pre-norm blocks, no 1/sqrt(d), a relative position bias in every layer, gated GELU.
  * The residual stream is F32 (values grow large), operands have the device's act type. */
 #include "text.h"
+#include "stream.h"
 
 #include <math.h>
 #include <string.h>
@@ -17,6 +18,7 @@ struct hs_text {
     hs_buf embed; /* [vocab, d] act or F32 */
     hs_buf final_norm;
     layer *layers;
+    hs_stream *stream; /* group i: layer i; NULL: all layers are on the device */
     /* activations for HS_TEXT_LEN rows */
     hs_buf ids, x, y, qkv, att, ab, hid, rel;
     float *rel_host; /* [heads, 2*HS_TEXT_LEN - 1] */
@@ -91,27 +93,57 @@ static int bind_layer(const hs_config *c, hs_st *st, hs_device *dev, int i, laye
     return r;
 }
 
+/* The activations, each once. */
+typedef struct plan_row {
+    size_t member;
+    hs_dtype type;
+    int64_t n;
+} plan_row;
+enum { PLAN_ROWS = 8 };
+
+static void plan(const hs_config *c, hs_dtype act, plan_row ret[PLAN_ROWS]) {
+    const int64_t inner = (int64_t)c->t_heads * c->t_dkv, n = HS_TEXT_LEN;
+#define ROW(m, type, n)                                                                                                \
+    { offsetof(hs_text, m), type, n }
+    const plan_row rows[PLAN_ROWS] = {
+        ROW(ids, HS_I32, n),        ROW(x, HS_F32, n * c->t_dim),
+        ROW(y, act, n * c->t_dim),  ROW(qkv, act, n * 3 * inner),
+        ROW(att, act, n * inner),   ROW(ab, act, n * 2 * c->t_ff),
+        ROW(hid, act, n * c->t_ff), ROW(rel, HS_F32, (int64_t)c->t_heads * (2 * HS_TEXT_LEN - 1))};
+#undef ROW
+    memcpy(ret, rows, sizeof rows);
+}
+
+int64_t hs_text_bytes(const hs_config *c, hs_dtype act, int64_t *ret_layer) {
+    const int64_t inner = (int64_t)c->t_heads * c->t_dkv, size = (int64_t)hs_dtype_size(act), d = c->t_dim;
+    int64_t rest = (int64_t)c->t_vocab * d * size + (2 * c->t_layers + 1) * d * 4;
+    plan_row rows[PLAN_ROWS];
+    plan(c, act, rows);
+    for (int i = 0; i < PLAN_ROWS; i++) rest += rows[i].n * (int64_t)hs_dtype_size(rows[i].type);
+    *ret_layer =
+        (4 * inner * d + 3 * (int64_t)c->t_ff * d) * size + (3 * inner + 2 * d + 2 * (int64_t)c->t_ff) * (size + 4);
+    return rest;
+}
+
 static int new_activations(hs_text *t, hs_err *err) {
-    const hs_config *c = t->c;
-    hs_dtype act = hs_device_act(t->dev);
-    int64_t inner = (int64_t)c->t_heads * c->t_dkv, rel = (int64_t)c->t_heads * (2 * HS_TEXT_LEN - 1), n = HS_TEXT_LEN;
-    const struct {
-        hs_buf *b;
-        hs_dtype type;
-        int64_t width;
-    } table[] = {{&t->ids, HS_I32, n},          {&t->x, HS_F32, n * c->t_dim}, {&t->y, act, n * c->t_dim},
-                 {&t->qkv, act, n * 3 * inner}, {&t->att, act, n * inner},     {&t->ab, act, n * 2 * c->t_ff},
-                 {&t->hid, act, n * c->t_ff},   {&t->rel, HS_F32, rel}};
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        int r = hs_device_alloc(t->dev, table[i].type, table[i].width, "text activations", table[i].b, err);
+    plan_row rows[PLAN_ROWS];
+    plan(t->c, hs_device_act(t->dev), rows);
+    for (int i = 0; i < PLAN_ROWS; i++) {
+        int r = hs_device_alloc(t->dev, rows[i].type, rows[i].n, "text activations",
+                                (hs_buf *)(void *)((char *)t + rows[i].member), err);
         if (r) return r;
     }
-    if (!(t->rel_host = hs_alloc((size_t)rel * sizeof *t->rel_host)))
+    if (!(t->rel_host = hs_alloc((size_t)t->rel.n * sizeof *t->rel_host)))
         return hs_fail(err, HS_ENOMEM, "no memory for the text encoder");
     return 0;
 }
 
-int hs_text_load(const hs_config *c, hs_st *st, hs_device *dev, hs_text **ret, hs_err *err) {
+static int stream_layer(hs_text *t, int i, hs_err *err) {
+    const layer *l = &t->layers[i];
+    return t->stream ? hs_stream_add(t->stream, i, 4, (hs_weight *const[]){l->qkv, l->o, l->wi, l->wo}, err) : 0;
+}
+
+int hs_text_load(const hs_config *c, hs_st *st, hs_device *dev, int streamed, hs_text **ret, hs_err *err) {
     hs_text *t = hs_calloc(1, sizeof *t);
     int r;
     if (!t || !(t->layers = hs_calloc((size_t)c->t_layers, sizeof *t->layers))) {
@@ -120,9 +152,10 @@ int hs_text_load(const hs_config *c, hs_st *st, hs_device *dev, hs_text **ret, h
     }
     t->c = c;
     t->dev = dev;
+    if (dev && streamed && (r = hs_stream_new(dev, c->t_layers, c->t_layers, &t->stream, err))) goto out;
     if ((r = bind_embedding(c, st, dev, &t->embed, err))) goto out;
     for (int i = 0; i < c->t_layers; i++)
-        if ((r = bind_layer(c, st, dev, i, &t->layers[i], err))) goto out;
+        if ((r = bind_layer(c, st, dev, i, &t->layers[i], err)) || (r = stream_layer(t, i, err))) goto out;
     if ((r = hs_bind_vector(st, dev, c->t_dim, &t->final_norm, err, "encoder.final_layer_norm.weight"))) goto out;
     const hs_st_tensor *extra = hs_st_unused(st);
     if (extra) {
@@ -152,6 +185,7 @@ void hs_text_free(hs_text *t) {
     }
     hs_buf all[] = {t->embed, t->final_norm, t->ids, t->x, t->y, t->qkv, t->att, t->ab, t->hid, t->rel};
     for (size_t i = 0; t->dev && i < sizeof all / sizeof *all; i++) hs_device_free(t->dev, all[i]);
+    hs_stream_free(t->stream);
     hs_free(t->rel_host);
     hs_free(t->layers);
     hs_free(t);
@@ -172,6 +206,7 @@ int hs_text_encode(hs_text *t, const int32_t *ids, int n, hs_buf rows, const hs_
     hs_op_gather_rows(t->dev, t->embed, hs_buf_at(t->ids, 0, n), n, d, x);
     for (int i = 0; i < c->t_layers; i++) {
         const layer *l = &t->layers[i];
+        if (t->stream) hs_stream_need(t->stream, i);
         for (int h = 0; h < c->t_heads; h++)
             for (int delta = 1 - n; delta < n; delta++)
                 t->rel_host[h * (2 * n - 1) + delta + n - 1] =

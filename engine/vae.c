@@ -43,17 +43,20 @@ struct hs_vae {
         int channels, scale; /* [2, scale*h, scale*w, channels] */
     } hist[MAX_HISTORIES];
     double flops_first, flops_next; /* per latent pixel: first latent frame, every other one */
-    int64_t values, conv_values;    /* per latent pixel: largest activation, largest convolution input with history */
+    int64_t weights;                /* values of weights, with what devices may pad */
 };
 
 struct hs_vae_run {
     hs_vae *v;
-    int h, w; /* latent size */
+    int h, w;   /* latent size */
+    int chunk;  /* frames at a time in the last stage */
+    hs_buf own; /* the memory of all that follows, where it is this run's own */
     hs_buf hist[MAX_HISTORIES];
-    hs_buf x, x2;   /* the current frames, the next ones: the residual stream, F32 */
-    hs_buf tmp;     /* a convolution's result; act */
-    hs_buf in;      /* history and input of the convolution about to run [2 + T, Y, X, cin]; act */
-    hs_buf rgb, u8; /* [4, 8h, 8w, 3] F32 and u8 */
+    hs_buf frames[2]; /* the residual stream, F32: one holds the current frames, the other gets the next ones */
+    hs_buf x, x2;     /* these two, the current ones first */
+    hs_buf tmp;       /* a convolution's result; act. At the end the frames in F32 */
+    hs_buf in;        /* history and input of the convolution about to run [2 + T, Y, X, cin]; act */
+    hs_buf u8;        /* [4, 8h, 8w, 3] */
 };
 
 /* ---- weights: one walk over the decoder, in order ------------------------------------------------------------------
@@ -75,10 +78,6 @@ HS_PRINTF(2, 3) static walk *at(walk *k, const char *fmt, ...) {
     return k;
 }
 
-static void size_at_least(int64_t *x, int64_t v) {
-    *x = *x > v ? *x : v;
-}
-
 static void take_conv(walk *k, conv *c, int cout, int cin, int kt, int ky, int up2) {
     hs_vae *v = k->v;
     int64_t px = (int64_t)k->scale * k->scale, frames = k->t;
@@ -93,8 +92,7 @@ static void take_conv(walk *k, conv *c, int cout, int cin, int kt, int ky, int u
     double fl = 2.0 * cin * cout * (kt ? kt : 1) * ky * ky * (double)px * (up2 ? 4 : 1);
     v->flops_first += fl * k->t_first;
     v->flops_next += fl * (double)frames;
-    size_at_least(&v->values, frames * px * cout * (up2 ? 4 : 1));
-    size_at_least(&v->conv_values, (frames + HIST) * px * cin);
+    v->weights += (int64_t)((cin + 31) / 32 * 32) * ((cout + 15) / 16 * 16) * (kt ? kt : 1) * (up2 ? 24 : ky * ky);
     if (k->st && !k->r) k->r = hs_bind_conv(k->st, v->dev, cout, cin, kt, ky, ky, up2, &c->w, k->err, "%s", k->name);
 }
 
@@ -227,17 +225,104 @@ void hs_vae_free(hs_vae *v) {
 
 /* ---- one size --------------------------------------------------------------------------------------------------- */
 
-static int64_t run_bytes(const hs_vae *v, hs_dtype act, int h, int w) {
-    int64_t px = (int64_t)h * w, n = v->values + v->conv_values;
-    for (int i = 0; i < v->histories; i++)
-        n += (int64_t)HIST * v->hist[i].scale * v->hist[i].scale * v->hist[i].channels;
-    return px * (n * (int64_t)hs_dtype_size(act) + 2 * v->values * 4 + 4 * 64 * 3 * (4 + 1));
+/* What a decode needs of each buffer, in values per latent pixel: the walk of hs_vae_decode without the work. */
+typedef struct sizes {
+    int64_t frames[2], tmp, in; /* F32, act, act */
+    int64_t rgb;                /* values of frames in F32, which lie in tmp */
+    int current;                /* which of the two frames */
+} sizes;
+
+static void at_least(int64_t *x, int64_t v) {
+    *x = *x > v ? *x : v;
 }
 
-int64_t hs_vae_run_bytes(const hs_config *c, hs_dtype act, int latent_h, int latent_w) {
+/* px: pixels of all frames per latent pixel. */
+static void size_res(sizes *z, const resblock *b, int64_t T, int64_t px) {
+    at_least(&z->in, (T + HIST) * px * (b->conv1.cin > b->conv1.cout ? b->conv1.cin : b->conv1.cout));
+    at_least(&z->tmp, T * px * b->conv1.cout);
+    at_least(&z->frames[z->current], T * px * b->conv1.cin);
+    if (b->shortcut.cin) z->current ^= 1;
+    at_least(&z->frames[z->current], T * px * b->conv1.cout);
+}
+
+/* Can the last stage take some frames at a time? Not where it needs both buffers itself, or makes new frames. */
+static int can_chunk(const hs_vae *v) {
+    return !v->st[STAGES - 2].up_time && !v->st[STAGES - 1].res[0].shortcut.cin;
+}
+
+static sizes measure(const hs_vae *v, int chunk) {
+    sizes z = {0};
+    int64_t T = 1, px = 1;
+    at_least(&z.in, 3 * v->conv_in.cin);
+    at_least(&z.tmp, v->conv_in.cin);
+    at_least(&z.frames[0], v->conv_in.cout);
+    size_res(&z, &v->mid[0], 1, 1);
+    at_least(&z.tmp, v->qkv.cout);
+    size_res(&z, &v->mid[1], 1, 1);
+    for (int i = 0; i < STAGES; i++) {
+        const stage *st = &v->st[i];
+        for (int j = 0; j <= v->c->v_res_blocks; j++) size_res(&z, &st->res[j], T, px);
+        if (!st->up) break;
+        if (st->up_time) { /* the doubled frames lie in the other buffer, at most as F32 */
+            at_least(&z.in, (T + HIST) * px * st->cout);
+            at_least(&z.tmp, 2 * T * px * st->cout);
+            at_least(&z.frames[z.current ^ 1], 2 * T * px * st->cout);
+            T *= 2;
+        } else {
+            if (i == STAGES - 2 && can_chunk(v) && chunk < T) T = chunk;
+            at_least(&z.in, T * px * st->cout);
+            z.current ^= 1;
+        }
+        px *= 4;
+        at_least(&z.frames[z.current], T * px * st->resample.cout);
+    }
+    at_least(&z.in, (T + HIST) * px * v->conv_out.cin);
+    z.rgb = T * px * 3;
+    return z;
+}
+
+/* Every buffer, once; `each` visits. */
+typedef struct buffer {
+    hs_buf *b;
+    hs_dtype type;
+    int64_t n;
+} buffer;
+enum { BUFFERS = 5 + MAX_HISTORIES, ALIGN = 256, MOST_FRAMES = 4 };
+
+static int list_buffers(const hs_vae *v, hs_dtype act, int h, int w, int chunk, hs_vae_run *r, buffer ret[BUFFERS]) {
+    const int64_t px = (int64_t)h * w, per = 4 / (int64_t)hs_dtype_size(act);
+    sizes z = measure(v, chunk);
+    int n = 0;
+    at_least(&z.tmp, z.rgb * per);
+    ret[n++] = (buffer){&r->frames[0], HS_F32, px * z.frames[0]};
+    ret[n++] = (buffer){&r->frames[1], HS_F32, px * z.frames[1]};
+    ret[n++] = (buffer){&r->tmp, act, px * z.tmp};
+    ret[n++] = (buffer){&r->in, act, px * z.in};
+    ret[n++] = (buffer){&r->u8, HS_U8, px * MOST_FRAMES * 64 * 3};
+    for (int i = 0; i < v->histories; i++)
+        ret[n++] = (buffer){&r->hist[i], act, px * HIST * v->hist[i].scale * v->hist[i].scale * v->hist[i].channels};
+    return n;
+}
+
+static int64_t padded_bytes(const buffer *b) {
+    return (b->n * (int64_t)hs_dtype_size(b->type) + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+int64_t hs_vae_run_bytes(const hs_config *c, hs_dtype act, int latent_h, int latent_w, int chunk) {
+    hs_vae v = {.c = c};
+    hs_vae_run r;
+    buffer all[BUFFERS];
+    int64_t bytes = 0;
+    walk_decoder(&(walk){.v = &v});
+    for (int i = 0, n = list_buffers(&v, act, latent_h, latent_w, chunk, &r, all); i < n; i++)
+        bytes += padded_bytes(&all[i]);
+    return bytes;
+}
+
+int64_t hs_vae_weight_bytes(const hs_config *c, hs_dtype act) {
     hs_vae v = {.c = c};
     walk_decoder(&(walk){.v = &v});
-    return run_bytes(&v, act, latent_h, latent_w);
+    return v.weights * (int64_t)hs_dtype_size(act);
 }
 
 double hs_vae_flops(const hs_config *c, int latent_h, int latent_w, int frames) {
@@ -247,26 +332,27 @@ double hs_vae_flops(const hs_config *c, int latent_h, int latent_w, int frames) 
     return px * (v.flops_first + v.flops_next * (frames - 1)) + 4 * px * px * d * frames;
 }
 
-int hs_vae_run_new(hs_vae *v, int h, int w, hs_vae_run **ret, hs_err *err) {
+int hs_vae_run_new(hs_vae *v, int h, int w, int chunk, hs_buf room, hs_vae_run **ret, hs_err *err) {
     hs_vae_run *r = hs_calloc(1, sizeof *r);
+    buffer all[BUFFERS];
+    int64_t bytes = 0;
     if (!r) return hs_fail(err, HS_ENOMEM, "no memory for the VAE's activations");
-    int64_t px = (int64_t)h * w;
-    hs_dtype act = hs_device_act(v->dev);
     r->v = v;
     r->h = h;
     r->w = w;
-    const struct {
-        hs_buf *b;
-        hs_dtype type;
-        int64_t n;
-    } table[] = {{&r->x, HS_F32, v->values},    {&r->x2, HS_F32, v->values},   {&r->tmp, act, v->values},
-                 {&r->in, act, v->conv_values}, {&r->rgb, HS_F32, 4 * 64 * 3}, {&r->u8, HS_U8, 4 * 64 * 3}};
+    r->chunk = can_chunk(v) ? chunk : MOST_FRAMES;
+    const int n = list_buffers(v, hs_device_act(v->dev), h, w, chunk, r, all);
     int e = 0;
-    for (size_t i = 0; i < sizeof table / sizeof *table && !e; i++)
-        e = hs_device_alloc(v->dev, table[i].type, px * table[i].n, "VAE activations", table[i].b, err);
-    for (int i = 0; i < v->histories && !e; i++)
-        e = hs_device_alloc(v->dev, act, px * HIST * v->hist[i].scale * v->hist[i].scale * v->hist[i].channels,
-                            "VAE history", &r->hist[i], err);
+    for (int i = 0; i < n; i++) bytes += padded_bytes(&all[i]);
+    if (!room.p) {
+        e = hs_device_alloc(v->dev, HS_U8, bytes, "VAE activations", &r->own, err);
+        room = r->own;
+    } else if (room.n < bytes) {
+        e = hs_fail(err, HS_EINVAL, "room for %lld bytes of VAE activations, %lld are needed", (long long)room.n,
+                    (long long)bytes);
+    }
+    for (int64_t i = 0, at = 0; i < n && !e; at += padded_bytes(&all[i++]))
+        *all[i].b = (hs_buf){(char *)room.p + at, all[i].type, all[i].n};
     if (e)
         hs_vae_run_free(r);
     else
@@ -276,9 +362,7 @@ int hs_vae_run_new(hs_vae *v, int h, int w, hs_vae_run **ret, hs_err *err) {
 
 void hs_vae_run_free(hs_vae_run *r) {
     if (!r) return;
-    hs_buf all[] = {r->x, r->x2, r->tmp, r->in, r->rgb, r->u8};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(r->v->dev, all[i]);
-    for (int i = 0; i < r->v->histories; i++) hs_device_free(r->v->dev, r->hist[i]);
+    hs_device_free(r->v->dev, r->own);
     hs_free(r);
 }
 
@@ -297,10 +381,17 @@ static int64_t pixels(frames s) {
     return (int64_t)s.T * s.Y * s.X;
 }
 
+/* The first n values of a buffer; what was measured wrongly stops here. */
+static hs_buf first(const hs_vae_run *r, hs_buf b, int64_t n) {
+    if (n > b.n)
+        hs_device_sticky(r->v->dev, HS_EINVAL, "VAE: %lld values in a buffer of %lld", (long long)n, (long long)b.n);
+    return hs_buf_at(b, 0, n);
+}
+
 /* Where the new input frames of a convolution with memory go: behind its two remembered ones in r->in. */
 static hs_buf new_input(hs_vae_run *r, const conv *c, frames s) {
     int64_t per_frame = (int64_t)s.Y * s.X * c->cin;
-    return hs_buf_at(r->in, HIST * per_frame, s.T * per_frame);
+    return hs_buf_at(first(r, r->in, (HIST + s.T) * per_frame), HIST * per_frame, s.T * per_frame);
 }
 
 /* y (+)= c(remembered frames, new frames in r->in), and remembers the last two. */
@@ -322,7 +413,7 @@ static void causal_conv(hs_vae_run *r, const conv *c, frames s, hs_buf y, int ac
 static void frame_conv(hs_vae_run *r, const conv *c, frames s, hs_buf x, hs_buf y, int accumulate) {
     x = hs_buf_at(x, 0, pixels(s) * c->cin);
     if (x.type != r->in.type) {
-        hs_buf in = hs_buf_at(r->in, 0, x.n);
+        hs_buf in = first(r, r->in, x.n);
         hs_copy(r->v->dev, in, x);
         x = in;
     }
@@ -340,15 +431,15 @@ static void swap_x(hs_vae_run *r) {
 static void res_forward(hs_vae_run *r, const resblock *b, frames s) {
     hs_device *dev = r->v->dev;
     int cin = b->conv1.cin, cout = b->conv1.cout;
-    hs_buf x = hs_buf_at(r->x, 0, pixels(s) * cin), h = hs_buf_at(r->tmp, 0, pixels(s) * cout);
+    hs_buf x = first(r, r->x, pixels(s) * cin), h = first(r, r->tmp, pixels(s) * cout);
     hs_op_channel_norm(dev, x, pixels(s), cin, b->gamma1, 1, new_input(r, &b->conv1, s));
     causal_conv(r, &b->conv1, s, h, 0);
     if (b->shortcut.cin) {
-        frame_conv(r, &b->shortcut, s, r->x, hs_buf_at(r->x2, 0, pixels(s) * cout), 0);
+        frame_conv(r, &b->shortcut, s, r->x, first(r, r->x2, pixels(s) * cout), 0);
         swap_x(r);
     }
     hs_op_channel_norm(dev, h, pixels(s), cout, b->gamma2, 1, new_input(r, &b->conv2, s));
-    causal_conv(r, &b->conv2, s, hs_buf_at(r->x, 0, pixels(s) * cout), 1);
+    causal_conv(r, &b->conv2, s, first(r, r->x, pixels(s) * cout), 1);
 }
 
 /* One head over the pixels of a frame, channels wide; frames never mix. Only ever one frame here (lowest resolution).
@@ -356,7 +447,7 @@ static void res_forward(hs_vae_run *r, const resblock *b, frames s) {
 static void mid_attention(hs_vae_run *r, frames s) {
     hs_vae *v = r->v;
     int64_t n = pixels(s), d = v->qkv.cin;
-    hs_buf x = hs_buf_at(r->x, 0, n * d), y = hs_buf_at(r->in, 0, n * d), qkv = hs_buf_at(r->tmp, 0, n * 3 * d);
+    hs_buf x = first(r, r->x, n * d), y = first(r, r->in, n * d), qkv = first(r, r->tmp, n * 3 * d);
     hs_op_channel_norm(v->dev, x, n, (int)d, v->attn_gamma, 0, y);
     frame_conv(r, &v->qkv, s, y, qkv, 0);
     hs_op_attention(v->dev, &(hs_attention){.q = qkv,
@@ -376,21 +467,43 @@ static void mid_attention(hs_vae_run *r, frames s) {
 }
 
 /* Doubles T (not for the first latent frame, which the time convolution neither changes nor sees), then Y and X. */
-static frames up_forward(hs_vae_run *r, const stage *st, frames s, int first) {
+static frames up_forward(hs_vae_run *r, const stage *st, frames s, int is_first) {
     hs_device *dev = r->v->dev;
-    if (st->up_time && !first) {
+    if (st->up_time && !is_first) {
         int64_t n = pixels(s) * 2 * st->cout;
-        hs_buf h = hs_buf_at(r->tmp, 0, n), doubled = {r->x2.p, h.type, n};
-        hs_copy(dev, new_input(r, &st->time, s), hs_buf_at(r->x, 0, n / 2));
+        hs_buf h = first(r, r->tmp, n), doubled = {first(r, r->x2, n).p, h.type, n};
+        hs_copy(dev, new_input(r, &st->time, s), first(r, r->x, n / 2));
         causal_conv(r, &st->time, s, h, 0);
         hs_op_split_frames(dev, h, s.T, (int64_t)s.Y * s.X, st->cout, doubled);
         s.T *= 2;
-        frame_conv(r, &st->resample, s, doubled, hs_buf_at(r->x, 0, pixels(s) * 4 * st->resample.cout), 0);
+        frame_conv(r, &st->resample, s, doubled, first(r, r->x, pixels(s) * 4 * st->resample.cout), 0);
     } else {
-        frame_conv(r, &st->resample, s, r->x, hs_buf_at(r->x2, 0, pixels(s) * 4 * st->resample.cout), 0);
+        frame_conv(r, &st->resample, s, r->x, first(r, r->x2, pixels(s) * 4 * st->resample.cout), 0);
         swap_x(r);
     }
     return (frames){s.T, 2 * s.Y, 2 * s.X};
+}
+
+static void tap_stage(const hs_vae_run *r, int i, frames s, const hs_tap *tap) {
+    const stage *st = &r->v->st[i];
+    char name[16];
+    int ch = st->up ? st->resample.cout : st->cout;
+    snprintf(name, sizeof name, "vae.up.%d", i);
+    if (hs_tap_is_on(tap)) HS_TAP(tap, r->v->dev, name, first(r, r->x, pixels(s) * ch), s.T, s.Y, s.X, ch);
+}
+
+/* The last stage: frames of full size from r->x, as bytes into rgb. */
+static void top_stage(hs_vae_run *r, frames s, hs_buf rgb, const hs_tap *tap) {
+    hs_vae *v = r->v;
+    int ch = v->conv_out.cin;
+    hs_buf f32 = {first(r, r->tmp, rgb.n * 4 / (int64_t)hs_dtype_size(r->tmp.type)).p, HS_F32, rgb.n};
+    for (int j = 0; j <= v->c->v_res_blocks; j++) res_forward(r, &v->st[STAGES - 1].res[j], s);
+    tap_stage(r, STAGES - 1, s, tap);
+    hs_op_channel_norm(v->dev, first(r, r->x, pixels(s) * ch), pixels(s), ch, v->out_gamma, 1,
+                       new_input(r, &v->conv_out, s));
+    causal_conv(r, &v->conv_out, s, f32, 0);
+    HS_TAP(tap, v->dev, "vae.out", f32, s.T, s.Y, s.X, 3);
+    hs_op_to_u8(v->dev, f32, rgb);
 }
 
 void hs_vae_decode(hs_vae_run *r, hs_buf latents, int f, int t, hs_buf *ret_frames, int *ret_T, const hs_tap *tap) {
@@ -398,7 +511,9 @@ void hs_vae_decode(hs_vae_run *r, hs_buf latents, int f, int t, hs_buf *ret_fram
     hs_device *dev = v->dev;
     const hs_config *c = v->c;
     frames s = {1, r->h, r->w};
-    hs_buf z = hs_buf_at(r->tmp, 0, pixels(s) * c->v_z), top = hs_buf_at(r->x, 0, pixels(s) * v->conv_in.cout);
+    r->x = r->frames[0];
+    r->x2 = r->frames[1];
+    hs_buf z = first(r, r->tmp, pixels(s) * c->v_z), top = first(r, r->x, pixels(s) * v->conv_in.cout);
 
     hs_op_latent_frames(dev, latents, c->v_z, f, t, 1, r->h, r->w, c->v_std, c->v_mean, z);
     frame_conv(r, &v->post_quant, s, z, new_input(r, &v->conv_in, s), 0);
@@ -407,26 +522,35 @@ void hs_vae_decode(hs_vae_run *r, hs_buf latents, int f, int t, hs_buf *ret_fram
     res_forward(r, &v->mid[0], s);
     mid_attention(r, s);
     res_forward(r, &v->mid[1], s);
-    HS_TAP(tap, dev, "vae.mid", hs_buf_at(r->x, 0, top.n), 1, s.Y, s.X, v->conv_in.cout);
+    HS_TAP(tap, dev, "vae.mid", first(r, r->x, top.n), 1, s.Y, s.X, v->conv_in.cout);
 
-    for (int i = 0; i < STAGES; i++) {
+    for (int i = 0; i < STAGES - 1; i++) {
         const stage *st = &v->st[i];
         for (int j = 0; j <= c->v_res_blocks; j++) res_forward(r, &st->res[j], s);
-        if (st->up) s = up_forward(r, st, s, t == 0);
-        if (tap->fn) {
-            char name[16];
-            int ch = st->up ? st->resample.cout : st->cout;
-            snprintf(name, sizeof name, "vae.up.%d", i);
-            HS_TAP(tap, dev, name, hs_buf_at(r->x, 0, pixels(s) * ch), s.T, s.Y, s.X, ch);
-        }
+        if (i == STAGES - 2) break;
+        s = up_forward(r, st, s, t == 0);
+        tap_stage(r, i, s, tap);
     }
-    int ch = v->conv_out.cin;
-    hs_buf rgb = hs_buf_at(r->rgb, 0, pixels(s) * 3), u8 = hs_buf_at(r->u8, 0, pixels(s) * 3);
-    hs_op_channel_norm(dev, hs_buf_at(r->x, 0, pixels(s) * ch), pixels(s), ch, v->out_gamma, 1,
-                       new_input(r, &v->conv_out, s));
-    causal_conv(r, &v->conv_out, s, rgb, 0);
-    HS_TAP(tap, dev, "vae.out", rgb, s.T, s.Y, s.X, 3);
-    hs_op_to_u8(dev, rgb, u8);
-    *ret_frames = u8;
-    *ret_T = s.T;
+    /* Where it saves memory, the largest frames are made a few at a time: each convolution remembers two anyway. */
+    const stage *last = &v->st[STAGES - 2];
+    const int64_t rgb = (int64_t)4 * s.Y * s.X * 3, below = (int64_t)s.Y * s.X * last->cout;
+    if (s.T <= r->chunk) {
+        s = up_forward(r, last, s, t == 0);
+        tap_stage(r, STAGES - 2, s, tap);
+        top_stage(r, s, first(r, r->u8, s.T * rgb), tap);
+        *ret_T = s.T;
+    } else {
+        for (int done = 0; done < s.T; done += r->chunk) {
+            const hs_buf all = r->x;
+            const frames part = {s.T - done < r->chunk ? s.T - done : r->chunk, s.Y, s.X};
+            r->x = hs_buf_at(all, done * below, part.T * below);
+            const frames up = up_forward(r, last, part, t == 0);
+            tap_stage(r, STAGES - 2, up, tap);
+            top_stage(r, up, hs_buf_at(r->u8, done * rgb, part.T * rgb), tap);
+            swap_x(r);
+            r->x = all;
+        }
+        *ret_T = s.T;
+    }
+    *ret_frames = first(r, r->u8, *ret_T * rgb);
 }

@@ -10,9 +10,12 @@ typedef struct hs_vae_run hs_vae_run; /* histories and activations for one size 
 
 int hs_vae_load(const hs_config *c, hs_st *st, hs_device *dev, hs_vae **ret, hs_err *err);
 void hs_vae_free(hs_vae *v);
-int hs_vae_run_new(hs_vae *v, int latent_h, int latent_w, hs_vae_run **ret, hs_err *err);
+/* chunk: 4, or 2 or 1 to make so many of the largest frames at a time: less memory, a little slower, the same frames.
+ * room: U8 memory that others may use between videos; HS_NOBUF: the run's own. */
+int hs_vae_run_new(hs_vae *v, int latent_h, int latent_w, int chunk, hs_buf room, hs_vae_run **ret, hs_err *err);
 void hs_vae_run_free(hs_vae_run *r);
-int64_t hs_vae_run_bytes(const hs_config *c, hs_dtype act, int latent_h, int latent_w);
+int64_t hs_vae_run_bytes(const hs_config *c, hs_dtype act, int latent_h, int latent_w, int chunk); /* the room */
+int64_t hs_vae_weight_bytes(const hs_config *c, hs_dtype act);
 
 /* Starts a video: clears the histories. */
 void hs_vae_begin(hs_vae_run *r);

@@ -47,16 +47,6 @@ static const char *isa_name(hs_cpu_isa isa, hs_dtype act) {
     return isa.avx512 ? "AVX512" : isa.avx2 ? "AVX2" : "portable";
 }
 
-/* First number in a small file; -1 if there is none ("max" means no limit). */
-static long long number_in(const char *path) {
-    long long v = -1;
-    FILE *f = fopen(path, "r");
-    if (!f) return -1;
-    if (fscanf(f, "%lld", &v) != 1) v = -1;
-    fclose(f);
-    return v;
-}
-
 /* Every processor this process may run on, less where a container is given a share of them (cgroup v2). */
 static int all_threads(void) {
     int n = 1;
@@ -72,19 +62,9 @@ static int all_threads(void) {
     return n;
 }
 
-/* What Linux would give without swapping, or what the container's limit leaves if that is less. */
 static int64_t cpu_free_bytes(const hs_device *dev) {
     (void)dev;
-    long long kb = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %lld", &kb) != 1) {
-    }
-    if (f) fclose(f);
-    int64_t free = kb > 0 ? kb * 1024 : (int64_t)sysconf(_SC_AVPHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
-    const long long limit = number_in("/sys/fs/cgroup/memory.max"), used = number_in("/sys/fs/cgroup/memory.current");
-    if (limit >= 0 && used >= 0 && limit - used < free) free = limit > used ? limit - used : 0;
-    return free;
+    return hs_host_free_bytes();
 }
 
 /* ---- memory: the host's ----------------------------------------------------------------------------------------- */

@@ -14,7 +14,8 @@ enum {
     MAX_LAPS = 512, /* recorded between two waits; a forward takes three per layer */
     WORKSPACE = 32 << 20,
     SCRATCH_STEP = 16 << 20,
-    LOAD_PIECE = 64 << 20, /* bytes of a weight on their way through scratch */
+    OWN_SCRATCH = 288 << 20, /* what scratch grows to: linear's two pieces; predictors stay below that */
+    LOAD_PIECE = 64 << 20,   /* bytes of a weight on their way through scratch */
 };
 
 struct hs_cuda_laps {
@@ -56,12 +57,14 @@ static int64_t cuda_free_bytes(const hs_device *dev) {
 }
 
 int hs_cuda_malloc(hs_device *dev, size_t bytes, const char *purpose, void **ret, hs_err *err) {
-    if (!cuda_alloc(dev, bytes, ret)) return HS_OK;
+    const int allowed = !dev->max_bytes || (int64_t)bytes <= dev->max_bytes - dev->bytes;
+    if (allowed && !cuda_alloc(dev, bytes, ret)) return HS_OK;
+    *ret = NULL;
     return hs_fail(
         err, HS_ENOMEM,
         "device memory for %s: %zu bytes asked, %lld in use, %lld free on cuda:%d; choose a smaller video or "
         "another device",
-        purpose, bytes, (long long)dev->bytes, (long long)cuda_free_bytes(dev), hs_cuda_of(dev)->ordinal);
+        purpose, bytes, (long long)dev->bytes, (long long)hs_device_free_bytes(dev), hs_cuda_of(dev)->ordinal);
 }
 
 /* Memory of the backend itself: in the device's account until cuda_close. */
@@ -185,6 +188,7 @@ static void cuda_close(hs_device *dev) {
     use(dev);
     if (c->stream) cudaStreamSynchronize(c->stream);
     hs_cuda_plans_close(dev);
+    hs_cuda_slots_close(dev);
     for (int i = 0; c->laps && i < MAX_LAPS; i++)
         if (c->laps->at[i]) cudaEventDestroy(c->laps->at[i]);
     hs_free(c->laps);
@@ -212,6 +216,12 @@ static hs_ops table() {
     o.weight_linear = hs_cuda_weight_linear;
     o.weight_conv = hs_cuda_weight_conv;
     o.weight_free = cuda_weight_free;
+    o.host_alloc = hs_cuda_host_alloc;
+    o.host_free = hs_cuda_host_free;
+    o.slot_fill = hs_cuda_slot_fill;
+    o.slot_use = hs_cuda_slot_use;
+    o.slot_release = hs_cuda_slot_release;
+    o.own_bytes = WORKSPACE + OWN_SCRATCH;
     o.linear = hs_cuda_linear;
     o.norm = hs_cuda_norm;
     o.modulation = hs_cuda_modulation;
@@ -315,6 +325,7 @@ static int fill(hs_device *dev, const cudaDeviceProp *prop, int ordinal, hs_err 
     if (rc) return rc;
     c->workspace_bytes = WORKSPACE;
     count_bytes(dev, WORKSPACE);
+    if ((rc = hs_cuda_slots_open(dev, err))) return rc;
     return hs_cuda_plans_open(dev, err);
 }
 

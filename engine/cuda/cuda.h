@@ -1,10 +1,11 @@
 /* What the files of the CUDA backend share: the state behind hs_device.impl, error handling, element types.
  *
- * cuda.cu opens the device, owns memory and scratch and puts the operation table together; linear.cu owns products
- * (cuBLASLt, which cublaslt.cu loads), rows.cu the memory-bound row operations, attention.cu and attn_hopper.cu dense
- * and masked attention, block_scores.cu, cluster.cu and sparse.cu the predictors of masks, vae.cu the VAE's small
- * operations, conv.cu its convolutions. Everything runs on one stream in call order; nothing waits for the device but
- * download, sync and count_nonfinite. Failures are sticky (backend.h).
+ * cuda.cu opens the device, owns memory and scratch and puts the operation table together; stream.cu copies weights
+ * that do not fit, on a stream of its own; linear.cu owns products (cuBLASLt, which cublaslt.cu loads), rows.cu the
+ * memory-bound row operations, attention.cu and attn_hopper.cu dense and masked attention, block_scores.cu, cluster.cu
+ * and sparse.cu the predictors of masks, vae.cu the VAE's small operations, conv.cu its convolutions. Everything else
+ * runs on one stream in call order; nothing waits for the device but download, sync and count_nonfinite. Failures are
+ * sticky (backend.h).
  */
 #ifndef HS_GPU_STATE_H
 #define HS_GPU_STATE_H
@@ -27,6 +28,7 @@ typedef struct hs_cuda {
     int *nan; /* pinned host memory (cudaMallocHost), 0: vae.cu sets it from the device where to_u8 meets NaN; sync and
                  download look at it after waiting: HS_ENUMERIC becomes sticky and it is 0 again */
     struct hs_cuda_laps *laps;   /* owned by cuda.cu: the stopwatch's events */
+    struct hs_cuda_slots *slots; /* owned by stream.cu: its stream and events */
     struct hs_cuda_plans *plans; /* owned by linear.cu: one tuned product per shape */
 } hs_cuda;
 
@@ -81,6 +83,14 @@ int hs_cuda_malloc(hs_device *dev, size_t bytes, const char *purpose, void **ret
 /* n values of any float type in host memory -> device memory of another; for weights. Uses scratch. */
 int hs_cuda_load(hs_device *dev, void *dst, hs_dtype to, const void *host, hs_dtype from, int64_t n, hs_err *err);
 
+/* stream.cu */
+int hs_cuda_slots_open(hs_device *dev, hs_err *err);
+void hs_cuda_slots_close(hs_device *dev);
+int hs_cuda_host_alloc(hs_device *dev, size_t bytes, void **ret);
+void hs_cuda_host_free(hs_device *dev, void *p);
+void hs_cuda_slot_fill(hs_device *dev, int slot, void *dst, const void *host, size_t bytes);
+void hs_cuda_slot_use(hs_device *dev, int slot);
+void hs_cuda_slot_release(hs_device *dev, int slot);
 /* linear.cu */
 int hs_cuda_plans_open(hs_device *dev, hs_err *err);
 void hs_cuda_plans_close(hs_device *dev);

@@ -43,22 +43,28 @@ static void ref_zero(hs_device *dev, hs_buf dst) {
     memset(dst.p, 0, (size_t)dst.n * hs_dtype_size(dst.type));
 }
 
-/* What Linux would give without swapping; elsewhere the pages that are free. */
 static int64_t ref_free_bytes(const hs_device *dev) {
     (void)dev;
-    long long kb = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %lld", &kb) != 1) {
-    }
-    if (f) fclose(f);
-    if (kb > 0) return kb * 1024;
-    return (int64_t)sysconf(_SC_AVPHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    return hs_host_free_bytes();
 }
 
 static int ref_sync(hs_device *dev, hs_err *err) {
     (void)dev, (void)err;
     return HS_OK;
+}
+
+/* ---- weights that come and go: by plain copies ------------------------------------------------------------------- */
+static int ref_host_alloc(hs_device *dev, size_t bytes, void **ret) {
+    return ref_alloc(dev, bytes, ret);
+}
+
+static void ref_slot_fill(hs_device *dev, int slot, void *dst, const void *host, size_t bytes) {
+    (void)slot;
+    ref_upload(dev, dst, host, bytes);
+}
+
+static void ref_slot_mark(hs_device *dev, int slot) {
+    (void)dev, (void)slot;
 }
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
@@ -140,6 +146,11 @@ static const hs_ops ops = {
     .weight_linear = ref_weight_linear,
     .weight_conv = hs_ref_weight_conv,
     .weight_free = ref_weight_free,
+    .host_alloc = ref_host_alloc,
+    .host_free = ref_free,
+    .slot_fill = ref_slot_fill,
+    .slot_use = ref_slot_mark,
+    .slot_release = ref_slot_mark,
     .linear = hs_ref_linear,
     .norm = hs_ref_norm,
     .modulation = hs_ref_modulation,

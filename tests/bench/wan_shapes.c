@@ -209,8 +209,10 @@ static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_e
     double *seconds = hs_calloc((size_t)o->repeat, sizeof *seconds), start = hs_seconds();
     self_tokens = tokens;
     snprintf(path, sizeof path, "%s/transformer", o->dir);
-    if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) || (r = hs_dit_load(c, st, dev, &dit, err)) ||
-        (r = hs_dit_run_new(dit, f, h, w, &run, err)) || (r = hs_dit_run_attention(run, &o->attention, err)) ||
+    if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) ||
+        (r = hs_dit_load(c, st, dev, HS_ALL_BLOCKS, &dit, err)) ||
+        (r = hs_dit_run_new(dit, f, h, w, HS_NOBUF, &run, err)) ||
+        (r = hs_dit_run_attention(run, &o->attention, err)) ||
         (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)) ||
         (r = hs_device_alloc(dev, HS_F32, n, "velocity", &velocity, err)) ||
         (r = hs_device_alloc(dev, HS_F32, 64LL * c->text_dim, "text", &rows, err)))
@@ -273,7 +275,8 @@ static int bench_vae(const settings *o, const hs_config *c, hs_device *dev, hs_e
     self_tokens = -1;
     snprintf(path, sizeof path, "%s/vae", o->dir);
     if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) || (r = hs_vae_load(c, st, dev, &vae, err)) ||
-        (r = hs_vae_run_new(vae, h, w, &run, err)) || (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)))
+        (r = hs_vae_run_new(vae, h, w, 4, HS_NOBUF, &run, err)) ||
+        (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)))
         goto out;
     float *x = random_values(n, 1.7f, 0);
     hs_upload(dev, latents, x);

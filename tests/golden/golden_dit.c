@@ -56,11 +56,11 @@ static void rig_open(rig *r, hs_device *dev, const char *model, const gm_options
     hs_free(json);
     snprintf(path, sizeof path, "%s/transformer", dir);
     cr_assert_eq(hs_st_open_dir(path, "diffusion_pytorch_model", &r->st, &err), 0, "%s", err.msg);
-    cr_assert_eq(hs_dit_load(&r->config, r->st, dev, &r->dit, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_dit_load(&r->config, r->st, dev, HS_ALL_BLOCKS, &r->dit, &err), 0, "%s", err.msg);
     cr_expect(hs_st_unused(r->st) == NULL, "tensor %s was not used",
               hs_st_unused(r->st) ? hs_st_unused(r->st)->name : "");
     gold_model_done(dir); /* mapped files stay readable */
-    cr_assert_eq(hs_dit_run_new(r->dit, r->f, r->h, r->w, &r->run, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_dit_run_new(r->dit, r->f, r->h, r->w, HS_NOBUF, &r->run, &err), 0, "%s", err.msg);
     int64_t n = (int64_t)r->config.in_channels * r->f * r->h * r->w * 4;
     snprintf(name, sizeof name, "dit:%s:latents", gold_str(c, "name"));
     r->latents = device_normalish(dev, name, n);

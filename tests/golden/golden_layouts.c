@@ -15,8 +15,8 @@ static int open_and_bind(const char *dir, hs_files *f, hs_err *err) {
     const hs_model_params p = {.dir = dir, .tokenizer = SPIECE};
     int rc = hs_files_open(&p, f, err);
     if (rc) return rc;
-    if ((rc = hs_dit_load(&f->config, f->st[HS_PART_TRANSFORMER], NULL, NULL, err)) ||
-        (rc = hs_text_load(&f->config, f->st[HS_PART_TEXT], NULL, NULL, err)) ||
+    if ((rc = hs_dit_load(&f->config, f->st[HS_PART_TRANSFORMER], NULL, HS_ALL_BLOCKS, NULL, err)) ||
+        (rc = hs_text_load(&f->config, f->st[HS_PART_TEXT], NULL, 0, NULL, err)) ||
         (rc = hs_vae_load(&f->config, f->st[HS_PART_VAE], NULL, NULL, err)))
         hs_files_close(f);
     return rc;

@@ -60,8 +60,8 @@ static int bind_all(const char *dir, int ret_count[3], hs_err *err) {
         snprintf(path, sizeof path, "%s/%s", dir, parts[p]);
         if ((rc = hs_st_open_dir(path, p == 1 ? "model" : "diffusion_pytorch_model", &st, err))) break;
         ret_count[p] = hs_st_count(st);
-        rc = p == 0   ? hs_dit_load(&c, st, NULL, &dit, err)
-             : p == 1 ? hs_text_load(&c, st, NULL, &text, err)
+        rc = p == 0   ? hs_dit_load(&c, st, NULL, HS_ALL_BLOCKS, &dit, err)
+             : p == 1 ? hs_text_load(&c, st, NULL, 0, &text, err)
                       : hs_vae_load(&c, st, NULL, &vae, err);
         hs_st_close(st);
     }

@@ -28,7 +28,7 @@ static float *encode(hs_device *dev, const char *model, const gm_options *opt, c
     cr_assert_eq(hs_config_load(dir, &config, &err), 0, "%s", err.msg);
     snprintf(path, sizeof path, "%s/text_encoder", dir);
     cr_assert_eq(hs_st_open_dir(path, "model", &st, &err), 0, "%s", err.msg);
-    cr_assert_eq(hs_text_load(&config, st, dev, &text, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_text_load(&config, st, dev, 0, &text, &err), 0, "%s", err.msg);
     cr_expect(hs_st_unused(st) == NULL, "tensor %s was not used", hs_st_unused(st) ? hs_st_unused(st)->name : "");
     cr_assert_eq(hs_device_alloc(dev, HS_F32, (int64_t)n * config.t_dim, "test", &rows, &err), 0, "%s", err.msg);
     make_ids(gold_str(c, "name"), n, config.t_vocab, ids);

@@ -50,7 +50,7 @@ static void rig_open(rig *r, hs_device *dev, const char *model, const gm_options
     cr_assert_eq(hs_st_open_dir(path, "diffusion_pytorch_model", &r->st, &err), 0, "%s", err.msg);
     cr_assert_eq(hs_vae_load(&r->config, r->st, dev, &r->vae, &err), 0, "%s", err.msg);
     gold_model_done(dir); /* mapped files stay readable */
-    cr_assert_eq(hs_vae_run_new(r->vae, h, w, &r->run, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_vae_run_new(r->vae, h, w, 4, HS_NOBUF, &r->run, &err), 0, "%s", err.msg);
     int64_t n = (int64_t)r->config.v_z * f * h * w;
     float *x = malloc((size_t)n * sizeof *x);
     cr_assert(x && !hs_device_alloc(dev, HS_F32, n, "test", &r->latents, &err), "%s", err.msg);

@@ -7,10 +7,12 @@
 #         sanitize compute-sanitizer's four tools on small cases
 #         demo     the demo model: frames of fp32, fp16 and bf16 against the CPU's, seconds
 #         shapes   forwards of Wan2.1 1.3B and 14B at 480p and 720p, VAE decoding, random weights
+#         resume   kill -9 at 20 random moments and going on from checkpoints: the frames of an uninterrupted run
+#         stream   14B at 720p, random weights: a forward with all weights on the device, and under 12, 24 and 16 GB
 #         cpu      what this machine's CPU does: attention kernels, the demo model
 # A stage that fails says so and the next one runs; the exit status is 1 if any failed.
 set -u
-[ $# -ge 3 ] || { sed -n '2,13s/^# *//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,15s/^# *//p' "$0" >&2; exit 2; }
 bin=$1 out=$2
 shift 2
 mkdir -p "$out"
@@ -103,6 +105,74 @@ shapes() {
             [ $model = 14b ] || timeout 100 "$bin/wan_shapes" -m /tmp/wan_$model --size $size --frames 81 --device cuda \
                 --precision bf16 --part vae || rc=1
         done
+    done
+    return $rc
+}
+
+# killed NAME ARGS...: ten kills of the demo model with these attention options, then to the end
+killed() {
+    name=$1 state=$out/state kills=0 rc=0
+    shift
+    run="$bin/haste-run --device cuda --precision bf16 --quiet -m data/demo"
+    what="-p red --seed 5 --steps 300 -n dull"
+    timeout "$limit" $run $what "$@" -o "$out/want.md5" --stats "$out/resume-$name.json" || return 1
+    rm -f "$state"
+    while [ $kills -lt 10 ]; do
+        if [ -e "$state" ]; then
+            $run --resume "$state" --checkpoint-every 2 -o "$out/got.md5" &
+        else
+            $run $what "$@" --checkpoint "$state" --checkpoint-every 2 -o "$out/got.md5" &
+        fi
+        pid=$!
+        sleep "$((RANDOM % 2)).$((RANDOM % 10))$((RANDOM % 10))"
+        kill -9 $pid 2>/dev/null || rm -f "$state" # it had finished: from the start again
+        wait $pid 2>/dev/null
+        kills=$((kills + 1))
+    done
+    [ -e "$state" ] || timeout "$limit" $run $what "$@" --checkpoint "$state" -o "$out/got.md5" || rc=1
+    timeout "$limit" $run --resume "$state" -o "$out/got.md5" || rc=1
+    cmp "$out/want.md5" "$out/got.md5" || rc=1
+    [ $rc = 0 ] && same=bit-equal || same=DIFFERENT
+    echo "resume $name: $same after $kills kills; $(grep -m 1 reuse_rate "$out/resume-$name.json" | tr -d '\t,')," \
+        "checkpoint $(stat -c %s "$state") bytes"
+    rm -f "$state"
+    return $rc
+}
+
+resume() {
+    rc=0
+    killed dense || rc=1
+    killed xattention --attention xattention --block 64 --stride 8 --top-p 0.7 --reuse relative --reuse-delta 0.2 --dense-steps 5 || rc=1
+    return $rc
+}
+
+# The second of two forwards is what counts: the first one tunes. Peak: by the program's own account, and all that the
+# device says is in use (with the driver's own).
+stream() {
+    rc=0 begun=$(date +%s) whole=
+    free -g | sed -n 2p
+    for gb in ${STREAM_LIMITS:-0 12 24 16}; do
+        [ $(($(date +%s) - begun)) -lt 100 ] || { echo "stream: no time left for $gb GB"; break; }
+        [ "$gb" = 0 ] && allow= || allow="--max-vram $gb"
+        nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$out/smi-$gb.txt" 2>/dev/null &
+        smi=$!
+        timeout 110 "$bin/haste-run" --random-weights ${STREAM_MODEL:-wan2.1-14b} --size ${STREAM_SIZE:-1280x720} --frames 81 \
+            --steps 2 --guidance 1 --seed 5 -p "a red circle" --device cuda --precision bf16 -o null: $allow \
+            --stats "$out/stream-$gb.json" >"$out/stream-$gb.log" 2>&1 || { rc=1; tail -n 3 "$out/stream-$gb.log"; }
+        kill $smi 2>/dev/null
+        wait $smi 2>/dev/null
+        seconds=$(grep -A 9 '"per_step"' "$out/stream-$gb.json" | sed -n 's/.*"seconds":[^0-9]*\([0-9.]*\).*/\1/p' | sed -n 2p)
+        peak=$(grep -A 3 '"peak_bytes"' "$out/stream-$gb.json" | sed -n 's/.*"device":[^0-9]*\([0-9]*\).*/\1/p')
+        [ "$gb" = 0 ] && whole=$seconds
+        grep -E '^memory:|fall-back|warning' "$out/stream-$gb.log"
+        awk -v gb="$gb" -v s="$seconds" -v w="${whole:-$seconds}" -v p="$peak" \
+            -v smi="$(sort -n "$out/smi-$gb.txt" | tail -n 1)" 'BEGIN {
+            over = gb + 0 && p + 0 > gb * 1e9 ? " OVER THE LIMIT" : ""
+            name = gb + 0 ? gb " GB" : "all"
+            printf("stream %s: forward %.3f s, %.3f of resident; peak %.2f GB (device says %.2f GB)%s\n", name, s, s / w,
+                   p / 1e9, smi * 1048576 / 1e9, over) }'
+        [ "$gb" = 0 ] || [ "${peak:-0}" -le $((gb * 1000000000)) ] || rc=1
+        grep -E '^load' "$out/stream-$gb.log"
     done
     return $rc
 }
