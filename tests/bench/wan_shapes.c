@@ -1,15 +1,14 @@
 /* A whole forward of the transformer, and the VAE's decoding, at full size with random weights.
  *
- *     genmodel --sparse wan_14b DIR                # tests/golden: headers of the published shapes, no data
- *     wan_shapes -m DIR --size 1280x720 --frames 81 [--device cuda] [--precision bf16] [--repeat 5] [--part dit|vae]
- *                [--attention dense|xattention|svg2|pooled --top-p .9]
+ *     wan_shapes -m wan2.1-14b --size 1280x720 --frames 81 [--device cuda] [--precision bf16] [--repeat 5]
+ *                [--part dit|vae] [--attention dense|xattention|svg2|pooled --top-p .9]
  *
- * The weights of official models are not needed to know how long a forward takes, only their shapes: the table of
- * operations is wrapped so that every weight that is loaded is replaced by random numbers of the right size, and every
- * vector of zeros too (zeros run faster than data). Prints the median seconds of a forward of one branch without
- * stopping anywhere, then where they go, measured with a wait after every operation. A tool, not a test.
+ * -m: as --random-weights of haste-run; the weights of official models are not needed to know how long a forward takes,
+ * only their shapes. Prints the median seconds of a forward of one branch without stopping anywhere, then where they
+ * go, measured with a wait after every operation. A tool, not a test.
  */
 #include "dit.h"
+#include "random.h"
 #include "vae.h"
 
 #include <math.h>
@@ -29,63 +28,6 @@ static const hs_ops *real;
 static hs_ops wrapped;
 static int64_t self_tokens;
 static int stop_after_each;
-
-/* ---- random weights --------------------------------------------------------------------------------------------- */
-enum { BLOCK = 1 << 24 };
-static float *block; /* uniform in [-1, 1), read from a different place by every tensor */
-static uint64_t place;
-
-static float *random_values(int64_t n, float scale, float center) {
-    float *x = hs_alloc((size_t)n * sizeof *x);
-    if (!x) abort(); /* a bench: no use going on */
-    for (int64_t i = 0, at = (int64_t)(hs_hash64(place++) % BLOCK); i < n; i++, at = at + 1 < BLOCK ? at + 1 : 0)
-        x[i] = center + scale * block[at];
-    return x;
-}
-
-static int weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w, hs_err *err) {
-    hs_linear_src s = *src;
-    float *mine[6] = {0};
-    for (int p = 0; p < s.parts; p++) {
-        s.w[p] = mine[p] = random_values(s.out[p] * s.in, 1.7f / sqrtf((float)s.in), 0);
-        s.type[p] = HS_F32;
-        if (!s.bias[p]) continue;
-        s.bias[p] = mine[3 + p] = random_values(s.out[p], 0.1f, 0);
-        s.bias_type[p] = HS_F32;
-    }
-    const int r = real->weight_linear(dev, &s, w, err);
-    for (int p = 0; p < 6; p++) hs_free(mine[p]);
-    return r;
-}
-
-static int weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs_err *err) {
-    hs_conv_src s = *src;
-    const int64_t in = (int64_t)s.cin * s.kt * s.ky * s.kx;
-    float *weights = random_values(s.cout * in, 1.7f / sqrtf((float)in), 0);
-    s.w = weights;
-    s.type = HS_F32;
-    float *bias = s.bias ? random_values(s.cout, 0.1f, 0) : NULL;
-    s.bias = bias;
-    s.bias_type = HS_F32;
-    const int r = real->weight_conv(dev, &s, w, err);
-    hs_free(weights);
-    hs_free(bias);
-    return r;
-}
-
-/* Gains and tables that are all zero in a file without data. */
-static void upload(hs_device *dev, void *dst, const void *host, size_t bytes) {
-    const char *x = host;
-    size_t i = 0;
-    while (i < bytes && !x[i]) i++;
-    if (i < bytes || bytes % sizeof(float)) {
-        real->upload(dev, dst, host, bytes);
-        return;
-    }
-    float *y = random_values((int64_t)(bytes / sizeof(float)), 0.2f, 1);
-    real->upload(dev, dst, y, bytes);
-    hs_free(y);
-}
 
 /* ---- stopwatches --------------------------------------------------------------------------------------------------
  */
@@ -150,9 +92,6 @@ PREDICTOR(reuse, hs_reuse)
 static void wrap(hs_device *dev) {
     real = dev->ops;
     wrapped = *real;
-    wrapped.weight_linear = weight_linear;
-    wrapped.weight_conv = weight_conv;
-    wrapped.upload = upload;
     wrapped.linear = linear;
     wrapped.attention = attention;
     wrapped.conv = conv;
@@ -197,6 +136,15 @@ typedef struct settings {
     hs_attn_policy attention;
 } settings;
 
+static int upload_noise(hs_device *dev, hs_buf to, uint64_t seed, hs_err *err) {
+    float *x = hs_alloc((size_t)to.n * sizeof *x);
+    if (!x) return hs_fail(err, HS_ENOMEM, "no memory for noise");
+    hs_randn(seed, x, to.n);
+    hs_upload(dev, to, x);
+    hs_free(x);
+    return 0;
+}
+
 static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_err *err) {
     const int f = (o->frames - 1) / 4 + 1, h = o->height / 16, w = o->width / 16, tokens = f * h * w;
     const int64_t n = (int64_t)c->in_channels * f * h * w * 4;
@@ -204,24 +152,17 @@ static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_e
     hs_dit_run *run = NULL;
     hs_buf latents, velocity, rows;
     hs_st *st = NULL;
-    char path[4096];
     int r;
     double *seconds = hs_calloc((size_t)o->repeat, sizeof *seconds), start = hs_seconds();
     self_tokens = tokens;
-    snprintf(path, sizeof path, "%s/transformer", o->dir);
-    if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) ||
-        (r = hs_dit_load(c, st, dev, HS_ALL_BLOCKS, &dit, err)) ||
+    if ((r = hs_st_random(o->dir, &st, err)) || (r = hs_dit_load(c, st, dev, HS_ALL_BLOCKS, &dit, err)) ||
         (r = hs_dit_run_new(dit, f, h, w, HS_NOBUF, &run, err)) ||
         (r = hs_dit_run_attention(run, &o->attention, err)) ||
         (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)) ||
         (r = hs_device_alloc(dev, HS_F32, n, "velocity", &velocity, err)) ||
         (r = hs_device_alloc(dev, HS_F32, 64LL * c->text_dim, "text", &rows, err)))
         goto out;
-    float *x = random_values(n, 1.7f, 0), *text = random_values(rows.n, 1, 0);
-    hs_upload(dev, latents, x);
-    hs_upload(dev, rows, text);
-    hs_free(x);
-    hs_free(text);
+    if ((r = upload_noise(dev, latents, 1, err)) || (r = upload_noise(dev, rows, 2, err))) goto out;
     if ((r = hs_dit_set_text(run, 0, rows, 64, &(hs_tap){0}, err)) || (r = hs_device_check(dev, err))) goto out;
     int64_t peak, bytes = hs_device_bytes(dev, &peak);
     printf("dit %dx%dx%d, %d tokens, %d layers, %s: ready in %.1f s, %.2f GB on the device\n", o->width, o->height,
@@ -270,17 +211,13 @@ static int bench_vae(const settings *o, const hs_config *c, hs_device *dev, hs_e
     hs_vae_run *run = NULL;
     hs_buf latents, rgb;
     hs_st *st = NULL;
-    char path[4096];
     int r, T;
     self_tokens = -1;
-    snprintf(path, sizeof path, "%s/vae", o->dir);
-    if ((r = hs_st_open_dir(path, "diffusion_pytorch_model", &st, err)) || (r = hs_vae_load(c, st, dev, &vae, err)) ||
+    if ((r = hs_st_random(o->dir, &st, err)) || (r = hs_vae_load(c, st, dev, &vae, err)) ||
         (r = hs_vae_run_new(vae, h, w, 4, HS_NOBUF, &run, err)) ||
         (r = hs_device_alloc(dev, HS_F32, n, "latents", &latents, err)))
         goto out;
-    float *x = random_values(n, 1.7f, 0);
-    hs_upload(dev, latents, x);
-    hs_free(x);
+    if ((r = upload_noise(dev, latents, 1, err))) goto out;
     for (int i = 0; i < 3 && !r; i++) { /* tunes, measures, tells where the time goes */
         stop_after_each = i == 2;
         const double start = begin(dev);
@@ -335,16 +272,14 @@ int main(int argc, char **argv) {
     hs_err err = {0};
     hs_config c;
     hs_device *dev = NULL;
-    int r = hs_config_load(o.dir, &c, &err);
+    int r = hs_random_config(o.dir, &c, &err);
     if (r) goto out;
     if (!o.width) o.width = c.width, o.height = c.height;
     if (!o.frames) o.frames = c.frames;
     o.attention = hs_attn_policy_default(method);
     o.attention.top_p = top_p;
     if (no_reuse) o.attention.reuse.kind = HS_REUSE_NONE;
-    block = hs_alloc(BLOCK * sizeof *block);
-    for (int64_t i = 0; block && i < BLOCK; i++) block[i] = (float)(hs_hash64((uint64_t)i) >> 40) * 0x1p-23f - 1;
-    if (!block || (r = hs_device_open(&o.device, &dev, &err))) goto out;
+    if ((r = hs_device_open(&o.device, &dev, &err))) goto out;
     wrap(dev);
     if (strcmp(o.part, "vae")) r = bench_dit(&o, &c, dev, &err);
     if (!r && strcmp(o.part, "dit")) r = bench_vae(&o, &c, dev, &err);

@@ -97,12 +97,11 @@ demo() {
 shapes() {
     rc=0
     for model in 1.3b 14b; do
-        "$bin/genmodel" --sparse wan_$model /tmp/wan_$model || return 1
         for size in 832x480 1280x720; do
             [ "$model $size" = "14b 832x480" ] && continue
-            timeout 200 "$bin/wan_shapes" -m /tmp/wan_$model --size $size --frames 81 --device cuda --precision bf16 \
+            timeout 200 "$bin/wan_shapes" -m wan2.1-$model --size $size --frames 81 --device cuda --precision bf16 \
                 --repeat 3 --part dit ${SHAPES_FLAGS:-} || rc=1
-            [ $model = 14b ] || timeout 100 "$bin/wan_shapes" -m /tmp/wan_$model --size $size --frames 81 --device cuda \
+            [ $model = 14b ] || timeout 100 "$bin/wan_shapes" -m wan2.1-$model --size $size --frames 81 --device cuda \
                 --precision bf16 --part vae || rc=1
         done
     done
