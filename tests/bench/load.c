@@ -87,8 +87,8 @@ static void *watch(void *user) {
 
 static int load(const hs_files *f, int part, hs_device *dev, void **ret, hs_err *err) {
     const hs_config *c = &f->config;
-    int rc = part == HS_PART_TRANSFORMER ? hs_dit_load(c, f->st[part], dev, (hs_dit **)ret, err)
-             : part == HS_PART_TEXT      ? hs_text_load(c, f->st[part], dev, (hs_text **)ret, err)
+    int rc = part == HS_PART_TRANSFORMER ? hs_dit_load(c, f->st[part], dev, HS_ALL_BLOCKS, (hs_dit **)ret, err)
+             : part == HS_PART_TEXT      ? hs_text_load(c, f->st[part], dev, 0, (hs_text **)ret, err)
                                          : hs_vae_load(c, f->st[part], dev, (hs_vae **)ret, err);
     return rc ? rc : hs_device_check(dev, err);
 }
