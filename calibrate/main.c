@@ -240,6 +240,17 @@ static int load_table(app *a, hs_err *err) {
     return hs_check_load(a->o.n_tables, a->o.tables, a->o.error, &a->table, &a->curves, err);
 }
 
+/* Choosing among noisy numbers favours the lucky ones, the more the fewer probes each rests on. */
+static void warn_of_few_probes(const app *a) {
+    const hs_curves *c = a->curves;
+    double each = (double)c->samples / ((double)hs_curves_sparse_heads(c) * c->intervals * (c->points - 1));
+    if (a->o.per_interval && c->intervals > 1 && each < 4)
+        hs_log(HS_LOG_WARN,
+               "--per-interval chooses by %.3g probe%s a number: on other prompts that can be worse than one threshold "
+               "per head; measure with --prompts-per-head 4 or more",
+               each, each == 1 ? "" : "s");
+}
+
 static void say_table(app *a) {
     const hs_curves *c = a->curves;
     const hs_table_info *i = &a->table->info;
@@ -253,17 +264,7 @@ static void say_table(app *a) {
         say(a, "\nnumeric floor not measured (measure again to add it)\n");
     if (c->floor > 0 && c->below_floor > 0.5)
         hs_log(HS_LOG_WARN, "more than half of the errors drown in rounding: measure with --precision fp32 or fp16");
-}
-
-/* Choosing among noisy numbers favours the lucky ones, the more the fewer probes each rests on. */
-static void warn_of_few_probes(const app *a) {
-    const hs_curves *c = a->curves;
-    double each = (double)c->samples / ((double)hs_curves_sparse_heads(c) * c->intervals * (c->points - 1));
-    if (a->o.per_interval && c->intervals > 1 && each < 4)
-        hs_log(HS_LOG_WARN,
-               "--per-interval chooses by %.3g probe%s a number: on other prompts that can be worse than one threshold "
-               "per head; measure with --prompts-per-head 4 or more",
-               each, each == 1 ? "" : "s");
+    warn_of_few_probes(a);
 }
 
 static void add_target(hs_number_list *list, double v) {
@@ -373,7 +374,6 @@ static int solve(app *a, hs_err *err) {
     int rc = load_table(a, err);
     if (rc) return rc;
     say_table(a);
-    warn_of_few_probes(a);
     if (a->o.step_seconds.n && hs_options_model_name(&a->o.run) && (rc = measure_shared(a, err))) return rc;
     if ((rc = make_budgets(a, &targets, &p, err)) || (rc = hs_solve(a->table, a->curves, &p, &a->profile, err)) ||
         (rc = hs_profile_save(a->o.out, a->profile, err)))
