@@ -37,8 +37,9 @@ enum { HS_ATTN_KEPT = 11 }; /* buffers of a layer, at most */
 typedef int (*hs_attn_visit)(void *user, const char *name, hs_buf b);
 int hs_attn_each_kept(hs_attn *a, int branch, int layer, hs_attn_visit see, void *user);
 int64_t hs_attn_kept_bytes(const hs_attn *a); /* of the largest of them, predicted or not */
-/* Takes such buffers back: fetch(user, name, type, n) gives the host memory of one, or NULL. The layer stays as after
- * hs_attn_begin if `age` is not there. HS_EFORMAT if the values cannot be what a run left. */
+/* Takes such buffers back, as they were before `step`: fetch(user, name, type, n) gives the host memory of one, or
+ * NULL. The layer stays as after hs_attn_begin if `age` is not there. HS_EFORMAT if the values cannot be what a run
+ * left. */
 typedef const void *(*hs_attn_fetch)(void *user, const char *name, hs_dtype type, int64_t n);
-int hs_attn_restore(hs_attn *a, int branch, int layer, hs_attn_fetch fetch, void *user, hs_err *err);
+int hs_attn_restore(hs_attn *a, int branch, int layer, int step, hs_attn_fetch fetch, void *user, hs_err *err);
 #endif

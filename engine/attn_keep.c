@@ -97,7 +97,7 @@ static int is_good(const hs_attn *a, const hs_mask *m, const char *name, const v
     return 1;
 }
 
-int hs_attn_restore(hs_attn *a, int branch, int layer, hs_attn_fetch fetch, void *user, hs_err *err) {
+int hs_attn_restore(hs_attn *a, int branch, int layer, int step, hs_attn_fetch fetch, void *user, hs_err *err) {
     hs_attn_memory *m = hs_attn_memory_of(a, branch, layer);
     kept all[KEPT];
     const void *x;
@@ -115,5 +115,7 @@ int hs_attn_restore(hs_attn *a, int branch, int layer, hs_attn_fetch fetch, void
         hs_upload(a->dev, *all[i].buf, x);
     }
     m->started = 1;
+    /* whose thresholds the masks have: the step's before, or of this one where exact masks were made for it */
+    m->interval = hs_attn_policy_interval(&a->p, step - !(a->p.seed_exact && step == a->p.dense_steps));
     return 0;
 }

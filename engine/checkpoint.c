@@ -17,10 +17,10 @@
 #include <string.h>
 
 #define VERSION "1"
-enum { VALUE = 64, NAME = 48 };
+enum { VALUE = 192, NAME = 48 }; /* 32 steps, each up to 1000 and a comma, fit a value */
 
 /* ---- settings: one table for writing, reading and comparing ----------------------------------------------------- */
-typedef enum kind { INT, FLOAT, DOUBLE, U64 } kind;
+typedef enum kind { INT, FLOAT, DOUBLE, U64, STARTS } kind;
 typedef struct field {
     const char *name;
     kind kind;
@@ -44,6 +44,8 @@ static const field fields[] = {F("width", INT, width),
                                {"fps", INT, offsetof(hs_request, fps), 1},
                                ATTENTION(INT, method),
                                ATTENTION(FLOAT, top_p),
+                               ATTENTION(INT, intervals),
+                               ATTENTION(STARTS, interval_start),
                                ATTENTION(INT, block),
                                ATTENTION(INT, stride),
                                ATTENTION(INT, q_clusters),
@@ -72,6 +74,10 @@ static void print_field(const field *f, const hs_request *r, char ret[VALUE]) {
     case FLOAT: snprintf(ret, VALUE, "%.9g", (double)*(const float *)(const void *)p); break;
     case DOUBLE: snprintf(ret, VALUE, "%.17g", *(const double *)(const void *)p); break;
     case U64: snprintf(ret, VALUE, "%" PRIu64, *(const uint64_t *)(const void *)p); break;
+    case STARTS: /* of the intervals that there are */
+        for (int i = 0, n = 0; i < r->attention.intervals && n < VALUE; i++)
+            n += snprintf(ret + n, (size_t)(VALUE - n), i ? ",%d" : "%d", ((const int *)(const void *)p)[i]);
+        break;
     }
 }
 
@@ -88,6 +94,14 @@ static int read_field(const field *f, const char *text, hs_request *r) {
     case FLOAT: *(float *)(void *)p = strtof(text, &end); break;
     case DOUBLE: *(double *)(void *)p = strtod(text, &end); break;
     case U64: *(uint64_t *)(void *)p = strtoull(text, &end, 10); break;
+    case STARTS:
+        for (int i = 0; i < HS_MAX_INTERVALS; i++, text = end + 1) {
+            const long v = strtol(text, &end, 10);
+            if (v < 0 || v > HS_MAX_STEPS) return -1;
+            ((int *)(void *)p)[i] = (int)v;
+            if (*end != ',') break;
+        }
+        break;
     default: return -1;
     }
     return errno == ERANGE || end == text || *end;
@@ -110,7 +124,7 @@ struct hs_checkpoint {
     hs_st *st;
     char *path;
     int step, steps;
-    float *top_p; /* [layers, heads] of its attention, aligned; NULL = one for all */
+    float *top_p; /* [intervals, layers, heads] of its attention, aligned; NULL = one for all */
     float *noise; /* stands for "noise from a file" in a request; NULL = from a seed */
 };
 
@@ -193,12 +207,15 @@ int hs_checkpoint_request(const hs_checkpoint *c, const hs_model *m, hs_request 
     }
     if ((unsigned)q.solver > HS_EULER || q.sigmas > (int)HS_SIGMAS_D || (unsigned)q.attention.method >= HS_METHOD_COUNT)
         return hs_fail(err, HS_EFORMAT, "%s: solver, sigmas or attention is none that exists", c->path);
+    if (q.attention.intervals < 1 || q.attention.intervals > HS_MAX_INTERVALS)
+        return hs_fail(err, HS_EFORMAT, "%s: attention.intervals is %d, expected 1 to %d", c->path,
+                       q.attention.intervals, HS_MAX_INTERVALS);
     q.prompt = meta(c, "prompt");
     q.negative = meta(c, "negative_prompt");
     q.noise = c->noise;
     q.attention.top_p_heads = NULL;
     if (c->top_p) {
-        if (!tensor(c, "attention.top_p", HS_F32, (int64_t)m->c.layers * m->c.heads))
+        if (!tensor(c, "attention.top_p", HS_F32, (int64_t)q.attention.intervals * m->c.layers * m->c.heads))
             return hs_fail(err, HS_EFORMAT,
                            "%s: thresholds of another number of layers and heads than this model's %d x %d", c->path,
                            m->c.layers, m->c.heads);
@@ -235,7 +252,7 @@ int hs_checkpoint_match(const hs_checkpoint *c, const hs_model *m, const hs_requ
         print_field(&fields[i], &q, now);
         if (!saved || strcmp(saved, now)) return fail_match(c, fields[i].name, saved, now, err);
     }
-    const size_t heads = (size_t)m->c.layers * (size_t)m->c.heads * sizeof(float);
+    const size_t heads = (size_t)q.attention.intervals * (size_t)m->c.layers * (size_t)m->c.heads * sizeof(float);
     if (!c->top_p != !q.attention.top_p_heads || (c->top_p && memcmp(c->top_p, q.attention.top_p_heads, heads)))
         return fail_match(c, "set of thresholds", c->top_p ? "one per head" : "one for all",
                           q.attention.top_p_heads ? "others" : "one for all", err);
@@ -302,7 +319,7 @@ int hs_session_resume(hs_session *s, const hs_checkpoint *c, hs_err *err) {
     }
     for (int b = 0; b < HS_BRANCH_COUNT && !r; b++)
         for (int l = 0; l < s->m->c.layers && !r; l++)
-            r = hs_attn_restore(hs_dit_run_attn(s->dit), b, l, fetch_kept, &(place){c, b, l}, err);
+            r = hs_attn_restore(hs_dit_run_attn(s->dit), b, l, c->step, fetch_kept, &(place){c, b, l}, err);
     return r ? hs_fail_ctx(err, r, "%s", c->path) : hs_device_check(s->m->dev, err);
 }
 
@@ -412,7 +429,8 @@ static int list_tensors(hs_session *s, const hs_request *r, int step) {
         rc = add(w, name, hs_buf_at(s->rows[b], 0, s->n_rows[b] * width), NULL);
     }
     if (!rc && r->attention.top_p_heads)
-        rc = add(w, "attention.top_p", (hs_buf){NULL, HS_F32, (int64_t)s->m->c.layers * s->m->c.heads},
+        rc = add(w, "attention.top_p",
+                 (hs_buf){NULL, HS_F32, (int64_t)r->attention.intervals * s->m->c.layers * s->m->c.heads},
                  r->attention.top_p_heads);
     for (w->branch = 0; w->branch < HS_BRANCH_COUNT; w->branch++)
         for (w->layer = 0; w->layer < s->m->c.layers && step < s->sched.steps && !rc; w->layer++)
