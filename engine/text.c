@@ -47,20 +47,21 @@ static int bind_embedding(const hs_config *c, hs_st *st, hs_device *dev, hs_buf 
     if (!dev) return 0;
     hs_st_expect(st, t);
     if ((r = hs_device_alloc(dev, hs_device_act(dev), t->numel, "text embedding", ret, err))) return r;
-    if (t->dtype == ret->type && t->scale == 1) { /* no conversion: straight from the mapping */
-        hs_upload(dev, *ret, t->data);
-        hs_st_release(st, t);
-        return 0;
-    }
-    enum { CHUNK = 1 << 16 };
-    float *f = hs_alloc(CHUNK * sizeof *f);
-    char *conv = hs_alloc(CHUNK * sizeof *f);
-    if (!f || !conv) r = hs_fail(err, HS_ENOMEM, "no memory for the text embedding");
+    /* the largest tensor of all (2 GB in 16 bits): in pieces, so that the file's pages do not pile up */
+    enum { CHUNK = 1 << 20, RELEASE = 64 };
+    const int as_it_is = t->dtype == ret->type && t->scale == 1;
+    float *f = as_it_is ? NULL : hs_alloc(CHUNK * sizeof *f);
+    char *conv = as_it_is ? NULL : hs_alloc(CHUNK * sizeof *f);
+    if (!as_it_is && (!f || !conv)) r = hs_fail(err, HS_ENOMEM, "no memory for the text embedding");
     for (int64_t i = 0; i < t->numel && !r; i += CHUNK) {
-        int64_t n = t->numel - i < CHUNK ? t->numel - i : CHUNK;
-        hs_st_floats(t, i, n, f);
-        hs_from_f32(conv, ret->type, f, n);
-        hs_upload(dev, hs_buf_at(*ret, i, n), conv);
+        const int64_t n = t->numel - i < CHUNK ? t->numel - i : CHUNK;
+        if (!as_it_is) {
+            hs_st_floats(t, i, n, f);
+            hs_from_f32(conv, ret->type, f, n);
+        }
+        hs_upload(dev, hs_buf_at(*ret, i, n),
+                  as_it_is ? (const char *)t->data + i * (int64_t)hs_dtype_size(t->dtype) : conv);
+        if (i / CHUNK % RELEASE == RELEASE - 1) hs_st_release(st, t);
     }
     hs_st_release(st, t);
     hs_free(f);

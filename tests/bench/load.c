@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum { MAX_FILES = 64 };
@@ -40,6 +41,13 @@ static void forget(const char *const *file, int n) {
         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         close(fd);
     }
+}
+
+/* Processor seconds of this process: what other programs on the machine do not change. */
+static double worked(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
 static double read_all(const char *const *file, int n, double *ret_bytes) {
@@ -105,24 +113,28 @@ static int measure(const hs_files *f, int part, hs_device *dev, int cold, hs_err
     else
         read_all(file, n, &bytes);
     bytes = 0;
-    const double plain = read_all(file, n, &bytes);
+    double work = worked();
+    const double plain = read_all(file, n, &bytes), plain_work = worked() - work;
     if (cold) forget(file, n);
     look(&anon, &mapped);
     const int64_t before = hs_device_bytes(dev, NULL);
     peak_anon = anon, peak_file = mapped;
     atomic_store(&watching, 1);
     if (pthread_create(&thread, NULL, watch, NULL)) return hs_fail(err, HS_ENOMEM, "no thread");
+    work = worked();
     const double start = hs_seconds();
     const int rc = load(f, part, dev, &loaded, err);
     const double seconds = hs_seconds() - start;
+    work = worked() - work;
     atomic_store(&watching, 0);
     pthread_join(thread, NULL);
     if (rc) return rc;
     const double weights = strncmp(hs_device_name(dev), "cuda", 4) ? (double)(hs_device_bytes(dev, NULL) - before) : 0;
-    printf("%-12s %6.2f GB in %d files: read %.2f s (%.2f GB/s), loaded %.2f s (%.2f GB/s, %.2f x reading); "
+    printf("%-12s %6.2f GB in %d files: read %.2f s (processors %.2f s), loaded %.2f s (processors %.2f s), %.2f x "
+           "reading; "
            "weights %.2f GB, peak beyond them %.2f GB, mapped %.2f GB\n",
-           names[part], bytes / 1e9, n, plain, bytes / plain / 1e9, seconds, bytes / seconds / 1e9, seconds / plain,
-           weights / 1e9, (peak_anon - anon - weights) / 1e9, peak_file / 1e9);
+           names[part], bytes / 1e9, n, plain, plain_work, seconds, work, seconds / plain, weights / 1e9,
+           (peak_anon - anon - weights) / 1e9, peak_file / 1e9);
     fflush(stdout);
     if (part == HS_PART_TRANSFORMER) hs_dit_free(loaded);
     if (part == HS_PART_TEXT) hs_text_free(loaded);
