@@ -325,10 +325,10 @@ static void keep_latents(app *a, const job *j, int code) {
     }
 }
 
-/* What stopped the run may not stop the next one: how to go on. NaN would come again. */
+/* What stopped the run may not stop the next one: how to go on. NaN, and a damaged checkpoint, would come again. */
 static void say_how_to_resume(const app *a, const job *j, int code) {
     const int kept = j->stats_of.checkpoint_step, resumed = j->stats_of.first_step;
-    if (a->denoised || code == HS_ENUMERIC || a->o.decode_latents) return;
+    if (a->denoised || code == HS_ENUMERIC || code == HS_EFORMAT || a->o.decode_latents) return;
     if (kept || resumed) {
         fprintf(stderr, "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run",
                 kept ? kept : resumed, j->req.steps);

@@ -213,7 +213,9 @@ static void make_way(hs_session *s) {
     m->dit = NULL;
     if (m->vae_dev == m->dev) {
         hs_vae_run_free(s->vae);
+        hs_vae_free(m->vae);
         s->vae = NULL;
+        m->vae = NULL;
     }
     hs_device_free(m->dev, s->room);
     s->room = HS_NOBUF;

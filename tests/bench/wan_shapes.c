@@ -1,8 +1,10 @@
 /* A whole forward of the transformer, and the VAE's decoding, at full size with random weights.
  *
  *     wan_shapes -m wan2.1-14b --size 1280x720 --frames 81 [--device cuda] [--precision bf16] [--repeat 5]
- *                [--part dit|vae] [--attention dense|xattention|svg2|pooled --top-p .9]
+ *                [--part dit|vae] [--attention dense|xattention|svg2|pooled --top-p .9 [--every 5]]
  *
+ * --every N: masks are predicted in every Nth forward, and the median is of the means of N of them; 1 without it.
+ * With random weights all blocks weigh about the same, so masks have a density of about top-p.
  * -m: as --random-weights of haste-run; the weights of official models are not needed to know how long a forward takes,
  * only their shapes. Prints the median seconds of a forward of one branch without stopping anywhere, then where they
  * go, measured with a wait after every operation. A tool, not a test.
@@ -132,7 +134,7 @@ static void where_it_goes(double whole) {
 typedef struct settings {
     const char *dir, *part;
     hs_device_params device;
-    int width, height, frames, repeat;
+    int width, height, frames, repeat, every;
     hs_attn_policy attention;
 } settings;
 
@@ -152,7 +154,7 @@ static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_e
     hs_dit_run *run = NULL;
     hs_buf latents, velocity, rows;
     hs_st *st = NULL;
-    int r;
+    int r, step = 0;
     double *seconds = hs_calloc((size_t)o->repeat, sizeof *seconds), start = hs_seconds();
     self_tokens = tokens;
     if ((r = hs_st_random(o->dir, &st, err)) || (r = hs_dit_load(c, st, dev, HS_ALL_BLOCKS, &dit, err)) ||
@@ -170,9 +172,10 @@ static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_e
     hs_attn_begin(hs_dit_run_attn(run));
     for (int i = -2; i < o->repeat && !r; i++) { /* the first two tune and warm up */
         start = hs_seconds();
-        hs_dit_forward(run, latents, 700, &(hs_policy){.step = i + 2, .steps = 50}, velocity, &(hs_tap){0});
+        for (int k = 0; k < o->every; k++, step++)
+            hs_dit_forward(run, latents, 700, &(hs_policy){.step = step, .steps = 50}, velocity, &(hs_tap){0});
         r = hs_device_check(dev, err);
-        if (i >= 0) seconds[i] = hs_seconds() - start;
+        if (i >= 0) seconds[i] = (hs_seconds() - start) / o->every;
     }
     if (r) goto out;
     const int64_t bad = hs_count_nonfinite(dev, velocity);
@@ -192,7 +195,7 @@ static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_e
     }
     stop_after_each = 1;
     start = begin(dev);
-    hs_dit_forward(run, latents, 700, &(hs_policy){.step = o->repeat + 2, .steps = 50}, velocity, &(hs_tap){0});
+    hs_dit_forward(run, latents, 700, &(hs_policy){.step = step, .steps = 50}, velocity, &(hs_tap){0});
     r = hs_device_check(dev, err);
     where_it_goes(hs_seconds() - start);
     stop_after_each = 0;
@@ -240,10 +243,10 @@ out:
 }
 
 int main(int argc, char **argv) {
-    settings o = {.dir = "data/demo", .part = "", .device = {.name = "auto", .precision = "auto"}, .repeat = 5};
+    settings o = {
+        .dir = "data/demo", .part = "", .device = {.name = "auto", .precision = "auto"}, .repeat = 5, .every = 1};
     hs_method method = HS_DENSE;
     float top_p = 0.9f;
-    int no_reuse = 1;
     for (int i = 1; i + 1 < argc; i += 2) {
         const char *a = argv[i], *v = argv[i + 1];
         if (!strcmp(a, "-m"))
@@ -266,8 +269,8 @@ int main(int argc, char **argv) {
             return 2;
         else if (!strcmp(a, "--top-p"))
             top_p = strtof(v, NULL);
-        else if (!strcmp(a, "--reuse"))
-            no_reuse = !strcmp(v, "none");
+        else if (!strcmp(a, "--every"))
+            o.every = atoi(v) > 0 ? atoi(v) : 1;
     }
     hs_err err = {0};
     hs_config c;
@@ -278,7 +281,8 @@ int main(int argc, char **argv) {
     if (!o.frames) o.frames = c.frames;
     o.attention = hs_attn_policy_default(method);
     o.attention.top_p = top_p;
-    if (no_reuse) o.attention.reuse.kind = HS_REUSE_NONE;
+    o.attention.reuse.kind = o.every > 1 ? HS_REUSE_INTERVAL : HS_REUSE_NONE;
+    o.attention.reuse.interval = o.every;
     if ((r = hs_device_open(&o.device, &dev, &err))) goto out;
     wrap(dev);
     if (strcmp(o.part, "vae")) r = bench_dit(&o, &c, dev, &err);
