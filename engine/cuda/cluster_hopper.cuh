@@ -124,8 +124,13 @@ static __device__ __forceinline__ void finish_near(const kmeans &m, int head, in
 template <typename T> struct near_by_wgmma {
     using type = T;
     enum { THREADS = NEAR_GROUPS * 128 + 128, BLOCKS = 1, HALVES = 1, COLS = NEAR_COLS };
-    unsigned full, empty, tokens_full, tokens_empty; /* barriers */
-    int stage, phase, half, half_phase;              /* of centroids; of tokens */
+    unsigned barriers;                  /* of every stage full, empty; of both halves of tokens full, empty */
+    int stage, phase, half, half_phase; /* of centroids; of tokens */
+
+    __device__ __forceinline__ unsigned full(int s) const { return barriers + 8 * s; }
+    __device__ __forceinline__ unsigned empty(int s) const { return barriers + 8 * (NEAR_STAGES + s); }
+    __device__ __forceinline__ unsigned tokens_full(int s) const { return barriers + 8 * (2 * NEAR_STAGES + s); }
+    __device__ __forceinline__ unsigned tokens_empty(int s) const { return barriers + 8 * (2 * NEAR_STAGES + 2 + s); }
 
     __device__ __forceinline__ void next_stage() {
         stage = stage + 1 < NEAR_STAGES ? stage + 1 : 0;
@@ -138,20 +143,17 @@ template <typename T> struct near_by_wgmma {
 
     __device__ __forceinline__ void begin() {
 #if HS_HOPPER
-        __shared__ uint64_t barriers[NEAR_BARRIERS];
-        full = shared_address(barriers);
-        empty = full + 8 * NEAR_STAGES;
-        tokens_full = empty + 8 * NEAR_STAGES;
-        tokens_empty = tokens_full + 16;
+        __shared__ uint64_t room[NEAR_BARRIERS];
+        barriers = shared_address(room);
         stage = phase = half = half_phase = 0;
         if (threadIdx.x == 0) {
             for (int s = 0; s < NEAR_STAGES; s++) {
-                barrier_init(full + 8 * s, 1);
-                barrier_init(empty + 8 * s, NEAR_GROUPS);
+                barrier_init(full(s), 1);
+                barrier_init(empty(s), NEAR_GROUPS);
             }
             for (int s = 0; s < 2; s++) {
-                barrier_init(tokens_full + 8 * s, 1);
-                barrier_init(tokens_empty + 8 * s, NEAR_GROUPS);
+                barrier_init(tokens_full(s), 1);
+                barrier_init(tokens_empty(s), NEAR_GROUPS);
             }
             barrier_init_done();
         }
@@ -181,18 +183,17 @@ template <typename T> struct near_by_wgmma {
 
     __device__ __forceinline__ void produce(const kmeans &m, int head, int first, int cols, unsigned tokens,
                                             unsigned centroids) {
-        barrier_wait(tokens_empty + 8 * half, half_phase ^ 1);
-        barrier_expect(tokens_full + 8 * half, NEAR_TOKENS);
+        barrier_wait(tokens_empty(half), half_phase ^ 1);
+        barrier_expect(tokens_full(half), NEAR_TOKENS);
         for (int s = 0; s < NEAR_SLABS; s++)
-            tma_load(tokens + half * NEAR_TOKENS + s * NEAR_BOX, &m.tokens, tokens_full + 8 * half, s * SLAB, first,
-                     head);
+            tma_load(tokens + half * NEAR_TOKENS + s * NEAR_BOX, &m.tokens, tokens_full(half), s * SLAB, first, head);
         next_tokens();
         for (int c = 0; c < cols; c++, next_stage()) {
             const unsigned to = centroids + stage * NEAR_CENTROIDS;
-            barrier_wait(empty + 8 * stage, phase ^ 1);
-            barrier_expect(full + 8 * stage, NEAR_CENTROIDS);
+            barrier_wait(empty(stage), phase ^ 1);
+            barrier_expect(full(stage), NEAR_CENTROIDS);
             for (int s = 0; s < NEAR_SLABS; s++)
-                tma_load(to + s * (NEAR_CENTROIDS / NEAR_SLABS), &m.rounded, full + 8 * stage, s * SLAB, c * NEAR_COLS,
+                tma_load(to + s * (NEAR_CENTROIDS / NEAR_SLABS), &m.rounded, full(stage), s * SLAB, c * NEAR_COLS,
                          head);
         }
     }
@@ -204,11 +205,11 @@ template <typename T> struct near_by_wgmma {
         best_two row[2];
         row[0].clear();
         row[1].clear();
-        barrier_wait(tokens_full + 8 * half, half_phase);
+        barrier_wait(tokens_full(half), half_phase);
         for (int c = 0; c < cols; c++, next_stage()) {
             const unsigned at = centroids + stage * NEAR_CENTROIDS;
             float acc[64];
-            barrier_wait(full + 8 * stage, phase);
+            barrier_wait(full(stage), phase);
             products_begin();
 #pragma unroll
             for (int s = 0; s < NEAR_SLABS; s++) {
@@ -221,8 +222,8 @@ template <typename T> struct near_by_wgmma {
             products_wait<0>();
             keep(acc);
             if (threadIdx.x % 128 == 0) {
-                barrier_arrive(empty + 8 * stage);
-                if (c == cols - 1) barrier_arrive(tokens_empty + 8 * half);
+                barrier_arrive(empty(stage));
+                if (c == cols - 1) barrier_arrive(tokens_empty(half));
             }
             look_near(acc, bias, c * NEAR_COLS, row);
         }
