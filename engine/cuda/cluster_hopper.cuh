@@ -20,7 +20,8 @@ enum {
     NEAR_BOX = NEAR_ROWS * SLAB * 2,
     NEAR_TOKENS = NEAR_SLABS * NEAR_BOX, /* bytes */
     NEAR_CENTROIDS = NEAR_SLABS * NEAR_COLS * SLAB * 2,
-    NEAR_SHARED = 2 * NEAR_TOKENS + NEAR_STAGES * NEAR_CENTROIDS,
+    NEAR_BIAS = NEAR_COLS * 8, /* their scales and half squares */
+    NEAR_SHARED = 2 * NEAR_TOKENS + NEAR_STAGES * (NEAR_CENTROIDS + NEAR_BIAS),
     NEAR_BARRIERS = 2 * NEAR_STAGES + 4,
 };
 
@@ -45,15 +46,16 @@ struct best_two {
     }
 };
 
-/* The products of 64 tokens with a tile of centroids become choices. A score gives up its last five bits for the number
- * of its column among this thread's 32, so that the best two are found by minima and maxima alone. */
+/* The products of 64 tokens with a tile of centroids become choices; bias: of the tile, in shared memory. A score gives
+ * up its last five bits for the number of its column among this thread's 32, so that the best two are found by minima
+ * and maxima alone. */
 static __device__ __forceinline__ void look_near(const float (&acc)[64], const float2 *bias, int first,
                                                  best_two (&row)[2]) {
     const int quad = threadIdx.x % 4;
     float best[2] = {-INFINITY, -INFINITY}, second[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int j = 0; j < 16; j++) {
-        const float4 two = *(const float4 *)(bias + first + 8 * j + 2 * quad);
+        const float4 two = *(const float4 *)(bias + 8 * j + 2 * quad);
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -149,7 +151,7 @@ template <typename T> struct near_by_wgmma {
         if (threadIdx.x == 0) {
             for (int s = 0; s < NEAR_STAGES; s++) {
                 barrier_init(full(s), 1);
-                barrier_init(empty(s), NEAR_GROUPS);
+                barrier_init(empty(s), NEAR_GROUPS * 4);
             }
             for (int s = 0; s < 2; s++) {
                 barrier_init(tokens_full(s), 1);
@@ -176,7 +178,7 @@ template <typename T> struct near_by_wgmma {
                 share([&](int head, int first) { produce(m, head, first, cols, tokens, centroids); });
             __syncwarp();
         } else {
-            share([&](int head, int first) { consume(m, head, first, cols, tokens, centroids, group); });
+            share([&](int head, int first) { consume(m, head, first, cols, shared, group); });
         }
 #endif
     }
@@ -191,17 +193,20 @@ template <typename T> struct near_by_wgmma {
         for (int c = 0; c < cols; c++, next_stage()) {
             const unsigned to = centroids + stage * NEAR_CENTROIDS;
             barrier_wait(empty(stage), phase ^ 1);
-            barrier_expect(full(stage), NEAR_CENTROIDS);
+            barrier_expect(full(stage), NEAR_CENTROIDS + NEAR_BIAS);
+            bulk_load(centroids + NEAR_STAGES * NEAR_CENTROIDS + stage * NEAR_BIAS,
+                      m.bias + head * m.padded + c * NEAR_COLS, NEAR_BIAS, full(stage));
             for (int s = 0; s < NEAR_SLABS; s++)
                 tma_load(to + s * (NEAR_CENTROIDS / NEAR_SLABS), &m.rounded, full(stage), s * SLAB, c * NEAR_COLS,
                          head);
         }
     }
 
-    __device__ __forceinline__ void consume(const kmeans &m, int head, int first, int cols, unsigned tokens,
-                                            unsigned centroids, int group) {
+    __device__ __forceinline__ void consume(const kmeans &m, int head, int first, int cols, const unsigned char *shared,
+                                            int group) {
+        const unsigned tokens = shared_address(shared), centroids = tokens + 2 * NEAR_TOKENS;
         const unsigned mine = tokens + half * NEAR_TOKENS + group * 64 * SLAB * 2;
-        const float2 *bias = m.bias + head * m.padded;
+        const float2 *bias = (const float2 *)(const void *)(shared + 2 * NEAR_TOKENS + NEAR_STAGES * NEAR_CENTROIDS);
         best_two row[2];
         row[0].clear();
         row[1].clear();
@@ -221,11 +226,10 @@ template <typename T> struct near_by_wgmma {
             products_commit();
             products_wait<0>();
             keep(acc);
-            if (threadIdx.x % 128 == 0) {
-                barrier_arrive(empty(stage));
-                if (c == cols - 1) barrier_arrive(tokens_empty(half));
-            }
-            look_near(acc, bias, c * NEAR_COLS, row);
+            if (threadIdx.x % 128 == 0 && c == cols - 1) barrier_arrive(tokens_empty(half));
+            look_near(acc, bias + stage * NEAR_COLS, c * NEAR_COLS, row);
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) barrier_arrive(empty(stage));
         }
         next_tokens();
         const int lane = threadIdx.x % 32;
