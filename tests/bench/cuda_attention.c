@@ -3,9 +3,9 @@
  *     cuda_attention [--device cuda[:N]] [--precision auto|fp32|bf16|fp16] [--tokens N] [--heads N] [--repeats N]
  *
  * Without --tokens and --heads: 32,760 and 75,600 tokens (480p, 720p), 12 and 40 heads (1.3B, 14B). Masks are random
- * bits over blocks of 128 or 64 tokens, or over scattered clusters as SVG2 makes them. FLOPs are those of the kept
- * pairs; the last column is the rate against dense attention of the same size. A tool, not a test; exit status 77: no
- * such device.
+ * bits over blocks of 128 or 64 tokens (uneven: heads keep from nothing to twice as much), or over scattered clusters
+ * as SVG2 makes them. FLOPs are those of the kept pairs; the last column is the rate against dense attention of the
+ * same size. A tool, not a test; exit status 77: no such device.
  */
 #include "backend.h"
 #include "mask.h"
@@ -81,18 +81,20 @@ static void scatter(hs_mask *m, hs_buf order, hs_buf start, int64_t len, int n, 
     }
 }
 
-/* block 0: clusters */
-static hs_mask make_mask(const bench *b, int block, double density) {
+/* block 0: clusters. uneven: the first head keeps next to nothing, the last one twice the density. */
+static hs_mask make_mask(const bench *b, int block, double density, int uneven) {
     hs_mask m = {.heads = b->heads, .block = block, .len_q = b->n, .len_k = b->n};
     m.rows = block ? (int)((b->n + block - 1) / block) : Q_CLUSTERS;
     m.cols = block ? m.rows : K_CLUSTERS;
     m.words = hs_mask_words(m.cols);
     m.bits = host_buf(HS_I32, (int64_t)m.heads * m.rows * m.words);
     m.dense = host_buf(HS_U8, m.heads);
-    for (int64_t r = 0; r < (int64_t)m.heads * m.rows; r++)
+    for (int64_t r = 0; r < (int64_t)m.heads * m.rows; r++) {
+        const double share = uneven ? density * (double)(2 * (r / m.rows) + 1) / m.heads : density;
         for (int c = 0; c < m.cols; c++)
-            if ((double)(hs_hash64((uint64_t)(r * m.cols + c)) % 1000000) < density * 1e6)
+            if ((double)(hs_hash64((uint64_t)(r * m.cols + c)) % 1000000) < share * 1e6)
                 hs_mask_set((int32_t *)m.bits.p + r * m.words, c);
+    }
     if (block) return m;
     m.q_order = host_buf(HS_I32, m.heads * b->n);
     m.k_order = host_buf(HS_I32, m.heads * b->n);
@@ -103,9 +105,9 @@ static hs_mask make_mask(const bench *b, int block, double density) {
     return m;
 }
 
-static int masks_new(const bench *b, int block, double density, masks *ret, hs_err *err) {
+static int masks_new(const bench *b, int block, double density, int uneven, masks *ret, hs_err *err) {
     int rc = HS_OK;
-    ret->host = ret->there = make_mask(b, block, density);
+    ret->host = ret->there = make_mask(b, block, density, uneven);
     for (int i = 0; i < BUFFERS; i++) *buffer(&ret->there, i) = HS_NOBUF;
     for (int i = 0; i < BUFFERS && !rc; i++) {
         const hs_buf from = *buffer(&ret->host, i);
@@ -167,13 +169,13 @@ static int measure(bench *b, const char *what, const hs_mask *mask, double densi
     return HS_OK;
 }
 
-static int measure_masked(bench *b, int block, double density, hs_err *err) {
+static int measure_masked(bench *b, int block, double density, int uneven, hs_err *err) {
     masks m;
     char what[32] = "clusters";
     double kept = 0;
-    int rc = masks_new(b, block, density, &m, err);
+    int rc = masks_new(b, block, density, uneven, &m, err);
     for (int h = 0; h < b->heads; h++) kept += hs_mask_density(&m.host, h) / b->heads;
-    if (block) snprintf(what, sizeof what, "blocks %d", block);
+    if (block) snprintf(what, sizeof what, "%s %d", uneven ? "uneven" : "blocks", block);
     if (!rc) rc = measure(b, what, &m.there, kept, err);
     masks_free(b, &m);
     return rc;
@@ -192,7 +194,7 @@ static void fill(const bench *b) {
 }
 
 static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, hs_err *err) {
-    static const double densities[] = {0.5, 0.3, 0.2};
+    static const double densities[] = {0.5, 0.3, 0.2, 0.1};
     static const int blocks[] = {128, 64, 0};
     bench b = {.dev = dev, .n = n, .heads = heads, .repeats = repeats};
     const hs_dtype act = hs_device_act(dev);
@@ -202,9 +204,11 @@ static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, hs_er
         fill(&b);
         rc = measure(&b, "dense", NULL, 1, err);
     }
-    if (!rc) rc = measure_masked(&b, 128, 1, err);
+    if (!rc) rc = measure_masked(&b, 128, 1, 0, err);
     for (int i = 0; i < 3 && !rc; i++)
-        for (int k = 0; k < 3 && !rc; k++) rc = measure_masked(&b, blocks[i], densities[k], err);
+        for (int k = 0; k < 4 && !rc; k++) rc = measure_masked(&b, blocks[i], densities[k], 0, err);
+    if (!rc) rc = measure_masked(&b, 128, 0.3, 1, err);
+    if (!rc) rc = measure(&b, "dense", NULL, 1, err); /* again: clocks change */
     hs_device_free(dev, b.qkv);
     hs_device_free(dev, b.out);
     return rc;
