@@ -3,7 +3,7 @@
 # the first probe to tables at equal density, with and without dense steps. Then: is a profile that this device made the
 # one that the CPU made?
 #     tests/bench/interval_eval.sh PROGRAMS OUT
-# PROGRAMS: the folder of haste-calibrate and haste-eval. OUT gets profiles, tables and summary.txt, less than 1 MB.
+# PROGRAMS: the folder of haste-calibrate and haste-eval. OUT gets profiles, tables and summary.txt, about 1 MB.
 # Environment, with what is taken otherwise:
 #     DEVICES="cuda"    one or more: "cuda:0 cuda:1"       PRECISION=fp16    of probes and of the dense reference
 #     SHARDS=16         processes at a time                WARM="3 0"        dense steps
@@ -12,12 +12,13 @@
 #     CLIPS=32          of prompts/evaluate.txt            POINTS="0.8 0.9 0.95"   budgets: as sparse as one such p
 #     CURVE="0.7 0.8 0.9 0.95 0.99"   budgets of the profile per head, with which the others are compared
 #     VIDEO=""          "--size 128x128 --steps 8"         WORK=             keeps tables and clips there: goes on
+#     SAME="cuda cpu"   devices of the last question; for two machines, first SAME=cuda, then WARM= SAME=cpu with that OUT
 set -eu
-[ $# = 2 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# = 2 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 mkdir -p "$2"
 programs=$(cd "$1" && pwd) out=$(cd "$2" && pwd)
 cd "$(dirname "$0")/../.."
-: "${DEVICES:=cuda}" "${PRECISION:=fp16}" "${SHARDS:=16}" "${WARM:=3 0}" "${PROMPTS:=24}" "${PER_HEAD:=12}"
+: "${DEVICES:=cuda}" "${PRECISION:=fp16}" "${SHARDS:=16}" "${WARM=3 0}" "${PROMPTS:=24}" "${PER_HEAD:=12}"
 : "${INTERVALS:=4}" "${CANDIDATES:=0.5,0.6,0.7,0.8,0.85,0.9,0.95,0.99}" "${CLIPS:=32}" "${POINTS:=0.8 0.9 0.95}"
 : "${CURVE:=0.7 0.8 0.9 0.95 0.99}" "${VIDEO:=}" "${WORK:=}"
 export OMP_WAIT_POLICY=passive
@@ -77,7 +78,9 @@ report() { # report NAME BASELINE
     for kind in json md; do cp "$work/w$warm/table.$kind" "$out/w$warm.$1.$kind"; done
 }
 
-: >"$out/summary.txt"
+case " $DEVICES " in *" cpu "*) : "${SAME=}" ;; esac # nothing to compare with
+: "${SAME=$(device_of 0) cpu}"
+[ -z "$WARM" ] || : >"$out/summary.txt"
 for warm in $WARM; do
     each measure
     note "$warm dense steps: probes measured"
@@ -101,6 +104,8 @@ for warm in $WARM; do
         cat "$work/solve.log"
         "$calibrate" compare "$out/w$warm.steps.json" "$out/w$warm.heads.json" --table "$work/w$warm.0.jsonl" \
             $(i=1; while [ "$i" -lt "$SHARDS" ]; do echo "--table $work/w$warm.$i.jsonl"; i=$((i + 1)); done)
+        # the shipped profile was made by a GPU from the same prompts
+        [ "$warm" != 3 ] || "$calibrate" compare data/profiles/demo-xattention.json "$out/w3.heads.json"
     } >>"$out/summary.txt" 2>&1
     note "$warm dense steps: thresholds chosen"
     each clips
@@ -110,25 +115,26 @@ for warm in $WARM; do
     note "$warm dense steps: $CLIPS clips measured"
 done
 
-# A few probes in fp32 on this device and on this machine's CPU: do both choose the same, up to ties? The costs are of both
-# choices by the device's table.
-device=$(device_of 0)
-if [ "$device" != cpu ]; then
-    for where in "$device" cpu; do
-        "$calibrate" measure -m data/demo --prompts prompts/calibrate.txt --max-prompts 2 --candidates 0.7,0.8,0.9,0.95 $method \
-            --dense-steps 3 --device "$where" --precision fp32 --table "$work/same.$where.jsonl" $VIDEO -q
-        note "the same 384 probes in fp32, by one process: $where"
-    done
+# A few probes in fp32 on a device and on a CPU: do both choose the same, up to ties? The costs are of both choices by the
+# device's table.
+for where in $SAME; do
+    "$calibrate" measure -m data/demo --prompts prompts/calibrate.txt --max-prompts 2 --candidates 0.7,0.8,0.9,0.95 $method \
+        --dense-steps 3 --device "$where" --precision fp32 --table "$work/same.$where.jsonl" $VIDEO -q
+    cp "$work/same.$where.jsonl" "$out"
+    note "the same 384 probes in fp32, by one process: $where"
+done
+for table in "$out"/same.*.jsonl; do
+    where=${table#"$out/same."}
+    where=${where%.jsonl}
+    [ "$where" != cpu ] && [ -f "$table" ] && [ -f "$out/same.cpu.jsonl" ] || continue
     for kind in heads steps; do
         flag=
         [ "$kind" = heads ] || flag=--per-interval
-        for where in "$device" cpu; do
-            "$calibrate" solve "$work/same.$where.jsonl" --match-top-p 0.8,0.9,0.95 $flag -q -o "$out/same.$kind.$where.json"
+        for which in "$where" cpu; do
+            "$calibrate" solve "$out/same.$which.jsonl" --match-top-p 0.8,0.9,0.95 $flag -q -o "$out/same.$kind.$which.json"
         done
-        "$calibrate" compare "$out/same.$kind.cpu.json" "$out/same.$kind.$device.json" --table "$work/same.$device.jsonl"
+        "$calibrate" compare "$out/same.$kind.cpu.json" "$out/same.$kind.$where.json" --table "$table"
     done >>"$out/summary.txt"
-    # and the shipped profile, made by a GPU from the same prompts
-    case " $WARM " in *" 3 "*) "$calibrate" compare data/profiles/demo-xattention.json "$out/w3.heads.json" >>"$out/summary.txt" ;; esac
-fi
+done
 note "done"
 cat "$out/summary.txt"

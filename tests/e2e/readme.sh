@@ -11,6 +11,12 @@ awk '/^```/ { inside = !inside && /^```(sh|bash|console)$/; next }
               if (/\\$/) { joined = substr($0, 1, length($0) - 1); next }
               if (/^([^ ]*\/)?haste-run /) print }' "$readme" >commands
 test -s commands || fail "README.md shows no haste-run command"
+if command -v make >/dev/null; then
+    make -n -C "$SOURCE_ROOT" demo | grep '^build/haste-run .*--profile ' >>commands || fail "make demo takes no profile"
+fi
+for profile in "$SOURCE_ROOT"/data/profiles/demo-*.json; do
+    echo "haste-run -m data/demo -p a --profile '$profile' -o a.mp4" >>commands
+done
 mkdir root && cd root && ln -s "$SOURCE_ROOT"/* . || fail "links to the repository"
 for layout in diffusers original comfyui; do "$GENMODEL" --layout $layout A $layout || fail "genmodel $layout"; done
 cp comfyui/diffusion_models/*.safetensors wan2.1_t2v_1.3B_bf16.safetensors
@@ -23,6 +29,6 @@ while IFS= read -r line; do
     case ${line%% \# *} in *[\|\>\<\;\&\`]* | *'$('*) fail "too clever for this test: $line" ;; esac
     rest=${line#*haste-run}
     rest=${rest%% \# *}
-    (cd root && eval "\"\$HASTE_RUN\" $rest --dry-run") >out 2>err || fail "README.md: $line"
+    (cd root && eval "\"\$HASTE_RUN\" $rest --dry-run") >out 2>err || fail "$line"
 done <commands
 echo "$(wc -l <commands) commands"
