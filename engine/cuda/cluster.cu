@@ -256,9 +256,6 @@ static __device__ void place(const kmeans &m, int round, unsigned char *shared) 
 
 /* ---- move ------------------------------------------------------------------------------------------------------- */
 
-/* V neighbours of a vector at once. */
-template <typename T, int V> struct alignas(V * sizeof(T)) several { T at[V]; };
-
 /* A warp adds up a segment of grouped tokens: one sum per cluster that it meets. */
 template <typename T, int V> static __device__ void add(const kmeans &m, int round) {
     const int lane = threadIdx.x % 32;

@@ -36,4 +36,6 @@ static __device__ __forceinline__ void write_label(const kmeans &m, int head, in
     m.label[head * m.len + token] = label;
     atomicAdd(&m.counts[(head * m.runs + token / RUN) * m.clusters + label], 1);
 }
+/* V neighbours of a vector at once. */
+template <typename T, int V> struct alignas(V * sizeof(T)) several { T at[V]; };
 #endif

@@ -170,7 +170,7 @@ static int bench_dit(const settings *o, const hs_config *c, hs_device *dev, hs_e
     printf("dit %dx%dx%d, %d tokens, %d layers, %s: ready in %.1f s, %.2f GB on the device\n", o->width, o->height,
            o->frames, tokens, c->layers, hs_device_name(dev), hs_seconds() - start, (double)bytes / 1e9);
     hs_attn_begin(hs_dit_run_attn(run));
-    for (int i = -2; i < o->repeat && !r; i++) { /* the first two tune and warm up */
+    for (int i = o->every > 1 ? -1 : -2; i < o->repeat && !r; i++) { /* first it tunes and warms up */
         start = hs_seconds();
         for (int k = 0; k < o->every; k++, step++)
             hs_dit_forward(run, latents, 700, &(hs_policy){.step = step, .steps = 50}, velocity, &(hs_tap){0});
