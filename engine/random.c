@@ -101,7 +101,8 @@ int hs_random_get(hs_random *r, const char *label, const char *name, int ndim, c
     node *n = hs_calloc(1, sizeof *n);
     if (!n) return hs_fail(err, HS_ENOMEM, "no memory for tensor %s", name);
     snprintf(n->name, sizeof n->name, "%s", name);
-    n->t = (hs_st_tensor){.name = n->name, .dtype = HS_BF16, .ndim = ndim, .numel = 1, .file = label, .used = 1};
+    n->t = (hs_st_tensor){
+        .name = n->name, .dtype = HS_BF16, .ndim = ndim, .numel = 1, .scale = 1, .file = label, .used = 1};
     uint64_t place = 0;
     for (const char *p = name; *p; p++) place = hs_hash64(place ^ (unsigned char)*p);
     int bad = ndim > HS_ST_MAX_DIMS;

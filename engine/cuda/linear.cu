@@ -202,8 +202,6 @@ struct hs_cuda_plans {
     plan *first;
     cublasLtMatmulPreference_t limits;
     cudaEvent_t begin, end;
-    size_t gate_piece; /* for measurements, HS_CUDA_GATED=pass in the environment: gates are not left to the library,
-                          products are made in pieces of so many bytes (pass16: of 16 MiB); else 0 */
 };
 
 typedef struct operands {
@@ -226,10 +224,8 @@ static int set_limit(struct hs_cuda_plans *s, cublasLtMatmulPreferenceAttributes
 int hs_cuda_plans_open(hs_device *dev, hs_err *err) {
     hs_cuda *c = hs_cuda_of(dev);
     struct hs_cuda_plans *s = c->plans = (struct hs_cuda_plans *)hs_calloc(1, sizeof *s);
-    const char *gated = getenv("HS_CUDA_GATED");
     const uint32_t align = 16, ordered = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* fp32, by a step of its own */
     if (!s) return hs_fail(err, HS_ENOMEM, "out of memory opening %s", dev->name);
-    if (gated && !strncmp(gated, "pass", 4)) s->gate_piece = gated[4] ? (size_t)atoi(gated + 4) << 20 : (size_t)PIECE;
     int rc = hs_cublaslt_load(&s->lt, err);
     if (rc) return rc;
     const cublasStatus_t e = s->lt->Create(&s->handle);
@@ -462,16 +458,14 @@ void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
     const size_t p_row = (size_t)out * sizeof(float);
     const bool vectors = in % WIDE == 0 && out % WIDE == 0 && aligned(a->x.p) && aligned(a->y.p);
     int64_t done = 0;
-    const size_t gate_piece = hs_cuda_of(dev)->plans->gate_piece,
-                 p_most = a->gate.p && gate_piece ? gate_piece : (size_t)PIECE;
-    const bool whole = whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p) && !(a->gate.p && gate_piece);
+    const bool whole = whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p);
     int how = a->rows <= FEW || !vectors ? WARPS : whole ? WHOLE : PRODUCT;
     for (; how <= WARPS && done < a->rows && !dev->sticky; how++) {
         const hs_dtype x_type = how == WARPS ? HS_F32 : l.type;
         const bool apart = how != WHOLE && (a->residual || a->y.type != HS_F32); /* the product from y */
         const size_t x_row = a->x.type != x_type ? (size_t)in * hs_dtype_size(x_type) : 0;
         int64_t step = piece_rows(a->rows, x_row, PIECE);
-        if (apart) step = piece_rows(step, p_row, p_most);
+        if (apart) step = piece_rows(step, p_row, PIECE);
         const int64_t spare = how == WHOLE && a->residual ? piece_rows(step, p_row, PIECE) : step;
         const size_t g_bytes = how == WHOLE && a->gate.p ? padded(p_row) : 0, x_bytes = padded((size_t)step * x_row);
         const size_t p_bytes = apart || (how == WHOLE && a->residual) ? (size_t)spare * p_row : 0;

@@ -6,8 +6,7 @@
  * Times are the device's own (hs_lap), of at least 50 ms of calls after one that is not counted (it tunes). The last
  * column of a row operation is its traffic, every operand once, against a plain copy of the activations; of a product,
  * how long that copy would take for its operands: no product is faster than this and its plain relative. --verbose
- * shows what tuning found; with HS_CUDA_GATED=pass in the environment gated products are made without cuBLASLt's
- * alpha vector. Exit code: 0, 1 something failed, 2 usage, 77 no such device.
+ * shows what tuning found. Exit code: 0, 1 something failed, 2 usage, 77 no such device.
  */
 #include "backend.h"
 

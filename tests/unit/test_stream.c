@@ -5,6 +5,7 @@
 #include "stream.h"
 
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 
 TestSuite(stream);
@@ -193,6 +194,35 @@ static hs_plan plan_of(const char *name, int width, int height, double gb, hs_me
         printf("%s\n", err.msg);
     hs_config_done(&m.c);
     return p;
+}
+
+/* Weights of benchmarks are numbers, not zeros: zeros take less power, and a GPU multiplies them faster. */
+Test(stream, random_weights_are_random) {
+    static const struct {
+        const char *name;
+        double center, deviation;
+    } vectors[] = {{"blocks.3.attn1.to_q.bias", 0, 0.02}, {"blocks.3.attn1.norm_q.weight", 1, 0.115}};
+    enum { DIM = 1536 };
+    hs_device *dev = open_ref(0);
+    hs_st *st = NULL;
+    hs_err err = {0};
+    cr_assert_eq(hs_st_random("wan2.1-1.3b", &st, &err), 0, "%s", err.msg);
+    for (int i = 0; i < 2; i++) {
+        hs_buf b = HS_NOBUF;
+        double sum = 0, square = 0;
+        cr_assert_eq(hs_bind_vector(st, dev, DIM, &b, &err, "%s", vectors[i].name), 0, "%s", err.msg);
+        for (int k = 0; k < DIM; k++) {
+            const double x = ((const float *)b.p)[k] - vectors[i].center;
+            sum += x;
+            square += x * x;
+        }
+        cr_expect_lt(fabs(sum / DIM), vectors[i].deviation / 5, "%s: mean %g", vectors[i].name, sum / DIM);
+        cr_expect_float_eq(sqrt(square / DIM), vectors[i].deviation, vectors[i].deviation / 5, "%s: deviation %g",
+                           vectors[i].name, sqrt(square / DIM));
+        hs_device_free(dev, b);
+    }
+    hs_st_close(st);
+    hs_device_close(dev);
 }
 
 Test(stream, published_models_fit_the_cards_that_people_have, .init = NULL) {
