@@ -6,7 +6,7 @@
 #         golden   parity with the reference implementation (golden files)
 #         sanitize compute-sanitizer's four tools on small cases
 #         demo     the demo model: frames of fp32, fp16 and bf16 against the CPU's, seconds
-#         shapes   forwards of Wan2.1 1.3B and 14B at 480p and 720p, VAE decoding, random weights
+#         shapes   forwards of Wan2.1 1.3B and 14B at 480p and 720p, dense and under masks, VAE decoding, random weights
 #         resume   kill -9 at 20 random moments and going on from checkpoints: the frames of an uninterrupted run
 #         stream   14B at 720p, random weights: a forward with all weights on the device, and under 12, 24 and 16 GB
 #         cpu      what this machine's CPU does: attention kernels, the demo model
@@ -99,8 +99,12 @@ shapes() {
     for model in 1.3b 14b; do
         for size in 832x480 1280x720; do
             [ "$model $size" = "14b 832x480" ] && continue
-            timeout 200 "$bin/wan_shapes" -m wan2.1-$model --size $size --frames 81 --device cuda --precision bf16 \
-                --repeat 3 --part dit ${SHAPES_FLAGS:-} || rc=1
+            [ $model = 14b ] && repeat=1 || repeat=3
+            # dense, and with masks of density .26 that are predicted in one forward of five
+            for flags in "" "--attention xattention --top-p .26 --every 5" "--attention svg2 --top-p .26 --every 5"; do
+                timeout 200 "$bin/wan_shapes" -m wan2.1-$model --size $size --frames 81 --device cuda --precision bf16 \
+                    --repeat $repeat --part dit $flags ${SHAPES_FLAGS:-} || rc=1
+            done
             [ $model = 14b ] || timeout 100 "$bin/wan_shapes" -m wan2.1-$model --size $size --frames 81 --device cuda \
                 --precision bf16 --part vae || rc=1
         done
