@@ -1,6 +1,6 @@
-/* Attention of the CUDA backend: which kernel takes a call. 16-bit operands go to tensor cores (attn_mma.cuh), fp32 and
- * what does not fit there to ordinary cores (attn_plain.cuh); both walk masks the same way (attn_walk.cuh), dense
- * attention being the mask that keeps everything.
+/* Attention of the CUDA backend: which kernel takes a call. Hopper is asked first (attn_hopper.cu). Else 16-bit
+ * operands go to tensor cores (attn_mma.cuh), fp32 and what does not fit there to ordinary cores (attn_plain.cuh); both
+ * walk masks the same way (attn_walk.cuh), dense attention being the mask that keeps everything.
  *
  * Blocks of threads are numbered head by head: those that run at a time read the same keys, which then come from L2.
  */

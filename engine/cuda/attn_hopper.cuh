@@ -8,8 +8,8 @@
  * kernels.md 3.
  *
  * What the two sides tell each other goes through barriers in shared memory: `full` ends a phase when a stage is there,
- * `empty` when all consumers are done with it. Queries and the description of a tile have two places, so that the next
- * tile is under way while this one ends; the output goes through the place of the queries.
+ * `empty` when all consumers are done with it. Where there is room, queries and the description of a tile have two
+ * places, so that the next tile is under way while this one ends; the output goes through the place of the queries.
  */
 #ifndef HS_ATTN_HOPPER_CUH
 #define HS_ATTN_HOPPER_CUH
