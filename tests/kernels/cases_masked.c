@@ -36,20 +36,20 @@ static void list(void) {
     emit("q=300 k=300 heads=1 D=128 rows=7 cols=70 keep=40 stacked=1 spread=20 bonus=2");
     /* tiles and steps of 128 and of 64 of kernels that keep several under way; more tiles than processors; the last
      * block kept or not; columns of several steps; bits of several words */
-    emit("q=700 k=700 heads=3 D=128 block=128 keep=40 stacked=1 dense=2");
-    emit("q=1000 k=1000 heads=2 D=128 block=256 keep=60 stacked=1");
-    emit("q=1000 k=1030 heads=2 D=128 block=192 keep=50");
+    emit("q=500 k=500 heads=3 D=128 block=128 keep=40 stacked=1 dense=2");
+    emit("q=600 k=600 heads=2 D=128 block=256 keep=60 stacked=1");
+    emit("q=400 k=650 heads=2 D=128 block=192 keep=50");
     emit("q=257 k=640 heads=4 D=128 block=128 keep=15");
     emit("q=300 k=300 heads=2 D=128 block=128 keep=0 stacked=1");
     emit("q=130 k=300 heads=2 D=128 block=128 keep=60 bonus=3 pad=8");
     emit("q=130 k=300 heads=2 D=128 block=64 keep=60 bonus=3 pad=8");
-    emit("q=1600 k=200 heads=24 D=128 block=64 keep=35");
-    emit("q=2100 k=130 heads=12 D=128 block=128 keep=60");
-    emit("q=130 k=4700 heads=2 D=128 block=128 keep=30 spread=20");
-    emit("q=70 k=4700 heads=2 D=128 block=64 keep=30");
-    emit("q=1500 k=1300 heads=3 D=128 rows=20 cols=90 keep=35 dense=2");
-    emit("q=300 k=2600 heads=2 D=128 rows=4 cols=1100 keep=30");
-    emit("q=1700 k=300 heads=12 D=128 rows=25 cols=40 keep=40 spread=20");
+    emit("q=1450 k=100 heads=12 D=128 block=64 keep=35");
+    emit("q=1500 k=130 heads=12 D=128 block=128 keep=40");
+    emit("q=130 k=4300 heads=1 D=128 block=128 keep=30 spread=20");
+    emit("q=70 k=2200 heads=2 D=128 block=64 keep=30");
+    emit("q=500 k=700 heads=3 D=128 rows=9 cols=60 keep=35 dense=2");
+    emit("q=130 k=2300 heads=2 D=128 rows=3 cols=1100 keep=30");
+    emit("q=900 k=150 heads=12 D=128 rows=13 cols=40 keep=40 spread=20");
     emit("q=200 k=700 heads=2 D=128 rows=9 cols=7 keep=0");
 }
 
