@@ -137,7 +137,6 @@ static void qk_norm_list(void) {
     emit("parts=2 rows=9 ld=100 col=3 d=48 D=8 rope=1 mean=3");
     emit("parts=2 rows=9 ld=144 col=16 d=64 D=4 rope=1 mean=3"); /* heads narrower than a vector */
     emit("parts=2 rows=5001 ld=48 col=0 d=24 D=8 rope=1 mean=3");
-    emit("parts=2 rows=1060 ld=3072 col=0 d=1536 D=128 rope=1 mean=3"); /* ragged rounds where a block has two rows */
 }
 
 static int64_t qk_parts(const test *t) {
