@@ -9,7 +9,7 @@
 enum { MAX_HEAD_DIM = 1024, LANES = 4 }; /* backend_sparse.c admits no larger head */
 
 /* LANES interleaved partial sums, so that the compiler can vectorise; their order is fixed. */
-double hs_ref_dot(const float *a, const float *b, int n) {
+HS_REF_HOT static double dot(const float *a, const float *b, int n) {
     double sum[LANES] = {0}, total = 0;
     int i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -19,7 +19,7 @@ double hs_ref_dot(const float *a, const float *b, int n) {
     return total;
 }
 
-double hs_ref_distance(const float *a, const float *b, int n) {
+HS_REF_HOT static double distance(const float *a, const float *b, int n) {
     double sum[LANES] = {0}, total = 0;
     int i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -27,6 +27,18 @@ double hs_ref_distance(const float *a, const float *b, int n) {
     for (; i < n; i++) total += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
     for (int l = 0; l < LANES; l++) total += sum[l];
     return total;
+}
+
+double hs_ref_dot(const float *a, const float *b, int n) {
+    hs_ref_see_ends(a, n);
+    hs_ref_see_ends(b, n);
+    return dot(a, b, n);
+}
+
+double hs_ref_distance(const float *a, const float *b, int n) {
+    hs_ref_see_ends(a, n);
+    hs_ref_see_ends(b, n);
+    return distance(a, b, n);
 }
 
 /* ---- which keys ------------------------------------------------------------------------------------------------- */

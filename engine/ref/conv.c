@@ -2,8 +2,6 @@
  * the doubled image reads pixel (y / 2, x / 2) of the input. */
 #include "ref/ref.h"
 
-enum { TILE = 64 }; /* output channels summed side by side; see ref.c */
-
 /* impl: w [kt, ky, kx, cin, cout], then bias [cout] (zeros if there is none). */
 int hs_ref_weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs_err *err) {
     (void)dev;
@@ -33,18 +31,16 @@ static void pixel(const hs_conv *a, int t, int y, int x) {
     const int64_t at = (((int64_t)t * Yo + y) * Xo + x) * cout;
     float *out = (float *)a->y.p + at;
     const float *add = a->add.p ? (const float *)a->add.p + at : NULL;
-    for (int64_t o0 = 0; o0 < cout; o0 += TILE) {
-        const int64_t n = cout - o0 < TILE ? cout - o0 : TILE;
-        double sum[TILE] = {0};
+    for (int64_t o0 = 0; o0 < cout; o0 += HS_REF_TILE) {
+        const int64_t n = cout - o0 < HS_REF_TILE ? cout - o0 : HS_REF_TILE;
+        double sum[HS_REF_TILE] = {0};
         for (int64_t tap = 0; tap < taps; tap++) {
             const int64_t dt = tap / (w->ky * w->kx), dy = tap / w->kx % w->ky, dx = tap % w->kx;
             const int64_t yi = y + dy - (w->ky - 1) / 2, xi = x + dx - (w->kx - 1) / 2;
             if (yi < 0 || yi >= Yo || xi < 0 || xi >= Xo) continue; /* zero padding */
             const float *in = (const float *)a->x.p + (((t + dt) * a->Y + (yi >> up)) * a->X + (xi >> up)) * cin;
             const float *k = weight + tap * cin * cout + o0;
-            for (int64_t c = 0; c < cin; c++)
-#pragma omp simd
-                for (int64_t o = 0; o < n; o++) sum[o] += (double)in[c] * k[c * cout + o];
+            hs_ref_add_products(sum, in, cin, k, cout, n);
         }
         for (int64_t o = 0; o < n; o++) out[o0 + o] = (float)(sum[o] + bias[o0 + o] + (add ? add[o0 + o] : 0.0));
     }
