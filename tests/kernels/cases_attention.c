@@ -27,9 +27,9 @@ static void list(void) {
     emit("q=50 k=70 heads=3 D=20 pad=4"); /* head sizes and rows that vector units and tensor cores do not like */
     emit("q=33 k=90 heads=1 D=400 stacked=0");
     emit("q=33 k=70 heads=2 D=200 rel=1 bonus=2");
-    emit("q=65 k=129 heads=2 D=128 equal=1");      /* every logit the same: a plain mean */
-    emit("q=1100 k=150 heads=40 D=128 stacked=0"); /* more tiles than processors */
-    emit("q=9 k=200 heads=2 D=64 rising=1");       /* the running maximum changes with every key block */
+    emit("q=65 k=129 heads=2 D=128 equal=1"); /* every logit the same: a plain mean */
+    emit("q=1100 k=150 heads=40 D=128 stacked=0 many=1");
+    emit("q=9 k=200 heads=2 D=64 rising=1"); /* the running maximum changes with every key block */
 }
 
 enum { RESULT, REL, Q, K, V, QKV = Q }; /* operands; stacked: q, k and v lie side by side in QKV */

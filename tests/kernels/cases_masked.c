@@ -43,13 +43,13 @@ static void list(void) {
     emit("q=300 k=300 heads=2 D=128 block=128 keep=0 stacked=1");
     emit("q=130 k=300 heads=2 D=128 block=128 keep=60 bonus=3 pad=8");
     emit("q=130 k=300 heads=2 D=128 block=64 keep=60 bonus=3 pad=8");
-    emit("q=1450 k=100 heads=12 D=128 block=64 keep=35");
-    emit("q=1500 k=130 heads=12 D=128 block=128 keep=40");
+    emit("q=1450 k=100 heads=12 D=128 block=64 keep=35 many=1");
+    emit("q=1500 k=130 heads=12 D=128 block=128 keep=40 many=1");
     emit("q=130 k=4300 heads=1 D=128 block=128 keep=30 spread=20");
     emit("q=70 k=2200 heads=2 D=128 block=64 keep=30");
     emit("q=500 k=700 heads=3 D=128 rows=9 cols=60 keep=35 dense=2");
     emit("q=130 k=2300 heads=2 D=128 rows=3 cols=1100 keep=30");
-    emit("q=900 k=150 heads=12 D=128 rows=13 cols=40 keep=40 spread=20");
+    emit("q=900 k=150 heads=12 D=128 rows=13 cols=40 keep=40 spread=20 many=1");
     emit("q=200 k=700 heads=2 D=128 rows=9 cols=7 keep=0");
 }
 
