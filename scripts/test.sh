@@ -19,5 +19,6 @@ meson test -C build --print-errorlogs
     -Db_sanitize=address,undefined -Db_lundef=false -Dwerror=true -Dfuzz=true -Dtests=enabled -Dcuda=disabled
 ninja -C build-asan
 LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
-export LSAN_OPTIONS
+UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1 # by itself it prints and goes on
+export LSAN_OPTIONS UBSAN_OPTIONS
 meson test -C build-asan --print-errorlogs --no-suite slow -t 4

@@ -188,9 +188,8 @@ static int is_matrix(const gm_tensor *t) {
 static gm_item *make_items(const part_files *p, const gm_list *l, int *ret_n) {
     static const float one_scale = 1;
     const int text = !strcmp(p->part, "text_encoder"), dit = !strcmp(p->part, "transformer");
-    const int comfy = p->opt->layout == GM_COMFYUI,
-              period = 2 + cJSON_GetNumberValue(
-                               cJSON_GetObjectItem(cJSON_GetObjectItem(p->config, "vae"), "num_res_blocks"));
+    const cJSON *blocks = cJSON_GetObjectItem(cJSON_GetObjectItem(p->config, "vae"), "num_res_blocks");
+    const int comfy = p->opt->layout == GM_COMFYUI, period = 2 + (blocks ? blocks->valueint : 0);
     gm_item *items = hs_calloc(3 * (size_t)l->n + 2, sizeof *items);
     int n = 0;
     for (int i = 0; items && i < l->n; i++) {
