@@ -7,7 +7,8 @@
 #define HS_REF_H
 #include "backend.h"
 
-/* Loops that take most of the time, and ten times as much where a sanitizer looks at every element: it sees the ends. */
+/* Loops that take most of the time, and ten times as much where a sanitizer looks at every element: it sees the ends.
+ */
 #define HS_REF_HOT __attribute__((no_sanitize("address", "undefined")))
 static inline void hs_ref_see_ends(const float *p, int64_t n) {
     const volatile float *const see = p;
