@@ -226,11 +226,11 @@ static int memo_get(machine *m, int bytes) {
 static int push_tuple(machine *m, int64_t n) {
     value t = {.kind = TUPLE, .n = (int32_t)n, .at = m->items.n};
     if (m->stack.n < n) return bad(m, "a tuple of values that nothing made");
-    const value *v = (value *)m->stack.p + m->stack.n - n;
     for (int64_t i = 0; i < n; i++) {
-        if (v[i].kind == MARK) return bad(m, "a tuple of values that nothing made");
-        if (v[i].depth >= t.depth) t.depth = (uint8_t)(v[i].depth + 1);
-        const int rc = add(m, &m->items, &v[i], sizeof *v);
+        const value *v = (value *)m->stack.p + (m->stack.n - n + i);
+        if (v->kind == MARK) return bad(m, "a tuple of values that nothing made");
+        if (v->depth >= t.depth) t.depth = (uint8_t)(v->depth + 1);
+        const int rc = add(m, &m->items, v, sizeof *v);
         if (rc) return rc;
     }
     if (t.depth > MAX_DEPTH) return bad(m, "tuples are nested deeper than in a state dict");

@@ -66,15 +66,16 @@ static void ref_slot_mark(hs_device *dev, int slot) {
 }
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
-/* impl: W^T in panels of HS_REF_TILE outputs, [panel, in, HS_REF_TILE], then bias [out] (zeros if there is none). */
-static int64_t panels(int64_t out) {
-    return (out + HS_REF_TILE - 1) / HS_REF_TILE;
+/* Outputs of the panel that begins at o0. */
+static int64_t panel(int64_t out, int64_t o0) {
+    return out - o0 < HS_REF_TILE ? out - o0 : HS_REF_TILE;
 }
 
+/* impl: W^T in panels of outputs, each [in, panel], then bias [out] (zeros if there is none). */
 static int ref_weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight *w, hs_err *err) {
     (void)dev;
-    const int64_t in = w->in, out = w->out, all = panels(out) * in * HS_REF_TILE;
-    float *wt = hs_calloc((size_t)(all + out), sizeof *wt);
+    const int64_t in = w->in, out = w->out;
+    float *wt = hs_calloc((size_t)((in + 1) * out), sizeof *wt);
     float *row = hs_alloc((size_t)in * sizeof *row);
     if (!wt || !row) {
         hs_free(wt);
@@ -83,16 +84,16 @@ static int ref_weight_linear(hs_device *dev, const hs_linear_src *src, hs_weight
     }
     for (int64_t part = 0, o = 0; part < src->parts; part++) {
         const char *p = src->w[part];
-        if (src->bias[part]) hs_to_f32(wt + all + o, src->bias[part], src->bias_type[part], src->out[part]);
+        if (src->bias[part]) hs_to_f32(wt + in * out + o, src->bias[part], src->bias_type[part], src->out[part]);
         for (int64_t r = 0; r < src->out[part]; r++, o++) {
             hs_to_f32(row, p + (size_t)(r * in) * hs_dtype_size(src->type[part]), src->type[part], in);
-            float *to = wt + o / HS_REF_TILE * in * HS_REF_TILE + o % HS_REF_TILE;
-            for (int64_t i = 0; i < in; i++) to[i * HS_REF_TILE] = row[i];
+            const int64_t o0 = o / HS_REF_TILE * HS_REF_TILE, n = panel(out, o0);
+            for (int64_t i = 0; i < in; i++) wt[o0 * in + i * n + (o - o0)] = row[i];
         }
     }
     hs_free(row);
     w->impl = wt;
-    w->bytes = (all + out) * (int64_t)sizeof *wt;
+    w->bytes = (in + 1) * out * (int64_t)sizeof *wt;
     return HS_OK;
 }
 
@@ -124,14 +125,14 @@ void hs_ref_add_products(double *sum, const float *x, int64_t in, const float *w
 void hs_ref_linear(hs_device *dev, const hs_linear *a) {
     (void)dev;
     const int64_t in = a->w->in, out = a->w->out;
-    const float *wt = a->w->impl, *bias = wt + panels(out) * in * HS_REF_TILE, *gate = a->gate.p;
+    const float *wt = a->w->impl, *bias = wt + in * out, *gate = a->gate.p;
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t m = 0; m < a->rows; m++) {
         for (int64_t o0 = 0; o0 < out; o0 += HS_REF_TILE) {
-            const int64_t n = out - o0 < HS_REF_TILE ? out - o0 : HS_REF_TILE;
+            const int64_t n = panel(out, o0);
             float *y = (float *)a->y.p + m * out + o0;
             double sum[HS_REF_TILE] = {0};
-            hs_ref_add_products(sum, (const float *)a->x.p + m * in, in, wt + o0 * in, HS_REF_TILE, n);
+            hs_ref_add_products(sum, (const float *)a->x.p + m * in, in, wt + o0 * in, n, n);
             for (int64_t o = 0; o < n; o++) {
                 const double v = sum[o] + bias[o0 + o];
                 if (a->residual)
