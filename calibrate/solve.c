@@ -210,8 +210,7 @@ static int in_pool(const hs_table *t, hs_pool pool, const hs_joint *j) {
 hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool, int candidate, const char *config) {
     hs_joint_mean r = {0};
     double sum = 0, squares = 0;
-    if (!t->n_joints) return r;
-    const hs_joint *from = t->joints, *end = t->joints + t->n_joints, *to;
+    const hs_joint *from = t->joints, *end = t->n_joints ? from + t->n_joints : from, *to;
     while (from < end && (from->candidate != candidate || strcmp(from->config, config))) from++;
     for (to = from; to < end && to->candidate == candidate && !strcmp(to->config, config);) to++;
     for (const hs_joint *j = from; j < to; j++) {
