@@ -101,6 +101,7 @@ static const hs_option_row rows[] = {
     {ID_SHARED, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref [auto]"},
     {ID_SHARED, 0, "precision", "NAME", "fp32, fp16 (GPU) or bf16, which drowns small errors in noise [fp32]"},
     {ID_SHARED, 0, "threads", "N", "CPU threads [all cores]"},
+    {ID_SHARED, 0, "max-vram", "GB", "device memory to live with, as haste-run [all that is free]"},
     {0, 0, NULL, NULL, "Other"},
     {ID_SHARED, 0, "dry-run", NULL, "print the work and what it costs; measure nothing"},
     {ID_SHARED, 'q', "quiet", NULL, "only warnings and errors"},
@@ -165,39 +166,6 @@ void hs_calibrate_options_help(void (*line)(void *user, const char *text), void 
 
 /* ---- values ----------------------------------------------------------------------------------------------------- */
 
-static int bad(const char *name, const char *text, const char *should, hs_err *err) {
-    return hs_fail(err, HS_EINVAL, "--%s \"%s\": should be %s", name, text, should);
-}
-
-/* Digits only; *ret_end is where they stop. */
-static int digits(const char *s, int high, int *ret, const char **ret_end) {
-    int64_t v = 0;
-    const char *p = s;
-    for (; *p >= '0' && *p <= '9' && v <= high; p++) v = 10 * v + (*p - '0');
-    if (p == s || v > high) return HS_EINVAL;
-    *ret = (int)v, *ret_end = p;
-    return 0;
-}
-
-static int set_count(const hs_option_row *r, const char *arg, int low, int high, int *ret, hs_err *err) {
-    char should[64];
-    const char *end;
-    int v;
-    snprintf(should, sizeof should, "a whole number from %d to %d", low, high);
-    if (digits(arg, high, &v, &end) || *end || v < low) return bad(r->name, arg, should, err);
-    *ret = v;
-    return 0;
-}
-
-static int set_shard(const hs_option_row *r, const char *arg, hs_calibrate_options *o, hs_err *err) {
-    const char *slash, *end;
-    int i, n;
-    if (digits(arg, 1000000, &i, &slash) || *slash != '/' || digits(slash + 1, 1000000, &n, &end) || *end || i >= n)
-        return bad(r->name, arg, "I/N with 0 <= I < N, such as 0/4", err);
-    o->shard = i, o->shards = n;
-    return 0;
-}
-
 /* A plain decimal number at *s, which moves behind it. */
 static int number(const char **s, double *ret) {
     char *end;
@@ -219,9 +187,9 @@ static int set_list(const hs_option_row *r, const char *arg, double low, int low
         double v;
         if (list.n == HS_PROFILE_MAX_CANDIDATES || number(&s, &v) || !(v > low || (low_too && v == low)) ||
             (float)v >= high || (*s && *s != ','))
-            return bad(r->name, arg, should, err);
+            return hs_option_bad(r->name, arg, should, err);
         for (int i = 0; i < list.n; i++)
-            if (list.at[i] == v) return bad(r->name, arg, should, err);
+            if (list.at[i] == v) return hs_option_bad(r->name, arg, should, err);
         list.at[list.n++] = v;
         if (!*s++) break;
     }
@@ -234,7 +202,7 @@ static int set_number(const hs_option_row *r, const char *arg, double low, doubl
     const char *s = arg;
     double v;
     snprintf(should, sizeof should, "a number from %g to %g", low, high);
-    if (number(&s, &v) || *s || !(v >= low && v <= high)) return bad(r->name, arg, should, err);
+    if (number(&s, &v) || *s || !(v >= low && v <= high)) return hs_option_bad(r->name, arg, should, err);
     *ret = v;
     return 0;
 }
@@ -266,33 +234,33 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
     switch (r->id) {
     case ID_SHARED: return hs_options_set(&o->run, r->name, arg, err);
     case ID_SEED: /* -1 = any, to haste-run; measurements should repeat */
-        if (!strcmp(arg, "-1")) return bad(r->name, arg, "a whole number", err);
+        if (!strcmp(arg, "-1")) return hs_option_bad(r->name, arg, "a whole number", err);
         return hs_options_set(&o->run, r->name, arg, err);
     case ID_METHOD:
         if (!strcmp(arg, "dense") || hs_options_set(&o->run, "attention", arg, NULL))
-            return bad(r->name, arg, "xattention, svg2 or pooled", err);
+            return hs_option_bad(r->name, arg, "xattention, svg2 or pooled", err);
         break;
     case ID_HELD_OUT: o->held_out = arg; break;
-    case ID_MAX_PROMPTS: return set_count(r, arg, 1, 1000000, &o->max_prompts, err);
-    case ID_MAX_HELD_OUT: return set_count(r, arg, 0, 1000000, &o->max_held_out, err);
+    case ID_MAX_PROMPTS: return hs_option_int(r->name, arg, 1, 1000000, &o->max_prompts, err);
+    case ID_MAX_HELD_OUT: return hs_option_int(r->name, arg, 0, 1000000, &o->max_held_out, err);
     case ID_CANDIDATES: return set_list(r, arg, 0, 0, 1, &o->candidates, err);
-    case ID_INTERVALS: return set_count(r, arg, 1, HS_PROFILE_MAX_INTERVALS, &o->intervals, err);
-    case ID_PROMPTS_PER_HEAD: return set_count(r, arg, 1, 1000000, &o->prompts_per_head, err);
-    case ID_SHARD: return set_shard(r, arg, o, err);
+    case ID_INTERVALS: return hs_option_int(r->name, arg, 1, HS_PROFILE_MAX_INTERVALS, &o->intervals, err);
+    case ID_PROMPTS_PER_HEAD: return hs_option_int(r->name, arg, 1, 1000000, &o->prompts_per_head, err);
+    case ID_SHARD: return hs_option_shard(r->name, arg, &o->shard, &o->shards, err);
     case ID_TABLE: return add_table(o, arg, err);
     case ID_SPARSITY: return set_list(r, arg, 0, 1, 1, &o->sparsity, err);
     case ID_MATCH: return set_list(r, arg, 0, 0, 1, &o->match, err);
     case ID_SECONDS: return set_list(r, arg, 0, 0, 1e6f, &o->step_seconds, err);
     case ID_ERROR:
-        if (strcmp(arg, "plain") && strcmp(arg, "band")) return bad(r->name, arg, "plain or band", err);
+        if (strcmp(arg, "plain") && strcmp(arg, "band")) return hs_option_bad(r->name, arg, "plain or band", err);
         o->error = arg[0] == 'b' ? HS_ERROR_BAND : HS_ERROR_PLAIN;
         break;
     case ID_PER_INTERVAL: o->per_interval = 1; break;
     case ID_GAP: return set_number(r, arg, 0, 1, &o->gap, err);
     case ID_TIME: return set_number(r, arg, 0.001, 1e6, &o->time_limit, err);
     case ID_NO_CHECK: o->no_check = 1; break;
-    case ID_RANDOM: return set_count(r, arg, 0, HS_CALIBRATE_MAX_RANDOM, &o->random, err);
-    case ID_REFINE: return set_count(r, arg, 0, HS_CALIBRATE_MAX_ROUNDS, &o->refine, err);
+    case ID_RANDOM: return hs_option_int(r->name, arg, 0, HS_CALIBRATE_MAX_RANDOM, &o->random, err);
+    case ID_REFINE: return hs_option_int(r->name, arg, 0, HS_CALIBRATE_MAX_ROUNDS, &o->refine, err);
     case ID_OUT: o->out = arg; break;
     case ID_REPORT: o->report = arg; break;
     case ID_VERSION: o->version = 1; return 1;

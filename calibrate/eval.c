@@ -216,6 +216,7 @@ static void announce(app *a, const hs_plan *plan) {
             a->steps);
     if (plan->seconds > 0 && passes) fprintf(stderr, ", roughly %s", hs_print_seconds(plan->seconds * passes, time));
     fputc('\n', stderr);
+    hs_print_fit(stderr, "haste-eval: memory:", plan);
 }
 
 /* The rows of a clip go to the file at once, when it is done: a killed run leaves no part of them. */
@@ -346,8 +347,7 @@ static int check_baseline(const app *a, hs_err *err) {
 static int prepare(app *a, hs_plan *ret_plan, hs_err *err) {
     const hs_options *o = &a->o.run;
     hs_model_params params = {.device = o->device ? o->device : "auto",
-                              .precision = o->precision ? o->precision : "auto",
-                              .threads = o->threads};
+                              .precision = o->precision ? o->precision : "auto"};
     hs_eval_hooks hooks = {a, on_step, on_interrupted};
     uint64_t id;
     int rc;
@@ -361,8 +361,8 @@ static int prepare(app *a, hs_plan *ret_plan, hs_err *err) {
     a->n_clips = a->n_prompts * a->o.seeds;
     if ((rc = hs_eval_bench_new(&params, &hooks, &a->bench, err))) return rc;
     make_request(a);
-    if ((rc = hs_eval_bench_settings(a->bench, &a->req, ret_plan, err)) || (rc = make_identity(a, err)) ||
-        (rc = make_policies(a, err)))
+    if ((rc = hs_eval_bench_settings(a->bench, &a->req, err)) || (rc = make_identity(a, err)) ||
+        (rc = make_policies(a, err)) || (rc = hs_eval_bench_plan(a->bench, ret_plan, err)))
         return rc;
     if (getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id)
         return hs_fail(err, HS_EIO, "no random name for this run from the system: %s", strerror(errno));

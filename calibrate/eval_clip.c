@@ -18,10 +18,12 @@ typedef struct engine {
 struct hs_eval_bench {
     hs_model_params params;
     hs_eval_hooks hooks;
-    hs_request req; /* of the clip in work */
+    hs_request req;        /* of the clip in work */
+    hs_attn_policy *later; /* of all variants: memory is planned for them */
+    int n_later;
     hs_model_info info;
     engine e[MAX_ENGINES]; /* [0]: of the reference */
-    int dense_runs, has_settings;
+    int dense_runs;
     int64_t n; /* elements of one latent tensor */
     uint8_t *frames[2];
     float *latents, *velocity; /* [steps, C, f, h, w] of the dense run, guided; NULL until asked for */
@@ -37,15 +39,22 @@ static void engine_close(engine *e) {
     *e = (engine){.model = NULL};
 }
 
-static int engine_open(hs_eval_bench *b, engine *e, const char *precision, hs_err *err) {
+/* Dense now, any of the variants later. */
+static hs_request session_request(const hs_eval_bench *b) {
+    hs_request r = b->req;
+    r.attention = hs_attn_policy_default(HS_DENSE);
+    r.later = b->later, r.n_later = b->n_later;
+    return r;
+}
+
+static int engine_open(hs_eval_bench *b, engine *e, const char *precision, int session, hs_err *err) {
     hs_model_params p = b->params;
     int rc = 0;
     p.precision = precision;
     if (!e->model) rc = hs_model_open(&p, &e->model, err);
-    if (!rc && b->has_settings && !e->session) {
-        hs_request dense = b->req;
-        dense.attention = hs_attn_policy_default(HS_DENSE);
-        rc = hs_session_new(e->model, &dense, &e->session, err);
+    if (!rc && session && !e->session) {
+        const hs_request r = session_request(b);
+        rc = hs_session_new(e->model, &r, &e->session, err);
     }
     if (rc)
         engine_close(e);
@@ -54,8 +63,9 @@ static int engine_open(hs_eval_bench *b, engine *e, const char *precision, hs_er
     return rc;
 }
 
-/* The engine of a precision; NULL = of the reference. Where memory does not suffice for two, the others go first. */
-static int engine_get(hs_eval_bench *b, const char *precision, engine **ret, hs_err *err) {
+/* The engine of a precision, NULL = of the reference, with a session if wanted. Where memory does not suffice for two,
+ * the others go first. */
+static int engine_get(hs_eval_bench *b, const char *precision, int session, engine **ret, hs_err *err) {
     engine *e = NULL;
     if (!precision) precision = b->info.precision;
     for (int i = MAX_ENGINES - 1; i >= 0; i--)
@@ -63,10 +73,10 @@ static int engine_get(hs_eval_bench *b, const char *precision, engine **ret, hs_
     for (int i = 0; i < MAX_ENGINES; i++)
         if (b->e[i].model && !strcmp(b->e[i].precision, precision)) e = &b->e[i];
     if (!e) return hs_fail(err, HS_EINVAL, "more than %d precisions in one table", MAX_ENGINES);
-    int rc = engine_open(b, e, precision, err);
+    int rc = engine_open(b, e, precision, session, err);
     if (rc == HS_ENOMEM) {
         for (int i = 0; i < MAX_ENGINES; i++) engine_close(&b->e[i]);
-        rc = engine_open(b, e, precision, err);
+        rc = engine_open(b, e, precision, session, err);
     }
     *ret = e;
     return rc;
@@ -78,7 +88,7 @@ int hs_eval_bench_new(const hs_model_params *params, const hs_eval_hooks *hooks,
     b->params = *params;
     b->hooks = *hooks;
     engine *e;
-    int rc = engine_get(b, params->precision, &e, err);
+    int rc = engine_get(b, params->precision, 0, &e, err);
     if (rc) {
         hs_eval_bench_free(b);
         return rc;
@@ -97,6 +107,7 @@ void hs_eval_bench_free(hs_eval_bench *b) {
     hs_free(b->latents);
     hs_free(b->velocity);
     hs_free(b->scratch);
+    hs_free(b->later);
     hs_free(b);
 }
 
@@ -112,13 +123,16 @@ const uint8_t *hs_eval_clip_frames(const hs_eval_bench *b, int which) {
     return b->frames[which];
 }
 
-int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret_plan, hs_err *err) {
+int hs_eval_bench_plan(hs_eval_bench *b, hs_plan *ret, hs_err *err) {
+    const hs_request r = session_request(b);
+    return hs_request_check(b->e[0].model, &r, ret, err);
+}
+
+int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_err *err) {
     hs_plan plan;
-    engine *e;
     b->req = *req;
     b->req.attention = hs_attn_policy_default(HS_DENSE);
-    b->has_settings = 1;
-    int rc = hs_request_check(b->e[0].model, &b->req, &plan, err);
+    int rc = hs_request_fit(b->e[0].model, &b->req, &plan, err);
     if (rc) return rc;
     b->n = b->info.latent_channels * plan.latent_frames * plan.latent_h * plan.latent_w;
     size_t video = 3 * (size_t)req->frames * (size_t)req->height * (size_t)req->width;
@@ -127,8 +141,7 @@ int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret
     b->scratch = hs_alloc(2 * (size_t)b->n * sizeof *b->scratch);
     if (!b->frames[0] || !b->frames[1] || !b->scratch)
         return hs_fail(err, HS_ENOMEM, "no memory to keep two videos of %zu MB", video / 1000000);
-    *ret_plan = plan;
-    return engine_get(b, NULL, &e, err);
+    return 0;
 }
 
 /* ---- variants --------------------------------------------------------------------------------------------------- */
@@ -144,6 +157,16 @@ static uint64_t thresholds_hash(const hs_attn_policy *p, int cells) {
     return h;
 }
 
+static int plan_for(hs_eval_bench *b, const hs_attn_policy *p, hs_err *err) {
+    hs_attn_policy *grown = hs_alloc((size_t)(b->n_later + 1) * sizeof *grown);
+    if (!grown) return hs_fail(err, HS_ENOMEM, "no memory for the variants");
+    if (b->n_later) memcpy(grown, b->later, (size_t)b->n_later * sizeof *grown);
+    hs_free(b->later);
+    b->later = grown;
+    b->later[b->n_later++] = *p;
+    return 0;
+}
+
 int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, hs_eval_policy *ret, hs_err *err) {
     hs_eval_policy p = {.name = v->name, .precision = v->o.precision};
     hs_request req = b->req;
@@ -151,8 +174,9 @@ int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, hs_eval_poli
     int rc = hs_attn_choose(&v->o, &b->info, req.steps, &p.source, &p.policy, err);
     req.attention = p.policy;
     if (p.precision && !strcmp(p.precision, "auto")) p.precision = NULL;
-    if (!rc) rc = engine_get(b, p.precision, &e, err);
+    if (!rc) rc = engine_get(b, p.precision, 0, &e, err);
     if (!rc) rc = hs_request_check(e->model, &req, NULL, err);
+    if (!rc) rc = plan_for(b, &p.policy, err);
     if (rc) {
         hs_eval_policy_done(&p);
         return hs_fail_ctx(err, rc, "%s", v->name);
@@ -240,7 +264,7 @@ int hs_eval_clip_dense(hs_eval_bench *b, const char *prompt, uint64_t seed, int 
                        hs_err *err) {
     hs_attn_policy dense = hs_attn_policy_default(HS_DENSE);
     engine *e;
-    int rc = engine_get(b, NULL, &e, err);
+    int rc = engine_get(b, NULL, 1, &e, err);
     if (rc) return rc;
     if (record && !b->latents) {
         size_t bytes = (size_t)b->req.steps * (size_t)b->n * sizeof *b->latents;
@@ -301,7 +325,7 @@ static int replay(hs_eval_bench *b, engine *e, const hs_attn_policy *p, double *
 int hs_eval_clip_variant(hs_eval_bench *b, hs_eval_policy *p, int velocity, hs_eval_result *ret, hs_err *err) {
     hs_quality q;
     engine *e;
-    int rc = engine_get(b, p->precision, &e, err);
+    int rc = engine_get(b, p->precision, 1, &e, err);
     if (rc) return rc;
     *ret = (hs_eval_result){.prompt = (char *)b->req.prompt,
                             .variant = (char *)p->name,
@@ -322,7 +346,7 @@ int hs_eval_clip_variant(hs_eval_bench *b, hs_eval_policy *p, int velocity, hs_e
 int hs_eval_clip_walk(hs_eval_bench *b, const hs_eval_policy *p, hs_eval_visit visit, void *user, hs_err *err) {
     hs_attn_policy fresh = p->policy;
     engine *e;
-    int rc = engine_get(b, p->precision, &e, err), branches = b->req.guidance > 1 ? 2 : 1;
+    int rc = engine_get(b, p->precision, 1, &e, err), branches = b->req.guidance > 1 ? 2 : 1;
     if (rc) return rc;
     float *means = hs_alloc((size_t)b->info.layers * 4 * (size_t)b->info.dim * sizeof *means);
     if (!means) return hs_fail(err, HS_ENOMEM, "no memory for the token means");

@@ -35,10 +35,12 @@ hs_model *hs_eval_bench_model(hs_eval_bench *b); /* of the reference; until poli
 const hs_model_info *hs_eval_bench_info(const hs_eval_bench *b);
 
 /* The settings that all clips share; prompt and seed are filled in later. Checks that memory suffices. */
-int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_plan *ret_plan, hs_err *err);
+int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_err *err);
 /* A policy from what was said; refuses what the model or the device cannot do. */
 int hs_eval_policy_make(hs_eval_bench *b, const hs_eval_variant *v, hs_eval_policy *ret, hs_err *err);
 void hs_eval_policy_done(hs_eval_policy *p);
+/* What a run of any of the policies made so far, which must be alive, needs on the device of the reference. */
+int hs_eval_bench_plan(hs_eval_bench *b, hs_plan *ret, hs_err *err);
 
 /* The dense run. record: keep the trajectory, for velocity errors and drift. Fills values, warm, identical, device. */
 int hs_eval_clip_dense(hs_eval_bench *b, const char *prompt, uint64_t seed, int record, hs_eval_result *ret,

@@ -70,6 +70,7 @@ static const hs_option_row rows[] = {
     {ID_SHARED, 0, "precision", "NAME",
      "auto, fp32, bf16 or fp16 (GPU): of the dense reference, and of variants\nthat name none [auto]"},
     {ID_SHARED, 0, "threads", "N", "CPU threads [all cores]"},
+    {ID_SHARED, 0, "max-vram", "GB", "device memory to live with, as haste-run [all that is free]"},
     {0, 0, NULL, NULL, "Other"},
     {ID_SHARED, 'q', "quiet", NULL, "no progress"},
     {ID_SHARED, 'v', "verbose", NULL, "more"},
@@ -113,39 +114,6 @@ void hs_eval_options_help(void (*line)(void *user, const char *text), void *user
 }
 
 /* ---- one option ------------------------------------------------------------------------------------------------- */
-static int bad(const char *name, const char *text, const char *should, hs_err *err) {
-    return hs_fail(err, HS_EINVAL, "--%s \"%s\": should be %s", name, text, should);
-}
-
-/* Digits only; *ret_end is where they stop. */
-static int count(const char *s, int high, int *ret, const char **ret_end) {
-    int64_t v = 0;
-    const char *p = s;
-    for (; *p >= '0' && *p <= '9' && v <= high; p++) v = 10 * v + (*p - '0');
-    if (p == s || v > high) return HS_EINVAL;
-    *ret = (int)v, *ret_end = p;
-    return 0;
-}
-
-static int set_count(const hs_option_row *r, const char *arg, int low, int *ret, hs_err *err) {
-    char should[64];
-    const char *end;
-    int v;
-    snprintf(should, sizeof should, "a whole number from %d to 1000000", low);
-    if (count(arg, 1000000, &v, &end) || *end || v < low) return bad(r->name, arg, should, err);
-    *ret = v;
-    return 0;
-}
-
-static int set_shard(const hs_option_row *r, const char *arg, hs_eval_options *o, hs_err *err) {
-    const char *slash, *end;
-    int i, n;
-    if (count(arg, 1000000, &i, &slash) || *slash != '/' || count(slash + 1, 1000000, &n, &end) || *end || i >= n)
-        return bad(r->name, arg, "I/N with 0 <= I < N, such as 0/4", err);
-    o->shard = i, o->shards = n;
-    return 0;
-}
-
 static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err) {
     hs_eval_options *o = user;
     int rc = 0;
@@ -157,20 +125,20 @@ static int set(void *user, const hs_option_row *r, const char *arg, hs_err *err)
             return hs_fail(err, HS_EINVAL, "--profile: at most %d of them", HS_EVAL_MAX_PROFILES);
         o->profiles[o->n_profiles++] = arg;
         break;
-    case ID_SEEDS: rc = set_count(r, arg, 1, &o->seeds, err); break;
-    case ID_MAX_PROMPTS: rc = set_count(r, arg, 1, &o->max_prompts, err); break;
-    case ID_SHARD: rc = set_shard(r, arg, o, err); break;
+    case ID_SEEDS: rc = hs_option_int(r->name, arg, 1, 1000000, &o->seeds, err); break;
+    case ID_MAX_PROMPTS: rc = hs_option_int(r->name, arg, 1, 1000000, &o->max_prompts, err); break;
+    case ID_SHARD: rc = hs_option_shard(r->name, arg, &o->shard, &o->shards, err); break;
     case ID_VELOCITY_CLIPS:
         if (!strcmp(arg, "all"))
             o->velocity_clips = -1;
         else
-            rc = set_count(r, arg, 0, &o->velocity_clips, err);
+            rc = hs_option_int(r->name, arg, 0, 1000000, &o->velocity_clips, err);
         break;
     case ID_DRIFT: o->drift = arg; break;
     case ID_OUT: o->out = arg; break;
     case ID_REPORT: o->report = 1; break;
     case ID_BASELINE: o->baseline = arg; break;
-    case ID_SIDE_BY_SIDE: rc = set_count(r, arg, 0, &o->side_by_side, err); break;
+    case ID_SIDE_BY_SIDE: rc = hs_option_int(r->name, arg, 0, 1000000, &o->side_by_side, err); break;
     case ID_VERSION: o->version = 1; return 1;
     case ID_HELP: o->help = 1; return 1;
     default: break;

@@ -95,7 +95,6 @@ static int open_model(app *a, const char *precision, hs_err *err) {
     const hs_options *o = &a->o.run;
     hs_model_params p = {.device = o->device ? o->device : "auto",
                          .precision = o->precision ? o->precision : precision,
-                         .threads = o->threads,
                          .headers_only = o->dry_run};
     const int rc = hs_options_model(o, &p, err);
     return rc || a->model ? rc : hs_model_open(&p, &a->model, err);
@@ -127,6 +126,7 @@ static int make_request(const app *a, hs_request *r, hs_err *err) {
     int flags;
     *r = hs_request_default(a->model);
     hs_options_request(&o, r);
+    r->layer_ranges = 1;
     if (o.attention < 0) o.attention = HS_XATTENTION;
     r->attention = hs_attn_policy_default(HS_DENSE);
     return hs_options_attention(&o, &r->attention, &flags, err);
@@ -187,7 +187,7 @@ static void print_cost(FILE *to, app *a, const hs_request *r, const hs_plan *pla
     const hs_model_info *i = hs_model_get_info(a->model);
     const hs_measure_params p = make_params(a);
     const hs_attn_policy *s = &r->attention;
-    hs_text32 text;
+    hs_text32 text, limit;
     double seconds = forward_seconds(plan, r) * (m->forwards + m->forwards_dense);
     fprintf(to, "model    %s: %d layers, %d heads, on %s\n", hs_options_model_name(&a->o.run), i->layers, i->heads,
             i->device);
@@ -214,6 +214,9 @@ static void print_cost(FILE *to, app *a, const hs_request *r, const hs_plan *pla
                 m->forwards_naive / m->forwards, m->forwards_naive);
     if (m->forwards_dense > 0) fprintf(to, ", and %.0f for the dense generations", m->forwards_dense);
     fprintf(to, "; records %s\n", hs_print_bytes((int64_t)m->bytes, text));
+    fprintf(to, "memory   %s of %s %s\n", hs_print_bytes(plan->peak_bytes, text),
+            hs_print_bytes(plan->limit_bytes, limit), plan->limited ? "allowed (--max-vram)" : "free");
+    hs_print_fit(to, "fit     ", plan);
     if (seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(seconds, text));
 }
 

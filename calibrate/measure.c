@@ -101,6 +101,8 @@ static void on_recorded_step(void *work) {
 static int record(hs_work *g, hs_model *m, int prompts, const uint8_t *wanted, hs_err *err) {
     hs_request dense = *g->req;
     dense.attention = hs_attn_policy_default(HS_DENSE);
+    dense.later = &g->info.policy, dense.n_later = 1;
+    dense.layer_ranges = 1;
     int r = hs_session_new(m, &dense, &g->session, err);
     for (int k = 0; k < prompts && !r; k++) {
         const hs_request q = hs_work_dense_request(g, k);

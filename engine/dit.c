@@ -470,6 +470,10 @@ static void block_forward(hs_dit_run *r, int i, const hs_policy *policy, const h
 #undef MOD
 }
 
+int64_t hs_dit_kept_bytes(const hs_config *c, int64_t tokens) {
+    return tokens * c->dim * (int64_t)sizeof(float);
+}
+
 int hs_dit_run_range(hs_dit_run *r, const hs_policy *policy, hs_err *err) {
     int layers = r->dit->c->layers, b = policy->branch, end = policy->end ? policy->end : layers;
     if (policy->first < 0 || policy->first >= end || end > layers)

@@ -35,6 +35,8 @@ int64_t hs_dit_run_bytes(const hs_config *c, hs_dtype act, int f, int h, int w, 
  * 512 - n padded rows are one key with a logit bonus, exactly. */
 int hs_dit_set_text(hs_dit_run *r, int branch, hs_buf rows, int n, const hs_tap *tap, hs_err *err);
 
+/* Bytes of the stream that such a call keeps for its branch. */
+int64_t hs_dit_kept_bytes(const hs_config *c, int64_t tokens);
 /* Can a call run layers [first, end) of *policy? Makes the memory to keep a stream in; before hs_dit_forward. */
 int hs_dit_run_range(hs_dit_run *r, const hs_policy *policy, hs_err *err);
 /* latents, velocity: F32 [C, f, 2h, 2w]; not looked at when first > 0, end > 0. Errors are sticky on the device. */

@@ -79,6 +79,10 @@ typedef struct hs_request {
     int checkpoint_every; /* 0 = HS_CHECKPOINT_EVERY */
     const struct hs_checkpoint *resume;
     hs_attn_policy attention; /* dense by default; what it borrows must outlive the session */
+    /* Memory is planned for the largest of `attention` and these, which hs_session_attention may bring; with
+     * layer_ranges for calls that stop between layers too (hs_policy.end). */
+    const hs_attn_policy *later;
+    int n_later, layer_ranges;
 } hs_request;
 
 enum { HS_CHECKPOINT_EVERY = 5 };

@@ -1,13 +1,8 @@
-/* The command line of haste-run. One table holds every option with its aliases, its argument and its line of help, so
- * that parsing, help and "did you mean" cannot drift apart. */
+/* The command line of haste-run. */
 #include "options.h"
 
-#include <errno.h>
-#include <getopt.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* clang-format off */
@@ -112,34 +107,10 @@ static const hs_option_row rows[] = {
     {ID_HELP, 'h', "help", NULL, "print this"},
 };
 
-/* getopt's value of a long option is FIRST_LONG + its row, which no letter can be */
-enum { ROWS = sizeof rows / sizeof rows[0], FIRST_LONG = 256 };
+enum { ROWS = sizeof rows / sizeof rows[0] };
 _Static_assert((int)ROWS <= (int)HS_OPTIONS_MAX_ROWS, "HS_OPTIONS_MAX_ROWS");
 
 /* ---- help ------------------------------------------------------------------------------------------------------- */
-void hs_options_list(const hs_option_row *table, int n, void (*line)(void *user, const char *text), void *user) {
-    char text[256], left[64];
-    for (int i = 0; i < n; i++) {
-        const hs_option_row *r = &table[i];
-        if (!r->help) continue;
-        if (!r->name) {
-            line(user, "");
-            line(user, r->help);
-            continue;
-        }
-        char letter[5] = "    ";
-        if (r->letter) snprintf(letter, sizeof letter, "-%c, ", r->letter);
-        snprintf(left, sizeof left, "%s--%s%s%s", letter, r->name, r->arg ? " " : "", r->arg ? r->arg : "");
-        for (const char *help = r->help; help;) { /* a line break in the help continues in its column */
-            snprintf(text, sizeof text, "  %-27s %.*s", left, (int)strcspn(help, "\n"), help);
-            line(user, text);
-            left[0] = 0;
-            help = strchr(help, '\n');
-            if (help) help++;
-        }
-    }
-}
-
 void hs_options_help(void (*line)(void *user, const char *text), void *user) {
     line(user, "haste-run makes a video from a prompt with a Wan2.1-class model.");
     line(user, "");
@@ -170,56 +141,15 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
 }
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
-static int bad(const char *name, const char *text, const char *should, hs_err *err) {
-    return hs_fail(err, HS_EINVAL, "--%s \"%s\": should be %s", name, text, should);
-}
-
-/* Digits only: no sign, no space, no hexadecimal, nothing behind. *ret_end is where the digits stop. */
-static int digits(const char *s, uint64_t *ret, const char **ret_end) {
-    uint64_t v = 0;
-    const char *p = s;
-    for (; *p >= '0' && *p <= '9'; p++) {
-        uint64_t d = (uint64_t)(*p - '0');
-        if (v > (UINT64_MAX - d) / 10) return HS_EINVAL;
-        v = 10 * v + d;
-    }
-    if (p == s) return HS_EINVAL;
-    *ret = v, *ret_end = p;
-    return 0;
-}
-
-static int parse_int(const char *name, const char *text, int low, int high, int *ret, hs_err *err) {
-    uint64_t v;
-    const char *end;
-    char should[80];
-    if (!digits(text, &v, &end) && !*end && v >= (uint64_t)low && v <= (uint64_t)high) {
-        *ret = (int)v;
-        return 0;
-    }
-    snprintf(should, sizeof should, "a whole number from %d to %d", low, high);
-    return bad(name, text, should, err);
-}
-
-static int parse_double(const char *name, const char *text, double low, double high, double *ret, hs_err *err) {
-    char *end, should[80];
-    double v = strtod(text, &end);
-    if (end != text && !*end && strspn(text, "0123456789.eE+-") == strlen(text) && v >= low && v <= high) {
-        *ret = v;
-        return 0;
-    }
-    snprintf(should, sizeof should, "a number from %g to %g", low, high);
-    return bad(name, text, should, err);
-}
-
 static int parse_size(const char *name, const char *text, hs_options *o, hs_err *err) {
     uint64_t w, h;
     const char *end;
-    if (!digits(text, &w, &end) && (*end == 'x' || *end == '*' || *end == 'X') && !digits(end + 1, &h, &end) && !*end &&
-        w - 1 < 1000000 && h - 1 < 1000000) {
+    if (!hs_option_digits(text, &w, &end) && (*end == 'x' || *end == '*' || *end == 'X') &&
+        !hs_option_digits(end + 1, &h, &end) && !*end && w - 1 < 1000000 && h - 1 < 1000000) {
         o->width = (int)w, o->height = (int)h;
         return 0;
     }
-    return bad(name, text, "width x height, such as 832x480", err);
+    return hs_option_bad(name, text, "width x height, such as 832x480", err);
 }
 
 static int parse_seed(const char *name, const char *text, hs_options *o, hs_err *err) {
@@ -229,8 +159,8 @@ static int parse_seed(const char *name, const char *text, hs_options *o, hs_err 
         o->has_seed = 0;
         return 0;
     }
-    if (digits(text, &v, &end) || *end)
-        return bad(name, text, "a whole number from 0 to 18446744073709551615, or -1", err);
+    if (hs_option_digits(text, &v, &end) || *end)
+        return hs_option_bad(name, text, "a whole number from 0 to 18446744073709551615, or -1", err);
     o->seed = v;
     o->has_seed = 1;
     return 0;
@@ -240,7 +170,8 @@ static int parse_seed(const char *name, const char *text, hs_options *o, hs_err 
 /* A power of two from `low` to `high`; should: said in words. */
 static int parse_power(const char *name, const char *text, int low, int high, const char *should, int *ret,
                        hs_err *err) {
-    if (parse_int(name, text, low, high, ret, NULL) || (*ret & (*ret - 1))) return bad(name, text, should, err);
+    if (hs_option_int(name, text, low, high, ret, NULL) || (*ret & (*ret - 1)))
+        return hs_option_bad(name, text, should, err);
     return 0;
 }
 
@@ -261,19 +192,19 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_PROMPTS: o->prompts = arg; break;
     case ID_NEGATIVE: o->negative = arg; break;
     case ID_SIZE: rc = parse_size(r->name, arg, o, err); break;
-    case ID_WIDTH: rc = parse_int(r->name, arg, 1, 1000000, &o->width, err); break;
-    case ID_HEIGHT: rc = parse_int(r->name, arg, 1, 1000000, &o->height, err); break;
-    case ID_FRAMES: rc = parse_int(r->name, arg, 1, 1000000, &o->frames, err); break;
-    case ID_FPS: rc = parse_int(r->name, arg, 1, 1000, &o->fps, err); break;
-    case ID_STEPS: rc = parse_int(r->name, arg, 1, HS_MAX_STEPS, &o->steps, err); break;
-    case ID_GUIDANCE: rc = parse_double(r->name, arg, 0, 100, &o->guidance, err); break;
-    case ID_SHIFT: rc = parse_double(r->name, arg, 0.01, 100, &o->shift, err); break;
+    case ID_WIDTH: rc = hs_option_int(r->name, arg, 1, 1000000, &o->width, err); break;
+    case ID_HEIGHT: rc = hs_option_int(r->name, arg, 1, 1000000, &o->height, err); break;
+    case ID_FRAMES: rc = hs_option_int(r->name, arg, 1, 1000000, &o->frames, err); break;
+    case ID_FPS: rc = hs_option_int(r->name, arg, 1, 1000, &o->fps, err); break;
+    case ID_STEPS: rc = hs_option_int(r->name, arg, 1, HS_MAX_STEPS, &o->steps, err); break;
+    case ID_GUIDANCE: rc = hs_option_double(r->name, arg, 0, 100, &o->guidance, err); break;
+    case ID_SHIFT: rc = hs_option_double(r->name, arg, 0.01, 100, &o->shift, err); break;
     case ID_SOLVER:
-        if (hs_solver_parse(arg, &solver)) return bad(r->name, arg, "unipc, dpm++ or euler", err);
+        if (hs_solver_parse(arg, &solver)) return hs_option_bad(r->name, arg, "unipc, dpm++ or euler", err);
         o->solver = (int)solver;
         break;
     case ID_SIGMAS:
-        if (strlen(arg) != 1 || !strchr("abcdABCD", *arg)) return bad(r->name, arg, "a, b, c or d", err);
+        if (strlen(arg) != 1 || !strchr("abcdABCD", *arg)) return hs_option_bad(r->name, arg, "a, b, c or d", err);
         o->sigmas = HS_SIGMAS_A + ((*arg | 0x20) - 'a');
         break;
     case ID_SEED: rc = parse_seed(r->name, arg, o, err); break;
@@ -282,32 +213,33 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_SAVE_LATENTS: o->save_latents = arg; break;
     case ID_DECODE_LATENTS: o->decode_latents = arg; break;
     case ID_CHECKPOINT: o->checkpoint = arg; break;
-    case ID_EVERY: rc = parse_int(r->name, arg, 1, HS_MAX_STEPS, &o->checkpoint_every, err); break;
+    case ID_EVERY: rc = hs_option_int(r->name, arg, 1, HS_MAX_STEPS, &o->checkpoint_every, err); break;
     case ID_RESUME: o->resume = arg; break;
     case ID_STATS: o->stats = arg; break;
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
     case ID_PRECISION: o->precision = arg; break;
-    case ID_THREADS: rc = parse_int(r->name, arg, 1, 1024, &o->threads, err); break;
-    case ID_MAX_VRAM: rc = parse_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
+    case ID_THREADS: rc = hs_option_int(r->name, arg, 1, 1024, &o->threads, err); break;
+    case ID_MAX_VRAM: rc = hs_option_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
     case ID_PROFILE: o->profile = arg; break;
-    case ID_BUDGET: rc = parse_double(r->name, arg, 0, 1, &o->budget, err); break;
+    case ID_BUDGET: rc = hs_option_double(r->name, arg, 0, 1, &o->budget, err); break;
     case ID_ATTENTION:
-        if (hs_method_parse(arg, &method)) return bad(r->name, arg, "dense, xattention, svg2 or pooled", err);
+        if (hs_method_parse(arg, &method)) return hs_option_bad(r->name, arg, "dense, xattention, svg2 or pooled", err);
         o->attention = (int)method;
         break;
-    case ID_TOP_P: rc = parse_double(r->name, arg, 1e-6, 1, &o->top_p, err); break;
+    case ID_TOP_P: rc = hs_option_double(r->name, arg, 1e-6, 1, &o->top_p, err); break;
     case ID_REUSE:
-        if (hs_reuse_parse(arg, &reuse)) return bad(r->name, arg, "none, drift, relative, interval or freeze", err);
+        if (hs_reuse_parse(arg, &reuse))
+            return hs_option_bad(r->name, arg, "none, drift, relative, interval or freeze", err);
         o->reuse = (int)reuse;
         break;
-    case ID_REUSE_DELTA: rc = parse_double(r->name, arg, 0, 1e9, &o->reuse_delta, err); break;
-    case ID_REUSE_INTERVAL: rc = parse_int(r->name, arg, 1, 1000, &o->reuse_interval, err); break;
-    case ID_DENSE_STEPS: rc = parse_int(r->name, arg, 0, HS_MAX_STEPS, &o->dense_steps, err); break;
-    case ID_DENSE_LAYERS: rc = parse_int(r->name, arg, 0, 1000, &o->dense_layers, err); break;
+    case ID_REUSE_DELTA: rc = hs_option_double(r->name, arg, 0, 1e9, &o->reuse_delta, err); break;
+    case ID_REUSE_INTERVAL: rc = hs_option_int(r->name, arg, 1, 1000, &o->reuse_interval, err); break;
+    case ID_DENSE_STEPS: rc = hs_option_int(r->name, arg, 0, HS_MAX_STEPS, &o->dense_steps, err); break;
+    case ID_DENSE_LAYERS: rc = hs_option_int(r->name, arg, 0, 1000, &o->dense_layers, err); break;
     case ID_BLOCK: rc = parse_power(r->name, arg, 64, 128, "64 or 128", &o->block, err); break;
     case ID_STRIDE: rc = parse_power(r->name, arg, 1, 16, "1, 2, 4, 8 or 16", &o->stride, err); break;
-    case ID_Q_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->q_clusters, err); break;
-    case ID_K_CLUSTERS: rc = parse_int(r->name, arg, 1, 65535, &o->k_clusters, err); break;
+    case ID_Q_CLUSTERS: rc = hs_option_int(r->name, arg, 1, 65535, &o->q_clusters, err); break;
+    case ID_K_CLUSTERS: rc = hs_option_int(r->name, arg, 1, 65535, &o->k_clusters, err); break;
     case ID_COMPENSATE: o->compensate = 1; break;
     case ID_SEED_EXACT: o->seed_exact = 1; break;
     case ID_COMPAT: o->compat = 1; break;
@@ -423,39 +355,6 @@ int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_f
 }
 
 /* ---- the whole line --------------------------------------------------------------------------------------------- */
-/* Letters to insert, delete or replace to get from a to b; names longer than 31 letters count as far. */
-static int distance(const char *a, const char *b) {
-    int row[32], nb = (int)strlen(b);
-    if (nb > 31) return INT_MAX;
-    for (int j = 0; j <= nb; j++) row[j] = j;
-    for (int i = 1; *a; a++, i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= nb; j++) {
-            int best = diagonal + (*a != b[j - 1]);
-            if (row[j] + 1 < best) best = row[j] + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[nb];
-}
-
-static int unknown(const hs_option_row *table, int n, const char *text, hs_err *err) {
-    const char *best = NULL;
-    char name[64];
-    int least = 3; /* at most two letters off */
-    if (strncmp(text, "--", 2)) return hs_fail(err, HS_EINVAL, "unknown option %s; --help lists the options", text);
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(text + 2, "="), text + 2);
-    for (int i = 0; i < n; i++) {
-        int d = table[i].name ? distance(name, table[i].name) : INT_MAX;
-        if (d < least) least = d, best = table[i].name;
-    }
-    if (best) return hs_fail(err, HS_EINVAL, "unknown option --%s; did you mean --%s?", name, best);
-    return hs_fail(err, HS_EINVAL, "unknown option --%s; --help lists the options", name);
-}
-
 int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err) {
     const int named = (o->transformer != NULL) + (o->text_encoder != NULL) + (o->vae != NULL);
     if (o->random && (o->model || named || o->tokenizer))
@@ -469,6 +368,8 @@ int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err) {
     p->vae = o->vae;
     p->tokenizer = o->tokenizer;
     p->random = o->random;
+    p->threads = o->threads;
+    if (!isnan(o->max_vram)) p->max_vram = (int64_t)(o->max_vram * 1e9);
     return 0;
 }
 
@@ -511,43 +412,6 @@ static int check_together(const hs_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
     if ((rc = check_attention(o, err))) return rc;
     if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
-    return 0;
-}
-
-int hs_options_read(const hs_option_row *table, int n, int argc, char **argv, hs_option_fn set, void *user,
-                    hs_err *err) {
-    struct option longs[HS_OPTIONS_MAX_ROWS + 1];
-    char shorts[3 * 26 + 2] = ":";
-    int names = 0, prompt = 0;
-    memset(longs, 0, sizeof longs);
-    for (int i = 0; i < n; i++) {
-        const hs_option_row *r = &table[i];
-        if (!r->name) continue;
-        prompt |= r->letter == 'p';
-        longs[names++] = (struct option){r->name, r->arg ? required_argument : no_argument, NULL, FIRST_LONG + i};
-        if (r->letter) snprintf(shorts + strlen(shorts), 3, "%c%s", r->letter, r->arg ? ":" : "");
-    }
-    opterr = 0;
-    optind = 0; /* glibc: start afresh, so that a second call works */
-    for (;;) {
-        int c = getopt_long(argc, argv, shorts, longs, NULL);
-        if (c == -1) break;
-        if (c == ':') return hs_fail(err, HS_EINVAL, "%s: its value is missing", argv[optind - 1]);
-        if (c == '?') {
-            if (optopt >= FIRST_LONG) return hs_fail(err, HS_EINVAL, "%s: takes no value", argv[optind - 1]);
-            char letter[3] = {'-', (char)optopt, 0};
-            return unknown(table, n, optopt ? letter : argv[optind - 1], err);
-        }
-        int i = c - FIRST_LONG;
-        if (c < FIRST_LONG)
-            for (i = 0; table[i].letter != c; i++) {
-            }
-        int rc = set(user, &table[i], optarg, err);
-        if (rc) return rc;
-    }
-    if (optind < argc)
-        return hs_fail(err, HS_EINVAL, "unexpected \"%s\"%s", argv[optind],
-                       prompt ? "; a prompt goes behind -p, in quotes" : "");
     return 0;
 }
 

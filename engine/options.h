@@ -2,6 +2,7 @@
 #ifndef HS_OPTIONS_H
 #define HS_OPTIONS_H
 #include "haste.h"
+#include "option_table.h"
 
 typedef struct hs_options {
     /* borrowed from argv; NULL = not given */
@@ -27,22 +28,6 @@ typedef struct hs_options {
     int dry_run, error_on_fallback, quiet, verbose, help, version;
 } hs_options;
 
-/* ---- tables of options, for every program ------------------------------------------------------------------------
- * help NULL: a name of its own that is not listed (aliases follow the option they stand for). name NULL: a group. */
-typedef struct hs_option_row {
-    int id;
-    char letter;
-    const char *name, *arg, *help;
-} hs_option_row;
-enum { HS_OPTIONS_MAX_ROWS = 96 };
-
-/* Hands every option of the line (argv[0] is the program) to `set`, in order; set returns 0, a negative HS_E* code, or
- * a positive number to end the reading (--help), which is handed on. Unknown names are refused with the nearest one. */
-typedef int (*hs_option_fn)(void *user, const hs_option_row *row, const char *arg, hs_err *err);
-int hs_options_read(const hs_option_row *rows, int n, int argc, char **argv, hs_option_fn set, void *user, hs_err *err);
-/* The table as lines of help. */
-void hs_options_list(const hs_option_row *rows, int n, void (*line)(void *user, const char *text), void *user);
-
 /* ---- haste-run ---------------------------------------------------------------------------------------------------
  */
 hs_options hs_options_none(void); /* nothing was said */
@@ -60,7 +45,8 @@ int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
  * profile or each other; *policy is then unchanged. */
 int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err);
 
-/* Where the model is, for hs_model_open. HS_EINVAL if too little of it was named. */
+/* Where the model is, threads and memory, for hs_model_open; device and precision stay. HS_EINVAL if too little of the
+ * model was named. */
 int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err);
 /* The folder, or the transformer of a model given by its parts; NULL if neither. */
 const char *hs_options_model_name(const hs_options *o);

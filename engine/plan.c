@@ -23,6 +23,8 @@ static int check_ranges(const hs_config *c, const hs_request *r, hs_err *err) {
         (e = hs_session_sched(r, &sched, err)))
         return e;
     if ((e = hs_attn_policy_check(&r->attention, c->layers, c->heads, err))) return e;
+    for (int i = 0; i < r->n_later; i++)
+        if ((e = hs_attn_policy_check(&r->later[i], c->layers, c->heads, err))) return e;
     if (r->frames < 1 || r->frames > most || r->frames % 4 != 1)
         return hs_fail(err, HS_EINVAL, "%d frames: must be 4k+1 from 1 to %d; the nearest is %d", r->frames, most,
                        r->frames < 1      ? 1
@@ -147,7 +149,10 @@ int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret,
     p.tokens = p.latent_frames * (h / 2) * (w / 2);
     k.text_rest = hs_text_bytes(c, act, &k.text_layer);
     p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2, &k.room);
+    if (r->layer_ranges) p.act_bytes += (r->guidance > 1 ? 2 : 1) * hs_dit_kept_bytes(c, p.tokens);
     p.mask_bytes = hs_attn_bytes(&r->attention, c->layers, c->heads, c->head_dim, p.tokens);
+    for (int i = 0; i < r->n_later; i++)
+        p.mask_bytes = most(p.mask_bytes, hs_attn_bytes(&r->later[i], c->layers, c->heads, c->head_dim, p.tokens));
     p.vae_bytes = hs_vae_weight_bytes(c, vae_act);
     for (int i = 0; i < TILED; i++) k.vae[i] = hs_vae_run_bytes(c, vae_act, h, w, chunks[i]);
     const int th = hs_tiles_side(h), tw = hs_tiles_side(w);

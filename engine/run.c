@@ -441,8 +441,6 @@ static int setup(app *a, hs_err *err) {
     const hs_options *o = &a->o;
     hs_model_params p = {.device = o->device ? o->device : "auto",
                          .precision = o->precision ? o->precision : "auto",
-                         .threads = o->threads,
-                         .max_vram = isnan(o->max_vram) ? 0 : (int64_t)(o->max_vram * 1e9),
                          .headers_only = o->dry_run};
     int rc = get_prompts(a, err);
     if (rc || (rc = hs_options_model(o, &p, err)) || (rc = hs_model_open(&p, &a->model, err)) ||

@@ -98,6 +98,10 @@ good $tiny --variants v.txt --seeds 2 -o whole
 says "to do: 0 clips"
 values whole again.txt
 cmp -s whole.txt again.txt || fail "a rerun changed results"
+good $tiny --variants v.txt --seeds 2 -o streamed --max-vram 0.0171
+says "memory: 0 of 2 blocks of the transformer on the device"
+values streamed again.txt
+cmp -s whole.txt again.txt || fail "weights that come and go changed results"
 printf 's50: --attention svg2 --q-clusters 4 --k-clusters 4 --top-p 0.5\n' >v2.txt
 cp -r whole more
 good $tiny --variants v2.txt --seeds 2 --baseline s30 -o more

@@ -35,6 +35,12 @@ measure want.jsonl
 same "$status" 0 "status of measuring"
 same "$(lines want.jsonl)" 24 "probes"
 
+# weights that come and go change nothing
+measure streamed.jsonl --max-vram 0.0171
+same "$status" 0 "status of measuring with less memory"
+says "0 of 2 blocks of the transformer on the device"
+same_tables want.jsonl streamed.jsonl
+
 # kill -9, again and again: the number of probes only grows, and the end is the same
 kills=0
 before=0

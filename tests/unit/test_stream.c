@@ -160,7 +160,19 @@ static int no_sync(hs_device *dev, hs_err *err) {
     return 0;
 }
 
-static hs_plan plan_of(const char *name, int width, int height, double gb, hs_method method, int *ret) {
+static hs_request request_of(int width, int height, hs_method method) {
+    return (hs_request){.width = width,
+                        .height = height,
+                        .frames = 81,
+                        .fps = 16,
+                        .steps = 50,
+                        .sigmas = -1,
+                        .guidance = 5,
+                        .shift = 5,
+                        .attention = hs_attn_policy_default(method)};
+}
+
+static hs_plan plan_of(const char *name, hs_request r, double gb, int *ret) {
     hs_err err = {0};
     const hs_ops ops = {.free_bytes = no_memory,
                         .sync = no_sync,
@@ -170,22 +182,13 @@ static hs_plan plan_of(const char *name, int width, int height, double gb, hs_me
     hs_model m = {.dev = &dev, .vae_dev = &dev};
     hs_plan p = {0};
     cr_assert_eq(hs_random_config(name, &m.c, &err), 0);
-    hs_request r = {.width = width,
-                    .height = height,
-                    .frames = 81,
-                    .fps = 16,
-                    .steps = 50,
-                    .sigmas = -1,
-                    .guidance = 5,
-                    .shift = 5};
-    r.attention = hs_attn_policy_default(method);
     *ret = hs_plan_memory(&m, &r, (int64_t)64 << 30, &p, &err);
     if (!*ret) {
         cr_assert_leq(p.peak_bytes, p.limit_bytes);
         printf("%s %dx%d %5.4g GB %-10s: text %.2f%s, blocks %2d of %d, transformer %.2f + slots %.2f + beside %.2f + "
                "masks "
                "%.2f, VAE %.2f, room %.2f (VAE %d frames%s), peak %.2f; host %.2f\n",
-               name, width, height, gb, hs_method_name(method), (double)p.text_bytes / 1e9,
+               name, r.width, r.height, gb, hs_method_name(r.attention.method), (double)p.text_bytes / 1e9,
                p.text_streamed ? " streamed" : "", p.resident, p.blocks, (double)p.dit_bytes / 1e9,
                (double)p.stream_bytes / 1e9, (double)p.act_bytes / 1e9, (double)p.mask_bytes / 1e9,
                (double)p.vae_bytes / 1e9, (double)p.room_bytes / 1e9, p.vae_chunk, p.vae_tiled ? ", tiled" : "",
@@ -229,13 +232,32 @@ Test(stream, published_models_fit_the_cards_that_people_have, .init = NULL) {
     int r;
     static const double cards[] = {80, 48, 24, 16, 12, 10, 8, 6, 5};
     for (int i = 0; i < 9; i++) {
-        hs_plan p = plan_of("wan2.1-14b", 1280, 720, cards[i], HS_DENSE, &r);
+        plan_of("wan2.1-14b", request_of(1280, 720, HS_DENSE), cards[i], &r);
         if (cards[i] >= 12) cr_assert_eq(r, 0, "14B at 720p, %g GB", cards[i]);
-        p = plan_of("wan2.1-14b", 832, 480, cards[i], HS_DENSE, &r);
-        p = plan_of("wan2.1-14b", 1280, 720, cards[i], HS_XATTENTION, &r);
-        p = plan_of("wan2.1-14b", 1280, 720, cards[i], HS_SVG2, &r);
-        p = plan_of("wan2.1-1.3b", 832, 480, cards[i], HS_DENSE, &r);
+        plan_of("wan2.1-14b", request_of(832, 480, HS_DENSE), cards[i], &r);
+        plan_of("wan2.1-14b", request_of(1280, 720, HS_XATTENTION), cards[i], &r);
+        plan_of("wan2.1-14b", request_of(1280, 720, HS_SVG2), cards[i], &r);
+        plan_of("wan2.1-1.3b", request_of(832, 480, HS_DENSE), cards[i], &r);
         if (cards[i] >= 6) cr_assert_eq(r, 0, "1.3B at 480p, %g GB", cards[i]);
-        (void)p;
     }
+}
+
+/* Calibration and comparison begin densely: what comes later has its place from the start. */
+Test(stream, masks_and_kept_streams_of_later_calls_are_planned) {
+    int r;
+    const hs_attn_policy later[] = {hs_attn_policy_default(HS_XATTENTION), hs_attn_policy_default(HS_SVG2)};
+    hs_request q = request_of(832, 480, HS_DENSE);
+    const hs_plan dense = plan_of("wan2.1-14b", q, 80, &r);
+    const hs_plan sparse = plan_of("wan2.1-14b", request_of(832, 480, HS_SVG2), 80, &r);
+    q.later = later;
+    q.n_later = 2;
+    cr_assert_lt(dense.mask_bytes, sparse.mask_bytes);
+    cr_expect_eq(plan_of("wan2.1-14b", q, 80, &r).mask_bytes, sparse.mask_bytes);
+    q.layer_ranges = 1;
+    const hs_plan p = plan_of("wan2.1-14b", q, 80, &r);
+    cr_expect_eq(p.act_bytes, dense.act_bytes + 2 * p.tokens * 5120 * 4); /* F32, for both branches */
+    cr_expect_eq(p.peak_bytes, sparse.peak_bytes + 2 * p.tokens * 5120 * 4);
+    q.later = (hs_attn_policy[]){{.method = HS_SVG2, .q_clusters = -1}};
+    plan_of("wan2.1-14b", q, 80, &r);
+    cr_expect_eq(r, HS_EINVAL);
 }
