@@ -1,12 +1,11 @@
 /* Tables of haste-eval. One list of columns serves plain text and Markdown. */
 #include "eval_report.h"
 #include "json.h"
+#include "newfile.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 enum style { FIXED, SIGNED, SIGNIFICANT, COUNT };
@@ -226,18 +225,6 @@ static void markdown(FILE *to, const hs_eval_report *r, hs_eval_cell *cells, int
     for (int i = 0; i < r->n; i++) fprintf(to, "- %s: %s\n", r->rows[i].variant, r->rows[i].what);
 }
 
-int hs_eval_write(const char *path, const char *text, hs_err *err) {
-    char part[4200];
-    snprintf(part, sizeof part, "%s.part", path);
-    FILE *f = fopen(part, "w");
-    int failed = !f || fputs(text, f) < 0, code = errno;
-    if (f && fclose(f) && !failed) failed = 1, code = errno;
-    if (!failed && rename(part, path)) failed = 1, code = errno;
-    if (!failed) return 0;
-    if (f) unlink(part);
-    return hs_fail(err, HS_EIO, "%s: cannot write: %s", path, strerror(code));
-}
-
 int hs_eval_report_markdown(const char *path, const hs_eval_report *r, hs_err *err) {
     char *text = NULL;
     size_t size;
@@ -246,7 +233,7 @@ int hs_eval_report_markdown(const char *path, const hs_eval_report *r, hs_err *e
     if (rc) return rc;
     FILE *to = open_memstream(&text, &size);
     if (to) markdown(to, r, cells, n);
-    rc = !to || fclose(to) ? hs_fail(err, HS_ENOMEM, "no memory for %s", path) : hs_eval_write(path, text, err);
+    rc = !to || fclose(to) ? hs_fail(err, HS_ENOMEM, "no memory for %s", path) : hs_newfile_text(path, text, err);
     free(text);
     hs_free(cells);
     return rc;
@@ -294,7 +281,7 @@ int hs_eval_report_json(const char *path, const hs_eval_report *r, hs_err *err) 
     char *text = ok ? cJSON_Print(list) : NULL;
     cJSON_Delete(list);
     if (!text) return hs_fail(err, HS_ENOMEM, "no memory for %s", path);
-    int rc = hs_eval_write(path, text, err);
+    int rc = hs_newfile_text(path, text, err);
     cJSON_free(text);
     return rc;
 }

@@ -28,7 +28,4 @@ int hs_eval_report_cells(const hs_eval_report *r, hs_eval_cell **ret, int *ret_c
 /* The notes without which the table misleads, one a call. */
 void hs_eval_report_notes(const hs_eval_report *r, void (*note)(void *user, const char *text), void *user);
 
-/* Text of a file that is there whole or not at all: written beside the place, then renamed. */
-int hs_eval_write(const char *path, const char *text, hs_err *err);
-
 #endif

@@ -1,0 +1,57 @@
+#include "newfile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int hs_newfile_open(const char *path, hs_newfile *ret, hs_err *err) {
+    static _Atomic int serial;
+    struct stat s;
+    if (!stat(path, &s) && !S_ISREG(s.st_mode))
+        return hs_fail(err, HS_EIO, "cannot write %s: it exists and is not a regular file", path);
+    const size_t size = strlen(path) + 40;
+    hs_newfile f = {.path = path, .tmp = hs_alloc(size)};
+    if (!f.tmp) return hs_fail(err, HS_ENOMEM, "no memory to write %s", path);
+    snprintf(f.tmp, size, "%s.tmp.%ld.%d", path, (long)getpid(), atomic_fetch_add(&serial, 1));
+    f.fd = open(f.tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (f.fd < 0) {
+        const int rc = hs_fail(err, HS_EIO, "cannot write %s: creating %s: %s", path, f.tmp, strerror(errno));
+        hs_free(f.tmp);
+        return rc;
+    }
+    *ret = f;
+    return 0;
+}
+
+int hs_newfile_write(hs_newfile *f, const void *data, size_t bytes) {
+    const char *p = data;
+    while (bytes && !f->failed) {
+        const ssize_t n = write(f->fd, p, bytes < 1u << 30 ? bytes : 1u << 30);
+        if (n > 0)
+            p += n, bytes -= (size_t)n;
+        else if (n == 0 || errno != EINTR)
+            f->failed = n ? errno : EIO;
+    }
+    return f->failed ? -1 : 0;
+}
+
+int hs_newfile_done(hs_newfile *f, int rc, hs_err *err) {
+    if (!rc && !f->failed && fsync(f->fd)) f->failed = errno;
+    if (close(f->fd) && !f->failed) f->failed = errno;
+    if (!rc && !f->failed && rename(f->tmp, f->path)) f->failed = errno;
+    if (rc || f->failed) unlink(f->tmp);
+    hs_free(f->tmp);
+    return rc || !f->failed ? rc : hs_fail(err, HS_EIO, "cannot write %s: %s", f->path, strerror(f->failed));
+}
+
+int hs_newfile_text(const char *path, const char *text, hs_err *err) {
+    hs_newfile f;
+    const int rc = hs_newfile_open(path, &f, err);
+    if (rc) return rc;
+    hs_newfile_write(&f, text, strlen(text));
+    return hs_newfile_done(&f, 0, err);
+}

@@ -1,0 +1,27 @@
+/* A file that appears whole or not at all: it is written under a name beside its own, flushed to disk and renamed. */
+#ifndef HS_NEWFILE_H
+#define HS_NEWFILE_H
+#include "base.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct hs_newfile {
+    const char *path; /* borrowed */
+    char *tmp;        /* owned: PATH.tmp.PID.N */
+    int fd, failed;   /* failed: errno of the first write that failed */
+} hs_newfile;
+
+/* HS_EIO with the reason; what exists and is no regular file is refused (renaming over /dev/null would replace it). */
+int hs_newfile_open(const char *path, hs_newfile *ret, hs_err *err);
+/* 0, or -1 once something failed; hs_newfile_done says what. */
+int hs_newfile_write(hs_newfile *f, const void *data, size_t bytes);
+/* Closes the file and gives it its name. With rc, or after a failure, nothing is left of it; returns rc or HS_EIO. */
+int hs_newfile_done(hs_newfile *f, int rc, hs_err *err);
+/* All of that for one text. */
+int hs_newfile_text(const char *path, const char *text, hs_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
