@@ -3,6 +3,7 @@
 set -u
 LC_ALL=C
 OMP_WAIT_POLICY=passive # tests share the cores with other tests; spinning threads would make them ten times slower
+: "${KILLS:=20}"
 export LC_ALL OMP_WAIT_POLICY
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/haste-e2e-XXXXXX") || exit 1
 pid=

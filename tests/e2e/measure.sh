@@ -45,7 +45,7 @@ same_tables want.jsonl streamed.jsonl
 kills=0
 before=0
 wait_ms=20
-while [ "$kills" -lt 25 ]; do
+while [ "$kills" -lt "$KILLS" ]; do
     "$HASTE_CALIBRATE" measure $tiny --table k.jsonl >out 2>err &
     pid=$!
     sleep "0.$(printf %03d $wait_ms)"
@@ -66,7 +66,7 @@ while [ "$kills" -lt 25 ]; do
     fi
 done
 measure k.jsonl
-same "$status" 0 "status after 25 kills"
+same "$status" 0 "status after $KILLS kills"
 same_tables k.jsonl want.jsonl
 
 # the recorded latents are a cache

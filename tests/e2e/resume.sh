@@ -1,4 +1,4 @@
-# A long run is never lost: kill -9 at 20 random moments, going on from the checkpoint every time, gives the frames of an
+# A long run is never lost: kill -9 at 20 random moments (fewer under sanitizers), going on from the checkpoint every time, gives the frames of an
 # uninterrupted run to the bit; Ctrl-C leaves something to go on with; a full disk and wrong files do no harm.
 . "$(dirname "$0")/lib.sh"
 model A
@@ -13,7 +13,7 @@ random() {
     printf '%d.%03d' $((n / 1000)) $((n % 1000))
 }
 
-# killed NAME ARGS...: 20 kills, then to the end
+# killed NAME ARGS...: so many kills, then to the end
 killed() {
     name=$1
     shift
@@ -22,7 +22,7 @@ killed() {
     rm -f state
     kills=0
     moments=
-    while [ $kills -lt 20 ]; do
+    while [ $kills -lt "$KILLS" ]; do
         if [ -e state ]; then
             "$HASTE_RUN" -m A --device $device --threads 1 --resume state --checkpoint-every 1 -o got.y4m >out 2>err &
         else
