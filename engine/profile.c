@@ -1,12 +1,12 @@
 /* Profiles: JSON to hs_profile and back, and from there to a policy.
  *
  * Every object of the format is one table of fields below. Reading, writing and the search for unknown keys all walk
- * the same tables (profile_fields.h), so that they cannot disagree. What a table cannot say (a row of thresholds per
+ * the same tables (profile_fields.inc), so that they cannot disagree. What a table cannot say (a row of thresholds per
  * layer, fields that depend on the method) is in parse_* beside it. The reader keeps the first error, so that parsing
  * has no branches for it.
  */
 #include "json.h"
-#include "profile_fields.h"
+#include "profile_fields.inc"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* Profiles: hs_profile to JSON. What is written has been read back. */
 #include "json.h"
 #include "newfile.h"
-#include "profile_fields.h"
+#include "profile_fields.inc"
 
 #include <math.h>
 #include <stdio.h>
