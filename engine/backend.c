@@ -122,6 +122,12 @@ int64_t hs_device_bytes(const hs_device *dev, int64_t *ret_peak) {
     return dev->bytes;
 }
 
+int64_t hs_device_recent_peak(hs_device *dev) {
+    const int64_t peak = dev->recent_peak;
+    dev->recent_peak = dev->bytes;
+    return peak;
+}
+
 int64_t hs_device_free_bytes(const hs_device *dev) {
     const int64_t there = dev->ops->free_bytes(dev), allowed = dev->max_bytes - dev->bytes;
     return dev->max_bytes && allowed < there ? allowed : there;
@@ -130,6 +136,7 @@ int64_t hs_device_free_bytes(const hs_device *dev) {
 static void count_bytes(hs_device *dev, int64_t bytes) {
     dev->bytes += bytes;
     if (dev->bytes > dev->peak) dev->peak = dev->bytes;
+    if (dev->bytes > dev->recent_peak) dev->recent_peak = dev->bytes;
 }
 
 static int over_limit(const hs_device *dev, int64_t bytes) {

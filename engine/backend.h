@@ -51,6 +51,7 @@ const char *hs_device_name(const hs_device *dev); /* "cpu: oneDNN 2.6.3, bf16 (A
 hs_dtype hs_device_act(const hs_device *dev);     /* F32, BF16 or F16 */
 int hs_device_check(hs_device *dev, hs_err *err); /* sticky error of any operation since the last check */
 int64_t hs_device_bytes(const hs_device *dev, int64_t *ret_peak); /* allocated now */
+int64_t hs_device_recent_peak(hs_device *dev);                    /* most bytes since the last call */
 int64_t hs_device_free_bytes(const hs_device *dev); /* what could still be allocated: limit or physical memory */
 
 /* hs_device_alloc: p == NULL in *ret on failure; contents undefined. free accepts a view with p == NULL. */
@@ -346,7 +347,7 @@ struct hs_device {
     hs_dtype act;
     int sticky; /* first HS_E* code since the last check */
     char sticky_msg[256];
-    int64_t bytes, peak, max_bytes;
+    int64_t bytes, peak, recent_peak, max_bytes;
     double laps[HS_LAP_COUNT], lap_at; /* seconds per slot; host clock at the last lap */
     struct hs_weight *weights;         /* list head; backend.c's */
 };

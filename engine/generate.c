@@ -13,12 +13,23 @@ typedef struct run { /* one call of hs_generate */
     double calls, density, sparse, reused; /* head calls; sums over them */
 } run;
 
+static int64_t recent_peak(const hs_model *m) {
+    return hs_device_recent_peak(m->dev) + (m->vae_dev != m->dev ? hs_device_recent_peak(m->vae_dev) : 0);
+}
+
 static void begin(run *g) {
+    recent_peak(g->s->m);
     g->stage_start = hs_seconds();
+}
+
+static void end_memory(run *g, hs_stage stage) {
+    const int64_t peak = recent_peak(g->s->m);
+    if (peak > g->st.stage_peak[stage]) g->st.stage_peak[stage] = peak;
 }
 
 static void end(run *g, hs_stage stage) {
     g->st.seconds[stage] += hs_seconds() - g->stage_start;
+    end_memory(g, stage);
 }
 
 static void progress(const run *g, hs_stage stage, int done, int total) {
@@ -323,6 +334,7 @@ static int decode(run *g, hs_sink *sink, hs_err *err) {
     uint8_t first_flat[3] = {0};
     const int r =
         g->s->plan.vae_tiled ? decode_tiles(g, sink, first_flat, err) : decode_whole(g, sink, first_flat, err);
+    end_memory(g, HS_STAGE_DECODE); /* its seconds are counted without those of the encoder */
     if (!r) warn_flat(g, first_flat);
     return r;
 }

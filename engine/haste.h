@@ -211,6 +211,7 @@ typedef struct hs_run_stats {
     int checkpoint_step; /* steps that the last checkpoint of this run holds; 0 = none was written */
     int flat_frames;     /* frames of one colour */
     int64_t peak_host, peak_device;
+    int64_t stage_peak[HS_STAGE_COUNT];     /* of device memory; encoding needs none */
     double density, reuse_rate;             /* 1 and 0 while dense; reuse: share of the sparse calls of heads */
     double seconds_predict, seconds_attend; /* of self-attention, parts of the denoising stage; 0 = not measured */
 } hs_run_stats;

@@ -215,6 +215,9 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
     cJSON *peak = cJSON_AddObjectToObject(root, "peak_bytes");
     ok = ok && cJSON_AddNumberToObject(peak, "host", (double)st->peak_host) &&
          cJSON_AddNumberToObject(peak, "device", (double)st->peak_device);
+    cJSON *by_stage = cJSON_AddObjectToObject(root, "device_bytes_by_stage");
+    for (int i = 0; i < HS_STAGE_ENCODE; i++)
+        ok = ok && cJSON_AddNumberToObject(by_stage, stage[i], (double)st->stage_peak[i]);
     return ok && add_share(root, st, log, -1, -1) && add_rows(root, info, st, log) &&
            hs_attn_json(root, r, source, log);
 }

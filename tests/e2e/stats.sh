@@ -18,6 +18,9 @@ assert set(sec) == {"load", "text", "denoise", "decode", "encode", "total"}, sec
 assert all(v >= 0 for v in sec.values()) and sec["denoise"] > 0 and sec["decode"] > 0
 assert abs(sum(sec.values()) - 2 * sec["total"]) < 0.2 * sec["total"] + 0.05, sec
 assert s["peak_bytes"]["host"] > 1e6 and s["peak_bytes"]["device"] > 1e5
+by = s["device_bytes_by_stage"]
+assert set(by) == {"load", "text", "denoise", "decode"} and all(v > 1e5 for v in by.values()), by
+assert max(by.values()) == s["peak_bytes"]["device"] and by["text"] != by["denoise"], by
 assert [r["step"] for r in s["per_step"]] == [0, 1, 2]
 assert abs(sum(r["seconds"] for r in s["per_step"]) - sec["denoise"]) < 0.05
 assert [r["layer"] for r in s["per_layer"]] == [0, 1]

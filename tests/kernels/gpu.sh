@@ -9,10 +9,11 @@
 #         shapes   forwards of Wan2.1 1.3B and 14B at 480p and 720p, dense and under masks, VAE decoding, random weights
 #         resume   kill -9 at 20 random moments and going on from checkpoints: the frames of an uninterrupted run
 #         stream   14B at 720p, random weights: a forward with all weights on the device, and under 12, 24 and 16 GB
+#         whole    seconds and memory of whole videos at full size, random weights, beside diffusers (PYTHONPATH has it)
 #         cpu      what this machine's CPU does: attention kernels, the demo model
 # A stage that fails says so and the next one runs; the exit status is 1 if any failed.
 set -u
-[ $# -ge 3 ] || { sed -n '2,15s/^# *//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,16s/^# *//p' "$0" >&2; exit 2; }
 bin=$1 out=$2
 shift 2
 mkdir -p "$out"
@@ -177,6 +178,14 @@ stream() {
         [ "$gb" = 0 ] || [ "${peak:-0}" -le $((gb * 1000000000)) ] || rc=1
         grep -E '^load' "$out/stream-$gb.log"
     done
+    return $rc
+}
+
+whole() {
+    rc=0
+    python3 tests/bench/end_to_end.py "$bin" "$out/end_to_end.json" ${WHOLE:-} || rc=1
+    python3 -c 'import diffusers' 2>/dev/null || { echo "whole: no diffusers here"; return $rc; }
+    timeout 240 python3 tests/bench/gpu_pipeline.py "$out/gpu_pipeline.json" || rc=1
     return $rc
 }
 
