@@ -55,34 +55,56 @@ double masks_gauss(uint64_t seed, int64_t i) {
     return (double)(7 * sum) * 0x1p-26;
 }
 
-/* What the formula of the README gives at [h, i, e] of side q, k or v. */
-static double value(const mask_input *in, char side, int h, int64_t i, int64_t e) {
+/* What the formula of the README needs of one head of side q, k or v, looked up once. */
+typedef struct recipe {
+    char side;
+    double smooth, proto, sink, noise; /* how much of each */
+    int64_t grain, knots;
+    uint64_t run, protos;
+    int first, count; /* keys of the sink */
+    uint64_t seed, seed_smooth, seed_cluster, seed_proto, seed_bias;
+} recipe;
+
+static recipe recipe_of(const mask_input *in, char side, int h) {
     const cJSON *c = in->json, *m = cJSON_GetArrayItem(masks_item(c, "mix"), h);
+    const char name[2] = {side, 0};
+    recipe r = {.side = side, .noise = 1, .seed = masks_seed(in->name, name)};
+    if (side == 'v') return r;
+    r.smooth = masks_number(m, "smooth");
+    r.proto = masks_number(m, "proto");
+    r.sink = masks_number(m, "sink");
+    r.noise = masks_number(m, side == 'q' ? "noise_q" : "noise_k");
+    r.grain = (int64_t)masks_number(c, "grain");
+    r.knots = r.grain ? in->n / r.grain + 2 : 0;
+    r.run = (uint64_t)masks_number(c, "run");
+    r.protos = (uint64_t)masks_number(c, "protos");
+    if (r.sink != 0) {
+        r.first = cJSON_GetArrayItem(masks_item(c, "sink"), 0)->valueint;
+        r.count = cJSON_GetArrayItem(masks_item(c, "sink"), 1)->valueint;
+    }
+    r.seed_smooth = masks_seed(in->name, "smooth");
+    r.seed_cluster = masks_seed(in->name, "cluster");
+    r.seed_proto = masks_seed(in->name, "proto");
+    r.seed_bias = masks_seed(in->name, "bias");
+    return r;
+}
+
+/* What the formula gives at [h, i, e]. */
+static double value(const mask_input *in, const recipe *r, int h, int64_t i, int64_t e) {
     const int64_t d = in->d;
-    const char name[2] = {side, 0}, *noise = side == 'q' ? "noise_q" : "noise_k";
     double x = 0;
-    if (side == 'v') return masks_gauss(masks_seed(in->name, "v"), (h * in->n + i) * d + e);
-    if (masks_number(m, "smooth") != 0) {
-        const int64_t grain = (int64_t)masks_number(c, "grain"), knots = in->n / grain + 2,
-                      at = (h * knots + i / grain) * d + e;
-        const double w = (double)(i % grain) / (double)grain;
-        const uint64_t s = masks_seed(in->name, "smooth");
-        x += masks_number(m, "smooth") * ((1 - w) * masks_gauss(s, at) + w * masks_gauss(s, at + d));
+    if (r->smooth != 0) {
+        const int64_t at = (h * r->knots + i / r->grain) * d + e;
+        const double w = (double)(i % r->grain) / (double)r->grain;
+        x += r->smooth * ((1 - w) * masks_gauss(r->seed_smooth, at) + w * masks_gauss(r->seed_smooth, at + d));
     }
-    if (masks_number(m, "proto") != 0) {
-        const uint64_t run = (uint64_t)masks_number(c, "run"), protos = (uint64_t)masks_number(c, "protos"),
-                       which = hs_hash64(masks_seed(in->name, "cluster") + ((uint64_t)h << 20) + (uint64_t)i / run) %
-                               protos;
-        x += masks_number(m, "proto") *
-             masks_gauss(masks_seed(in->name, "proto"), (int64_t)((uint64_t)h * protos + which) * d + e);
+    if (r->proto != 0) {
+        const uint64_t which = hs_hash64(r->seed_cluster + ((uint64_t)h << 20) + (uint64_t)i / r->run) % r->protos;
+        x += r->proto * masks_gauss(r->seed_proto, (int64_t)((uint64_t)h * r->protos + which) * d + e);
     }
-    if (masks_number(m, "sink") != 0) {
-        const int first = cJSON_GetArrayItem(masks_item(c, "sink"), 0)->valueint,
-                  count = cJSON_GetArrayItem(masks_item(c, "sink"), 1)->valueint;
-        if (side == 'q' || (i >= first && i < first + count))
-            x += masks_number(m, "sink") * masks_gauss(masks_seed(in->name, "bias"), h * d + e);
-    }
-    return x + masks_number(m, noise) * masks_gauss(masks_seed(in->name, name), (h * in->n + i) * d + e);
+    if (r->sink != 0 && (r->side == 'q' || (i >= r->first && i < r->first + r->count)))
+        x += r->sink * masks_gauss(r->seed_bias, h * d + e);
+    return x + r->noise * masks_gauss(r->seed, (h * in->n + i) * d + e);
 }
 
 static float *side_new(const mask_input *in, char side) {
@@ -90,15 +112,17 @@ static float *side_new(const mask_input *in, char side) {
     uint64_t sum = 0, j = 0;
     char key[96], hex[24];
     cr_assert(x != NULL);
-    for (int h = 0; h < in->heads; h++)
+    for (int h = 0; h < in->heads; h++) {
+        const recipe r = recipe_of(in, side, h);
         for (int64_t i = 0; i < in->n; i++)
             for (int64_t e = 0; e < in->d; e++, j++) {
                 float *at = &x[(i * in->heads + h) * in->d + e];
                 uint32_t bits;
-                *at = (float)value(in, side, h, i, e);
+                *at = (float)value(in, &r, h, i, e);
                 memcpy(&bits, at, sizeof bits);
                 sum += hs_hash64(j << 32 | bits);
             }
+    }
     snprintf(key, sizeof key, "%s/%c", in->name, side);
     snprintf(hex, sizeof hex, "%016llx", (unsigned long long)sum);
     cr_assert_str_eq(hex, gold_str(masks_item(masks_json("manifest.json"), "checksums"), key),
