@@ -3,10 +3,10 @@ PROMPT ?= a purple triangle spinning on the left and a yellow star bouncing on t
 # What the demo model's heads were calibrated to; empty: dense attention.
 PROFILE ?= data/profiles/demo-xattention.json
 
-.PHONY: demo test
+.PHONY: demo programs test
 .DELETE_ON_ERROR:
 
-demo: build/haste-run
+demo: programs
 	build/haste-run -m data/demo $(if $(PROFILE),--profile "$(PROFILE)") -p "$(PROMPT)" --seed 1 -o demo.mp4
 
 # Release build with every test; then the same tests under AddressSanitizer and UndefinedBehaviorSanitizer.
@@ -14,9 +14,7 @@ test:
 	@scripts/setup.sh test
 	scripts/test.sh
 
-build/haste-run: FORCE
+programs:
 	@scripts/setup.sh build
 	@[ -f build/build.ninja ] || meson setup build
-	@ninja -C build haste-run
-
-FORCE:
+	@ninja -C build programs
