@@ -1,4 +1,5 @@
-/* Safetensors: header checks, shards behind one sorted list of tensors. (Writing: safetensors_write.c.)
+/* Safetensors: header checks, shards behind one sorted list of tensors. (Folders with an index:
+ * safetensors_index.c; writing: safetensors_write.c.)
  *
  * Opening goes one way: map a shard, parse its header into the set's list (header_add), then sort and look for a name
  * in two shards (set_finish). Nothing of a header is believed before it is checked: lengths against the file, shapes
@@ -356,99 +357,13 @@ int hs_st_parse(const void *data, size_t len, int64_t file_size, const char *pat
     return rc;
 }
 
-int hs_st_open(const char *path, hs_st **ret, hs_err *err) {
-    hs_st *st;
-    int rc = set_new(path, 1, &st, err);
-    if (rc) return rc;
-    rc = shard_add(st, hs_strdup(path), err);
-    if (!rc) rc = set_finish(st, err);
-    if (rc)
-        hs_st_close(st);
-    else
-        *ret = st;
-    return rc;
-}
-
-/* ---- index ----------------------------------------------------------------------------------------------------- */
-
-typedef struct entry {
-    const char *name, *file; /* borrowed from the JSON document */
-} entry;
-
-static int entry_by_name(const void *a, const void *b) {
-    return strcmp(((const entry *)a)->name, ((const entry *)b)->name);
-}
-static int entry_by_file(const void *a, const void *b) {
-    return strcmp(((const entry *)a)->file, ((const entry *)b)->file);
-}
-
-/* weight_map -> *ret [*ret_n], sorted by shard. */
-static int index_entries(const cJSON *doc, const char *path, entry **ret, int *ret_n, hs_err *err) {
-    const cJSON *map = cJSON_GetObjectItemCaseSensitive(doc, "weight_map");
-    if (!cJSON_IsObject(map) || !map->child)
-        return hs_fail(err, HS_EFORMAT, "%s: no weight_map, expected {tensor name: shard file}", path);
-    int n = 0;
-    entry *e = hs_alloc((size_t)cJSON_GetArraySize(map) * sizeof(*e));
-    if (!e) return hs_fail(err, HS_ENOMEM, "no memory for the tensor names of %s", path);
-    for (const cJSON *v = map->child; v; v = v->next) {
-        const char *file = cJSON_IsString(v) ? v->valuestring : "";
-        if (!*file || strchr(file, '/') || !strcmp(file, ".") || !strcmp(file, "..")) {
-            hs_free(e);
-            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is in '%s', expected the name of a file beside the index",
-                           path, v->string, file);
-        }
-        e[n++] = (entry){v->string, file};
-    }
-    qsort(e, (size_t)n, sizeof(*e), entry_by_file);
-    *ret = e;
-    *ret_n = n;
-    return HS_OK;
-}
-
-/* The index must name exactly the tensors that the shards hold. Both lists are sorted by name. */
-static int index_compare(const hs_st *st, const entry *e, int n, const char *path, hs_err *err) {
-    for (int i = 0, j = 0; i < n || j < st->n;) {
-        int c = i == n ? 1 : j == st->n ? -1 : strcmp(e[i].name, st->t[j].name);
-        if (c < 0)
-            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' is not in its shard %s", path, e[i].name, e[i].file);
-        if (c > 0)
-            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' of %s is not named", path, st->t[j].name, st->t[j].file);
-        const char *base = strrchr(st->t[j].file, '/');
-        if (strcmp(base + 1, e[i].file)) /* paths were joined, so there is a '/' */
-            return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' should be in %s, but is in %s", path, e[i].name, e[i].file,
-                           st->t[j].file);
-        i++;
-        j++;
-    }
-    return HS_OK;
-}
-
-static int open_index(const char *dir, const char *path, hs_st **ret, hs_err *err) {
-    char *text = NULL;
-    size_t len;
-    cJSON *doc = NULL;
-    entry *e = NULL;
+int hs_st_open_files(const char *label, int n, const char *const *paths, hs_st **ret, hs_err *err) {
     hs_st *st = NULL;
-    int n = 0, shards = 0;
-    int rc = hs_file_read(path, MAX_HEADER, &text, &len, err);
-    if (!rc) rc = hs_json_parse(text, len, path, &doc, err);
-    if (!rc) rc = index_entries(doc, path, &e, &n, err);
-    if (rc) goto out;
-    for (int i = 0; i < n; i++) shards += i == 0 || strcmp(e[i].file, e[i - 1].file) != 0;
-    rc = shards > MAX_SHARDS
-             ? hs_fail(err, HS_EFORMAT, "%s names %d shards, expected at most %d", path, shards, MAX_SHARDS)
-             : set_new(path, shards, &st, err);
-    for (int i = 0; i < n && !rc; i++)
-        if (i == 0 || strcmp(e[i].file, e[i - 1].file) != 0) rc = shard_add(st, hs_path_join(dir, e[i].file), err);
+    int rc = n >= 1 && n <= MAX_SHARDS
+                 ? set_new(label, n, &st, err)
+                 : hs_fail(err, HS_EFORMAT, "%s names %d shards, expected at most %d", label, n, MAX_SHARDS);
+    for (int i = 0; i < n && !rc; i++) rc = shard_add(st, hs_strdup(paths[i]), err);
     if (!rc) rc = set_finish(st, err);
-    if (!rc) {
-        qsort(e, (size_t)n, sizeof(*e), entry_by_name);
-        rc = index_compare(st, e, n, path, err);
-    }
-out:
-    hs_free(e);
-    cJSON_Delete(doc);
-    hs_free(text);
     if (rc)
         hs_st_close(st);
     else
@@ -456,25 +371,8 @@ out:
     return rc;
 }
 
-int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) {
-    char name[256];
-    if (snprintf(name, sizeof(name), "%s.safetensors.index.json", stem) >= (int)sizeof(name))
-        return hs_fail(err, HS_EINVAL, "file name '%s' is too long", stem);
-    char *path = hs_path_join(dir, name);
-    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
-    int rc;
-    if (!access(path, F_OK)) {
-        rc = open_index(dir, path, ret, err);
-    } else {
-        path[strlen(path) - strlen(".index.json")] = '\0';
-        rc = access(path, F_OK) ? hs_fail(err, HS_EIO,
-                                          "%s holds neither %s nor the file without .index.json: not a model "
-                                          "folder, or an incomplete download",
-                                          dir, name)
-                                : hs_st_open(path, ret, err);
-    }
-    hs_free(path);
-    return rc;
+int hs_st_open(const char *path, hs_st **ret, hs_err *err) {
+    return hs_st_open_files(path, 1, &path, ret, err);
 }
 
 int hs_st_random(const char *label, hs_st **ret, hs_err *err) {

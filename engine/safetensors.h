@@ -29,6 +29,8 @@ typedef struct hs_st hs_st;
 
 /* One .safetensors or .pth file: told by its first bytes, not by its name. */
 int hs_st_open(const char *path, hs_st **ret, hs_err *err);
+/* Several of them as one; label names all of them in messages. */
+int hs_st_open_files(const char *label, int n, const char *const *paths, hs_st **ret, hs_err *err);
 /* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`. The index's
  * weight_map must name exactly the tensors that its shards hold. */
 int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err);
