@@ -227,7 +227,12 @@ int hs_files_open(const hs_model_params *p, hs_files *ret, hs_err *err) {
     char *place[PLACES] = {NULL};
     hs_files f = {.tokenizer = NULL};
     int rc = hs_config_init(&f.config, err);
-    if (!rc && p->dir && access(p->dir, F_OK)) rc = hs_fail(err, HS_EIO, "cannot open %s: %s", p->dir, strerror(errno));
+    if (!rc && p->dir && access(p->dir, F_OK))
+        rc = hs_fail(
+            err, HS_EIO,
+            "cannot open the model folder %s: %s. Weights are not fetched by themselves: docs/wan.md says where "
+            "they are",
+            p->dir, strerror(errno));
     for (int i = 0; i < PLACES && !rc; i++) {
         if (!named[i] && !l && i != TOKENIZER)
             rc = hs_fail(err, HS_EINVAL, "neither a model folder nor %s is named", flags[i]);

@@ -41,7 +41,7 @@ bad 1 "GB" -m A --device ref -p a -o x.md5 --size 16384x16384 --frames 4093
 bad 1 "tokens" -m A --device ref -p a -o x.md5 --size 8192x8192 --frames 1001
 test $(($(date +%s) - start)) -lt 20 || fail "the refusal of absurd sizes took long"
 
-bad 1 "nomodel" -m nomodel -p a -o x.md5
+bad 1 "the model folder nomodel" -m nomodel -p a -o x.md5
 bad 1 "out/" -m out/ -p a -o x.md5
 same "$(ls)" "$(printf 'A\nerr\nout\ntmpdir')" "files after refusals"
 
