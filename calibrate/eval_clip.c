@@ -125,7 +125,9 @@ const uint8_t *hs_eval_clip_frames(const hs_eval_bench *b, int which) {
 
 int hs_eval_bench_plan(hs_eval_bench *b, hs_plan *ret, hs_err *err) {
     const hs_request r = session_request(b);
-    return hs_request_check(b->e[0].model, &r, ret, err);
+    engine *e; /* which policies of other precisions may have pushed out */
+    const int rc = engine_get(b, NULL, 0, &e, err);
+    return rc ? rc : hs_request_check(e->model, &r, ret, err);
 }
 
 int hs_eval_bench_settings(hs_eval_bench *b, const hs_request *req, hs_err *err) {
