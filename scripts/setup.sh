@@ -5,7 +5,7 @@ set -eu
 
 build="gcc g++ meson ninja-build pkg-config libdnnl-dev libcjson-dev libutf8proc-dev libsentencepiece-dev
        libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libglpk-dev"
-check="libcriterion-dev ffmpeg clang libclang-rt-14-dev clang-format"
+check="libcriterion-dev ffmpeg clang libclang-rt-14-dev libomp-dev clang-format"
 
 case "${1:-build}" in
 build) want=$build ;;
