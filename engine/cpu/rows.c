@@ -141,7 +141,9 @@ void hs_cpu_qk_norm(hs_device *dev, const hs_qk_norm *a) {
     const kernels *k = kernels_of(dev);
     const hs_qk_norm q = *a;
     const float *rope = q.rope.p;
-#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, q.parts *q.rows *q.d))
+    const int threads = hs_cpu_threads(dev, q.parts * q.rows * q.d);
+    (void)threads; /* read by OpenMP alone */
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < q.rows; r++)
         for (int part = 0; part < q.parts; part++)
             k->qk_row(at(q.x, r * q.ld + q.col + part * q.d), q.x.type, q.d, q.head_dim, q.gamma[part].p,
