@@ -3,7 +3,8 @@
 #include "cuda/attn_hopper.cuh"
 
 enum {
-    PLAN_THREADS = 256,
+    PLAN_THREADS = 1024,
+    PLAN_COLS = 4096,  /* of a clustered mask, whose granules are counted once; more are counted for every row */
     PLAN_TILES = 4096, /* of a head; more come in their natural order */
     COPY_THREADS = 256,
     COPIES_LIMIT = 256 << 20 /* bytes of copies at a time: heads beyond it come in turn */
@@ -14,8 +15,8 @@ static __device__ __forceinline__ int granules_of(const attn_call &a, int head, 
     return (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE;
 }
 
-/* Keys that a row of the mask keeps, clusters in whole granules; by a warp. */
-static __device__ int keys_of_row(const attn_call &a, int head, int row) {
+/* Keys that a row of the mask keeps, clusters in whole granules; by a warp. granules: of the columns, where known. */
+static __device__ int keys_of_row(const attn_call &a, int head, int row, const int *granules) {
     const uint32_t *bits = a.bits + ((int64_t)head * a.rows + row) * a.words;
     int keys = 0;
     if (a.dense[head]) return 0; /* its bits mean nothing */
@@ -26,7 +27,7 @@ static __device__ int keys_of_row(const attn_call &a, int head, int row) {
         else
             for (uint32_t left = word; left; left &= left - 1) {
                 const int c = w * 32 + __ffs((int)left) - 1;
-                keys += granules_of(a, head, c) * GRANULE;
+                keys += (granules ? granules[c] : granules_of(a, head, c)) * GRANULE;
             }
         if (a.block && w == a.words - 1 && word >> ((a.cols - 1) % 32) & 1) keys -= a.cols * a.block - a.len_k;
     }
@@ -37,12 +38,15 @@ static __device__ int keys_of_row(const attn_call &a, int head, int row) {
 /* The tiles' keys and order; a block per head. The last head to finish ranks the heads. */
 static __global__ void __launch_bounds__(PLAN_THREADS)
     plan_tiles(const __grid_constant__ attn_call a, hopper_plan plan, int tile_rows) {
-    __shared__ int keys[PLAN_TILES], last; /* keys: of a tile; -1: there is none */
-    __shared__ unsigned long long sum;     /* of the tiles */
+    __shared__ int keys[PLAN_TILES], granules[PLAN_COLS], last; /* keys: of a tile; -1: there is none */
+    __shared__ unsigned long long sum;                          /* of the tiles */
     const int head = (int)blockIdx.x, tid = (int)threadIdx.x, some = min(a.tiles, (int)PLAN_TILES);
+    const bool counted = !a.block && a.cols <= PLAN_COLS && !a.dense[head];
     if (tid == 0) sum = 0;
+    for (int c = tid; counted && c < a.cols; c += PLAN_THREADS) granules[c] = granules_of(a, head, c);
+    __syncthreads();
     for (int r = tid / 32; r < a.rows; r += PLAN_THREADS / 32) {
-        const int k = keys_of_row(a, head, r);
+        const int k = keys_of_row(a, head, r, counted ? granules : nullptr);
         if (tid % 32 == 0) plan.keys[head * a.rows + r] = k;
     }
     __syncthreads();

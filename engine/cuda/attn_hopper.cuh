@@ -8,8 +8,10 @@
  * kernels.md 3.
  *
  * What the two sides tell each other goes through barriers in shared memory: `full` ends a phase when a stage is there,
- * `empty` when all consumers are done with it. Where there is room, queries and the description of a tile have two
- * places, so that the next tile is under way while this one ends; the output goes through the place of the queries.
+ * `empty` when all consumers are done with it. Queries and the description of a tile have two places, so that the next
+ * tile is under way while this one ends, and the output goes through the place of the queries. A consumer that is alone
+ * takes its queries to registers instead and frees their place at once: with 64 keys a step, products that read both
+ * operands from shared memory would ask for all of its bandwidth, and copies come on top.
  */
 #ifndef HS_ATTN_HOPPER_CUH
 #define HS_ATTN_HOPPER_CUH
@@ -37,6 +39,7 @@ struct hopper_shape {
         CONSUMER_REGS = CONSUMER_REGS_,
         ROWS = 64 * CONSUMERS,
         THREADS = 128 * (CONSUMERS + 1),
+        HELD = CONSUMERS == 1, /* queries in registers */
         Q_BYTES = ROWS * HOPPER_DIM * 2,
         KV_BYTES = KEYS * HOPPER_DIM * 2
     };
@@ -226,6 +229,29 @@ template <int N> __device__ __forceinline__ void only_keys(float (&s)[N], uint64
     }
 }
 
+/* A consumer's 64 queries as left operands, a step of 16 columns each. tile: of queries in shared memory; row: the
+ * first of this lane's two. */
+template <typename S>
+__device__ __forceinline__ void take_queries(const unsigned char *tile, int row, unsigned (&q)[HOPPER_DIM / 16][4]) {
+#pragma unroll
+    for (int d = 0; d < HOPPER_DIM / 16; d++)
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            q[d][n] =
+                *(const unsigned *)(const void *)(tile + d / 4 * S::ROWS * HOPPER_ROW + (row + n % 2 * 8) * HOPPER_ROW +
+                                                  ((d % 4 * 2 + n / 2) ^ (row % 8)) * 16 + threadIdx.x % 4 * 4);
+}
+
+/* Word n of each of a row's four lanes becomes four words of lane n. */
+__device__ __forceinline__ uint4 turn_words(const unsigned (&w)[4]) {
+    const bool high = threadIdx.x & 2, odd = threadIdx.x & 1;
+    const unsigned a = __shfl_xor_sync(~0u, high ? w[0] : w[2], 2), b = __shfl_xor_sync(~0u, high ? w[1] : w[3], 2);
+    const unsigned of_low[2] = {high ? a : w[0], high ? b : w[1]}, of_high[2] = {high ? w[2] : a, high ? w[3] : b};
+    const unsigned low = __shfl_xor_sync(~0u, odd ? of_low[0] : of_low[1], 1),
+                   up = __shfl_xor_sync(~0u, odd ? of_high[0] : of_high[1], 1);
+    return odd ? make_uint4(low, of_low[1], up, of_high[1]) : make_uint4(of_low[0], low, of_high[0], up);
+}
+
 template <typename S> __device__ __forceinline__ void consume(const hopper_call &c, const hopper_places<S> &at) {
     typedef typename S::T T;
     constexpr int KEYS = S::KEYS;
@@ -269,9 +295,20 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
         barrier_wait(at.bar(&room->q_full[slot]), tile_ring.phase);
         const hopper_tile t = room->tile[slot];
         if (t.steps < 0) break;
-        if (S::GATHER) fence_async();
         const unsigned q = at.q + slot * S::Q_BYTES + group * 64 * HOPPER_ROW;
+        unsigned char *const tile =
+            (unsigned char *)room - 2 * S::STAGES * S::KV_BYTES - (S::TILES - slot) * S::Q_BYTES;
+        unsigned held[S::HELD ? HOPPER_DIM / 16 : 1][4];
+        int token[2];
         hopper_rows r = {{-INFINITY, -INFINITY}, {0, 0}};
+        if constexpr (S::HELD) {
+            take_queries<S>(tile, row0 + lane / 4, held);
+            for (int i = 0; i < 2; i++) {
+                const int row = row0 + lane / 4 + 8 * i;
+                token[i] = row >= t.count ? -1 : S::GATHER ? room->query[slot][row] : t.first + row;
+            }
+            barrier_arrive(at.bar(&room->q_empty[slot]));
+        }
 
         if (t.steps > 0) {
             float s[KEYS / 2], shrink[2] = {1, 1};
@@ -279,9 +316,14 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             auto logits = [&] {
                 const unsigned tile = at.k + k.at * S::KV_BYTES;
 #pragma unroll
-                for (int d = 0; d < HOPPER_DIM / 16; d++)
-                    product_ss<T, KEYS>(s, operand_by_rows(q + d / 4 * S::ROWS * HOPPER_ROW + d % 4 * 32),
-                                        operand_by_rows(tile + d / 4 * HALF + d % 4 * 32, EIGHT), d > 0);
+                for (int d = 0; d < HOPPER_DIM / 16; d++) {
+                    const uint64_t keys = operand_by_rows(tile + d / 4 * HALF + d % 4 * 32, EIGHT);
+                    if constexpr (S::HELD)
+                        product_rs_rows<T>(s, held[d], keys, d > 0);
+                    else
+                        product_ss<T, KEYS>(s, operand_by_rows(q + d / 4 * S::ROWS * HOPPER_ROW + d % 4 * 32), keys,
+                                            d > 0);
+                }
             };
             auto values = [&](int add) {
                 const unsigned tile = at.v + v.at * S::KV_BYTES;
@@ -297,14 +339,21 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                                        p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
             };
 
+            /* read by the lane that says it is done with the stage */
+            auto step_counts = [&]() -> uint64_t {
+                if (!S::GATHER) return 0;
+                return __shfl_sync(~0u, lane == 0 ? room->counts[k.at] : 0, 0);
+            };
+
             await(room->k_full, k);
             keep(s);
             products_begin();
             logits();
             products_commit();
+            const uint64_t first_counts = step_counts();
             products_wait<0>();
             keep(s);
-            if constexpr (S::GATHER) only_keys(s, room->counts[k.at]);
+            if constexpr (S::GATHER) only_keys(s, first_counts);
             release(room->k_empty + k.at);
             k.step();
             if (!S::GATHER && t.steps == 1) end_of_keys(s, t, bonus);
@@ -326,9 +375,10 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 values(j > 1);
                 products_commit();
                 turn_end();
+                const uint64_t counts = step_counts();
                 products_wait<1>();
                 keep(s);
-                if constexpr (S::GATHER) only_keys(s, room->counts[k.at]);
+                if constexpr (S::GATHER) only_keys(s, counts);
                 release(room->k_empty + k.at);
                 k.step();
                 if (!S::GATHER && j == t.steps - 1) end_of_keys(s, t, bonus);
@@ -354,6 +404,10 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             products_commit();
             products_wait<0>();
             keep(out);
+            if constexpr (S::HELD) {
+#pragma unroll
+                for (int d = 0; d < HOPPER_DIM / 16; d++) keep(held[d]);
+            }
             release(room->v_empty + v.at);
             v.step();
         } else {
@@ -361,35 +415,51 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             for (int i = 0; i < 64; i++) out[i] = 0;
         }
 
-        /* out / sum to this warp's rows of the place of the queries, from there in whole rows to memory */
-        unsigned char *const tile =
-            (unsigned char *)room - 2 * S::STAGES * S::KV_BYTES - (S::TILES - slot) * S::Q_BYTES;
+        float factor[2]; /* 1 / sum; 0: no keys */
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float total = r.sum[i] + __shfl_xor_sync(~0u, r.sum[i], 1);
             total += __shfl_xor_sync(~0u, total, 2);
-            const float factor = total != 0 ? 1 / total : 0; /* 0: no keys */
-            const int row = row0 + lane / 4 + 8 * i;
-#pragma unroll
-            for (int j = 0; j < 16; j++)
-                *(unsigned *)(void *)(tile + j / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
-                                      ((j % 8) ^ (row % 8)) * 16 + lane % 4 * 4) =
-                    pack<T>(out[4 * j + 2 * i] * factor, out[4 * j + 2 * i + 1] * factor);
+            factor[i] = total != 0 ? 1 / total : 0;
         }
-        __syncwarp();
+        if constexpr (S::HELD) { /* straight to memory, 64 bytes of a row at a time */
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int row = row0 + 2 * i + lane / 16, piece = lane % 16;
-            if (row < t.count) {
-                const int64_t token = S::GATHER ? room->query[slot][row] : t.first + row;
-                ((uint4 *)((T *)c.a.out + token * c.a.ld_out + (int64_t)t.head * HOPPER_DIM))[piece] =
-                    *(const uint4 *)(const void *)(tile + piece / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
-                                                   ((piece % 8) ^ (row % 8)) * 16);
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int j = 0; j < 16; j += 4) {
+                    unsigned words[4];
+#pragma unroll
+                    for (int n = 0; n < 4; n++)
+                        words[n] =
+                            pack<T>(out[4 * (j + n) + 2 * i] * factor[i], out[4 * (j + n) + 2 * i + 1] * factor[i]);
+                    const uint4 piece = turn_words(words);
+                    if (token[i] >= 0)
+                        ((uint4 *)((T *)c.a.out + token[i] * c.a.ld_out + (int64_t)t.head * HOPPER_DIM))[j + lane % 4] =
+                            piece;
+                }
+        } else { /* to this warp's rows of the place of the queries, from there in whole rows to memory */
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int row = row0 + lane / 4 + 8 * i;
+#pragma unroll
+                for (int j = 0; j < 16; j++)
+                    *(unsigned *)(void *)(tile + j / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
+                                          ((j % 8) ^ (row % 8)) * 16 + lane % 4 * 4) =
+                        pack<T>(out[4 * j + 2 * i] * factor[i], out[4 * j + 2 * i + 1] * factor[i]);
             }
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int row = row0 + 2 * i + lane / 16, piece = lane % 16;
+                if (row < t.count)
+                    ((uint4 *)((T *)c.a.out + (t.first + row) * c.a.ld_out + (int64_t)t.head * HOPPER_DIM))[piece] =
+                        *(const uint4 *)(const void *)(tile + piece / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
+                                                       ((piece % 8) ^ (row % 8)) * 16);
+            }
+            fence_async(); /* the next queries come by TMA */
+            __syncwarp();
+            release(&room->q_empty[slot]);
         }
-        fence_async(); /* the next queries come by TMA */
-        __syncwarp();
-        release(&room->q_empty[slot]);
     }
 }
 
@@ -401,9 +471,10 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_hopper(const __gri
     hopper_room<S> *const room = at.room;
     if (threadIdx.x == 0) {
         const unsigned warps = 4 * S::CONSUMERS;
-        for (int i = 0; i < S::TILES; i++) { /* gathered: a warp's copies and its word; two more readers */
+        const unsigned readers = S::HELD ? 128 : warps;
+        for (int i = 0; i < S::TILES; i++) { /* gathered: a warp's copies and its word; two more warps read */
             barrier_init(at.bar(&room->q_full[i]), S::GATHER ? 33 : 1);
-            barrier_init(at.bar(&room->q_empty[i]), S::GATHER ? warps + 2 : warps);
+            barrier_init(at.bar(&room->q_empty[i]), S::GATHER ? readers + 64 : readers);
         }
         for (int i = 0; i < S::STAGES; i++) {
             barrier_init(at.bar(&room->k_full[i]), 1);

@@ -188,8 +188,7 @@ __device__ __forceinline__ void follow_columns(const hopper_call &c, const hoppe
     for (hopper_ring<S::TILES> tile;; tile.step()) {
         barrier_wait(at.bar(&at.room->q_full[tile.at]), tile.phase);
         const hopper_tile t = at.room->tile[tile.at];
-        __syncwarp();
-        if (lane == 0) barrier_arrive(at.bar(&at.room->q_empty[tile.at]));
+        barrier_arrive(at.bar(&at.room->q_empty[tile.at]));
         if (t.steps < 0) return;
         const char *const head = copies + (int64_t)t.head * c.copies.granules * GRANULE_BYTES;
         if (t.row < 0) {

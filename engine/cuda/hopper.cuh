@@ -76,6 +76,13 @@ template <int ID> __device__ __forceinline__ void named_sync(int threads) {
 template <int ID> __device__ __forceinline__ void named_arrive(int threads) {
     asm volatile("bar.arrive %0, %1;" ::"n"(ID), "r"(threads) : "memory");
 }
+/* By a number known only when it runs. */
+__device__ __forceinline__ void named_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 /* ---- bulk tensor copies ----------------------------------------------------------------------------------------- */
 
@@ -188,6 +195,14 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
                  "{%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}"                                                         \
                  : HS_F64R(d)                                                                                          \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
+#define HS_WGMMA_RS_ROWS_64(TYPE)                                                                                      \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " "                                       \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                   \
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0;\n}"                                                         \
+                 : HS_F32R(d, 0)                                                                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
 
 /* d (+)= A B^T over a depth of 16: A [64, 16], B [N, 16], both by rows in shared memory. add 0: d is overwritten. */
 template <typename T, int N>
@@ -211,6 +226,16 @@ __device__ __forceinline__ void product_rs(float (&d)[64], const unsigned (&a)[4
         HS_WGMMA_RS_128("bf16");
     else
         HS_WGMMA_RS_128("f16");
+#endif
+}
+/* d (+)= A B^T over a depth of 16: A [64, 16] in registers, B [64, 16] by rows in shared memory. */
+template <typename T>
+__device__ __forceinline__ void product_rs_rows(float (&d)[32], const unsigned (&a)[4], uint64_t b, int add) {
+#if HS_HOPPER
+    if constexpr (std::is_same<T, __nv_bfloat16>::value)
+        HS_WGMMA_RS_ROWS_64("bf16");
+    else
+        HS_WGMMA_RS_ROWS_64("f16");
 #endif
 }
 
