@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+_Static_assert((int)HS_MAX_HEADS <= (int)HS_CLUSTER_HEADS, "every model's heads in one call");
+
 /* Element (token i, head h, c) of part `which` of qkv is at i * 3d + h * D + c. */
 static hs_buf part(const hs_attn *a, hs_buf qkv, int which) {
     return hs_buf_at(qkv, which * a->d, qkv.n - which * a->d);
@@ -110,6 +112,8 @@ static void choose(hs_attn *a, hs_attn_memory *m, int layer, int interval, int f
                                       .rule = full ? 0 : rule(a),
                                       .at_least = full ? a->score_cols : least,
                                       .mask = &m->mask});
+    /* heads with thresholds of their own that are dense want no mask, but have a density */
+    hs_op_mask_density(a->dev, &m->mask, m->alone ? a->every : m->want, m->density);
 }
 
 /* Masks for the heads whose cached ones are no longer good. Where a step interval brings a layer other thresholds, all
@@ -176,6 +180,7 @@ void hs_attn_self(hs_attn *a, const hs_policy *call, int layer, hs_buf qkv, hs_b
     hs_attn_memory *m = hs_attn_memory_of(a, call->branch, layer);
     hs_lap(a->dev, HS_LAP_NONE);
     const int seeding = hs_attn_is_seeding(a, call, layer);
+    a->told = 0;
     m->attended = hs_attn_is_sparse(a, call, layer);
     m->alone = call->top_p != NULL;
     if (m->attended && m->alone)

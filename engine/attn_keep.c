@@ -115,6 +115,7 @@ int hs_attn_restore(hs_attn *a, int branch, int layer, int step, hs_attn_fetch f
         hs_upload(a->dev, *all[i].buf, x);
     }
     m->started = 1;
+    hs_op_mask_density(a->dev, &m->mask, a->every, m->density);
     /* whose thresholds the masks have: the step's before, or of this one where exact masks were made for it */
     m->interval = hs_attn_policy_interval(&a->p, step - !(a->p.seed_exact && step == a->p.dense_steps));
     return 0;

@@ -34,10 +34,12 @@ static int each(hs_attn *a, visitor see, void *user) {
             if ((r = see(user, &m->anchor[s], HS_F32, hd, "anchors")) ||
                 (svg2 && (r = see(user, &m->centroid[s], HS_F32, hd * (s == HS_Q ? a->rows : a->cols), "centroids"))))
                 return r;
-        if ((r = see(user, &m->age, HS_I32, h, "anchors")) || (r = see(user, &m->want, HS_U8, h, "anchors")) ||
-            (r = see(user, &m->drift, HS_F32, h, "anchors")) || (r = each_of_mask(a, &m->mask, see, user)))
-            return r;
+        if ((r = see(user, &m->age, HS_I32, h, "anchors")) || (r = each_of_mask(a, &m->mask, see, user))) return r;
     }
+    if ((r = see(user, &a->want, HS_U8, HS_BRANCH_COUNT * a->layers * h, "anchors")) ||
+        (r = see(user, &a->drift, HS_F32, HS_BRANCH_COUNT * a->layers * h, "anchors")) ||
+        (r = see(user, &a->density, HS_F32, HS_BRANCH_COUNT * a->layers * h, "anchors")))
+        return r;
     for (int s = HS_Q; s <= HS_K; s++)
         if ((r = see(user, &a->mean[s], HS_F32, hd, "token means"))) return r;
     for (int b = 0; b < HS_BRANCH_COUNT; b++)
@@ -105,7 +107,7 @@ int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_d
     each(&a, count_buf, &one);
     for (int i = 0; i < HS_BRANCH_COUNT && p->method != HS_DENSE; i++) {
         int64_t hd = (int64_t)heads * head_dim, svg2 = p->method == HS_SVG2;
-        two += 2 * 4 * hd + (svg2 ? 4 * hd * (a.rows + a.cols) : 0) + heads * 9;
+        two += 2 * 4 * hd + (svg2 ? 4 * hd * (a.rows + a.cols) : 0) + heads * 13;
         each_of_mask(&a, &m.mask, count_buf, &two);
     }
     return one + layers * (two + 4 * heads * p->intervals);
@@ -119,15 +121,6 @@ void hs_attn_thresholds(hs_attn *a, const float *of_call) {
     a->top_p_is_host = !of_call;
 }
 
-static int64_t padded_bytes(hs_buf b) {
-    return (b.n * (int64_t)hs_dtype_size(b.type) + 63) / 64 * 64;
-}
-
-static int64_t mask_bytes(const hs_mask *m) {
-    return padded_bytes(m->bits) + padded_bytes(m->dense) + padded_bytes(m->q_order) + padded_bytes(m->k_order) +
-           padded_bytes(m->q_start) + padded_bytes(m->k_start);
-}
-
 int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens,
                 hs_attn **ret, hs_err *err) {
     hs_attn *a = hs_calloc(1, sizeof *a);
@@ -138,8 +131,12 @@ int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, 
     set_sizes(a, p, layers, heads, head_dim, tokens);
     a->mem = hs_calloc((size_t)layers * HS_BRANCH_COUNT, sizeof *a->mem);
     const int cells = p->intervals * layers * heads;
+    const size_t calls = (size_t)HS_BRANCH_COUNT * (size_t)(layers * heads);
     a->top_p_host = hs_alloc((size_t)cells * sizeof *a->top_p_host);
-    if (!a->mem || !a->top_p_host) {
+    a->told_want = hs_alloc(calls);
+    a->told_drift = hs_alloc(calls * sizeof *a->told_drift);
+    a->told_density = hs_alloc(calls * sizeof *a->told_density);
+    if (!a->mem || !a->top_p_host || !a->told_want || !a->told_drift || !a->told_density) {
         r = hs_fail(err, HS_ENOMEM, "no memory for the attention's caches");
         goto out;
     }
@@ -154,8 +151,13 @@ int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, 
         k->words = hs_mask_words(a->cols);
         k->block = p->method == HS_SVG2 ? 0 : p->block;
         k->len_q = k->len_k = tokens;
+        const int64_t first = (int64_t)i * heads;
+        a->mem[i].want = hs_buf_at(a->want, first, heads);
+        a->mem[i].drift = hs_buf_at(a->drift, first, heads);
+        a->mem[i].density = hs_buf_at(a->density, first, heads);
     }
-    if (!(a->report = hs_alloc((size_t)mask_bytes(&a->mem[0].mask)))) {
+    const hs_mask *const any = &a->mem[0].mask;
+    if (!(a->report = hs_alloc((size_t)any->bits.n * sizeof *a->report + (size_t)any->dense.n))) {
         r = hs_fail(err, HS_ENOMEM, "no memory for the attention's report");
         goto out;
     }
@@ -178,6 +180,9 @@ void hs_attn_free(hs_attn *a) {
     if (a->mem) each(a, free_buf, a->dev);
     hs_free(a->mem);
     hs_free(a->top_p_host);
+    hs_free(a->told_want);
+    hs_free(a->told_drift);
+    hs_free(a->told_density);
     hs_free(a->report);
     hs_free(a);
 }
@@ -213,36 +218,26 @@ int hs_attn_want_alone(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int
     return kept;
 }
 
-/* The mask in host memory: all its arrays in a->report, which is made for one mask. */
-static hs_mask mask_on_host(hs_attn *a, const hs_mask *m) {
-    hs_mask host = *m;
-    hs_buf *array[] = {&host.bits, &host.dense, &host.q_order, &host.k_order, &host.q_start, &host.k_start};
-    char *at = a->report;
-    for (size_t k = 0; k < sizeof array / sizeof *array; k++) {
-        if (!array[k]->p) continue;
-        hs_download(a->dev, at, *array[k]);
-        array[k]->p = at;
-        at += padded_bytes(*array[k]);
-    }
-    return host;
-}
-
 int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float *ret_drift, uint8_t *ret_call,
                    hs_err *err) {
     const hs_attn_memory *m = hs_attn_memory_of(a, branch, layer);
+    const int64_t first = ((int64_t)branch * a->layers + layer) * a->heads;
     for (int h = 0; h < a->heads; h++) {
         ret_density[h] = 1;
         ret_drift[h] = 0;
         ret_call[h] = HS_HEAD_DENSE;
     }
     if (!m->attended) return 0;
-    const hs_mask host = mask_on_host(a, &m->mask);
-    uint8_t want[HS_MAX_HEADS];
-    hs_download(a->dev, want, m->want);
-    if (!m->alone) hs_download(a->dev, ret_drift, m->drift);
+    if (!a->told) {
+        hs_download(a->dev, a->told_want, a->want);
+        hs_download(a->dev, a->told_drift, a->drift);
+        hs_download(a->dev, a->told_density, a->density);
+        a->told = 1;
+    }
     for (int h = 0; h < a->heads; h++) {
-        ret_density[h] = (float)hs_mask_density(&host, h);
-        ret_call[h] = want[h] ? HS_HEAD_PREDICTED : m->alone ? HS_HEAD_DENSE : HS_HEAD_REUSED;
+        ret_density[h] = a->told_density[first + h];
+        if (!m->alone) ret_drift[h] = a->told_drift[first + h];
+        ret_call[h] = a->told_want[first + h] ? HS_HEAD_PREDICTED : m->alone ? HS_HEAD_DENSE : HS_HEAD_REUSED;
     }
     return hs_device_check(a->dev, err);
 }
@@ -250,17 +245,17 @@ int hs_attn_report(hs_attn *a, int branch, int layer, float *ret_density, float 
 int hs_attn_mask(hs_attn *a, int branch, int layer, hs_mask_view *ret, hs_err *err) {
     const hs_attn_memory *m = hs_attn_memory_of(a, branch, layer);
     if (!m->attended) return hs_fail(err, HS_EINVAL, "layer %d attended densely: there is no mask", layer);
-    const hs_mask host = mask_on_host(a, &m->mask);
-    int e = hs_device_check(a->dev, err);
-    if (!e)
-        *ret = (hs_mask_view){.heads = host.heads,
-                              .rows = host.rows,
-                              .cols = host.cols,
-                              .words = host.words,
-                              .block = host.block,
-                              .bits = host.bits.p,
-                              .dense = host.dense.p};
-    return e;
+    uint8_t *const dense = (uint8_t *)(a->report + m->mask.bits.n);
+    hs_download(a->dev, a->report, m->mask.bits);
+    hs_download(a->dev, dense, m->mask.dense);
+    *ret = (hs_mask_view){.heads = m->mask.heads,
+                          .rows = m->mask.rows,
+                          .cols = m->mask.cols,
+                          .words = m->mask.words,
+                          .block = m->mask.block,
+                          .bits = a->report,
+                          .dense = dense};
+    return hs_device_check(a->dev, err);
 }
 
 void hs_attn_seconds(const hs_attn *a, double *ret_predict, double *ret_attend) {

@@ -10,7 +10,8 @@ enum { HS_Q, HS_K, HS_V };
 /* What one branch of one layer remembers: anchors of every head, its mask, and for svg2 its centroids. */
 typedef struct hs_attn_memory {
     hs_buf anchor[2], age; /* F32 [heads, D] of q and k; I32 [heads], -1 = never predicted */
-    hs_buf want, drift;    /* of the last call (reuse.h): U8, F32 [heads] */
+    hs_buf want, drift;    /* of the last call (reuse.h): U8, F32 [heads], parts of hs_attn's */
+    hs_buf density;        /* of the masks: F32 [heads], likewise */
     hs_buf centroid[2];    /* F32 [heads, clusters, D] */
     hs_mask mask;
     int attended; /* the last call was sparse */
@@ -37,13 +38,17 @@ struct hs_attn {
     hs_buf mean[2];                 /* F32 [heads, D]: token means of q and k, left by qk_norm */
     hs_buf scores[HS_BRANCH_COUNT]; /* F32 [heads, rows, score_cols], of the branch's last prediction */
     hs_attn_scored scored[HS_BRANCH_COUNT];
-    hs_buf top_p;              /* F32 [intervals, layers, heads]; a call's own thresholds lie in the first table */
-    hs_buf every;              /* U8 [heads] of ones */
-    hs_buf label;              /* I32 [heads, N] */
-    hs_buf pooled[3];          /* F32 [heads, blocks, D]: block means of q, k, v */
-    int top_p_is_host;         /* top_p holds the session's thresholds */
-    float *top_p_host;         /* [intervals, layers, heads] thresholds of the session */
-    char *report;              /* host copy of one mask */
+    hs_buf top_p;                /* F32 [intervals, layers, heads]; a call's own thresholds lie in the first table */
+    hs_buf every;                /* U8 [heads] of ones */
+    hs_buf label;                /* I32 [heads, N] */
+    hs_buf pooled[3];            /* F32 [heads, blocks, D]: block means of q, k, v */
+    hs_buf want, drift, density; /* U8, F32, F32 [HS_BRANCH_COUNT, layers, heads]: a download each for a report */
+    int top_p_is_host;           /* top_p holds the session's thresholds */
+    float *top_p_host;           /* [intervals, layers, heads] thresholds of the session */
+    int32_t *report;             /* host copy of the bits of one mask, and its flags behind them */
+    int told;                    /* told_* hold what want, drift and density do */
+    uint8_t *told_want;
+    float *told_drift, *told_density;
     double laps[HS_LAP_COUNT]; /* the device's at hs_attn_begin */
 };
 

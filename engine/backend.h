@@ -210,6 +210,9 @@ typedef struct hs_select {
 } hs_select;
 void hs_op_select(hs_device *dev, const hs_select *a);
 
+/* hs_mask_density (mask.h) of the heads that want it: density F32 [heads]. */
+void hs_op_mask_density(hs_device *dev, const struct hs_mask *mask, hs_buf want, hs_buf density);
+
 /* Means of blocks of `block` tokens: y F32 [heads, ceil(len / block), D] of x (q or k or v, element (i, h, c) at
  * i*ld + h*D + c). */
 void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
@@ -221,6 +224,7 @@ void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int he
  * before the last update; a head stops early when no centroid moves by 1e-4 or more (that update is dropped; compat:
  * only all wanted heads together). label I32 [heads, len]; order I32 [heads, len]: tokens grouped by label, in token
  * order within a group; start I32 [heads, clusters + 1]. */
+enum { HS_CLUSTER_HEADS = 128 }; /* at most */
 typedef struct hs_cluster {
     hs_buf x, centroids, want, label, order, start;
     int64_t len, ld;
@@ -325,6 +329,7 @@ typedef struct hs_ops {
     void (*block_scores)(hs_device *dev, const hs_block_scores *a);
     void (*centroid_scores)(hs_device *dev, const hs_centroid_scores *a);
     void (*select)(hs_device *dev, const hs_select *a);
+    void (*mask_density)(hs_device *dev, const struct hs_mask *mask, hs_buf want, hs_buf density);
     void (*block_means)(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
                         hs_buf want, hs_buf y);
     void (*cluster)(hs_device *dev, const hs_cluster *a);

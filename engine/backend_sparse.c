@@ -31,8 +31,8 @@ static void check_bits(const call *c, hs_mask *m) {
     m->dense = need(c, "dense", m->dense, T_U8, m->heads);
 }
 
-/* Which tokens a row and a column are: equal blocks, or ranges of a permutation. */
-static void check_layout(const call *c, hs_mask *m) {
+/* How many tokens a row and a column are: equal blocks, or ranges of a permutation. */
+static void check_sizes(const call *c, hs_mask *m) {
     if (c->dev->sticky) return;
     range(c, "block of the mask", m->block, 0, MAX_BLOCK);
     if (m->block > 0) {
@@ -40,10 +40,16 @@ static void check_layout(const call *c, hs_mask *m) {
         range(c, "columns of the mask", m->cols, blocks(m->len_k, m->block), blocks(m->len_k, m->block));
         return;
     }
-    m->q_order = need(c, "q_order", m->q_order, T_I32, VOLUME(c, "q_order", m->heads, m->len_q));
-    m->k_order = need(c, "k_order", m->k_order, T_I32, VOLUME(c, "k_order", m->heads, m->len_k));
     m->q_start = need(c, "q_start", m->q_start, T_I32, VOLUME(c, "q_start", m->heads, (int64_t)m->rows + 1));
     m->k_start = need(c, "k_start", m->k_start, T_I32, VOLUME(c, "k_start", m->heads, (int64_t)m->cols + 1));
+}
+
+/* And which ones. */
+static void check_layout(const call *c, hs_mask *m) {
+    check_sizes(c, m);
+    if (c->dev->sticky || m->block > 0) return;
+    m->q_order = need(c, "q_order", m->q_order, T_I32, VOLUME(c, "q_order", m->heads, m->len_q));
+    m->k_order = need(c, "k_order", m->k_order, T_I32, VOLUME(c, "k_order", m->heads, m->len_k));
 }
 
 /* The mask of attention and what stands for its gaps. */
@@ -163,6 +169,21 @@ void hs_op_select(hs_device *dev, const hs_select *a) {
     if (offers(&c, dev->ops->select != NULL)) dev->ops->select(dev, &s);
 }
 
+void hs_op_mask_density(hs_device *dev, const hs_mask *mask, hs_buf want, hs_buf density) {
+    const call c = {dev, "mask_density"};
+    hs_mask m = *mask;
+    check_bits(&c, &m);
+    range(&c, "len_q", m.len_q, 1, INT32_MAX);
+    range(&c, "len_k", m.len_k, 1, INT32_MAX);
+    check_sizes(&c, &m);
+    want = need(&c, "want", want, T_U8, m.heads);
+    density = need(&c, "density", density, T_F32, m.heads);
+    apart(&c, "density", density, "bits", m.bits);
+    apart(&c, "density", density, "dense", m.dense);
+    apart(&c, "density", density, "want", want);
+    if (offers(&c, dev->ops->mask_density != NULL)) dev->ops->mask_density(dev, &m, want, density);
+}
+
 void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
                        hs_buf want, hs_buf y) {
     const call c = {dev, "block_means"};
@@ -181,6 +202,7 @@ void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int he
 void hs_op_cluster(hs_device *dev, const hs_cluster *a) {
     const call c = {dev, "cluster"};
     hs_cluster k = *a;
+    range(&c, "heads", k.heads, 1, HS_CLUSTER_HEADS);
     range(&c, "head_dim", k.head_dim, 1, MAX_HEAD_DIM);
     range(&c, "clusters", k.clusters, 1, HS_MASK_MAX_COLS);
     range(&c, "len", k.len, 1, INT32_MAX);

@@ -63,15 +63,30 @@ static int kept(const hs_mask *m, int h, int r, int c) {
     return hs_mask_bit((const int32_t *)m->bits.p + ((int64_t)h * m->rows + r) * m->words, c);
 }
 
+/* Keys that a row keeps. Blocks are counted by words; each but the last has as many tokens. */
+static int64_t keys_of(const hs_mask *m, int h, const int32_t *row) {
+    const int32_t *start = m->block ? NULL : (const int32_t *)m->k_start.p + (int64_t)h * (m->cols + 1);
+    int64_t keys = 0;
+    for (int w = 0; w < m->words; w++) {
+        uint32_t word = (uint32_t)row[w];
+        if (m->block)
+            keys += (int64_t)__builtin_popcount(word) * m->block;
+        else
+            for (; word; word &= word - 1) {
+                const int c = w * 32 + __builtin_ctz(word);
+                keys += start[c + 1] - start[c];
+            }
+    }
+    if (m->block && hs_mask_bit(row, m->cols - 1)) keys -= (int64_t)m->cols * m->block - m->len_k;
+    return keys;
+}
+
 double hs_mask_density(const hs_mask *m, int h) {
     if (((const uint8_t *)m->dense.p)[h]) return 1; /* it may never have had clusters */
+    const int32_t *bits = (const int32_t *)m->bits.p + (int64_t)h * m->rows * m->words;
     int64_t pairs = 0;
-    for (int r = 0; r < m->rows; r++) {
-        int64_t keys = 0;
-        for (int c = 0; c < m->cols; c++)
-            if (kept(m, h, r, c)) keys += tokens(m, m->k_start, h, m->cols, c, m->len_k);
-        pairs += keys * tokens(m, m->q_start, h, m->rows, r, m->len_q);
-    }
+    for (int r = 0; r < m->rows; r++)
+        pairs += keys_of(m, h, bits + (int64_t)r * m->words) * tokens(m, m->q_start, h, m->rows, r, m->len_q);
     return (double)pairs / ((double)m->len_q * (double)m->len_k);
 }
 

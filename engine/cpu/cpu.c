@@ -134,6 +134,7 @@ static const hs_ops ops = {
     .block_scores = hs_cpu_block_scores,
     .centroid_scores = hs_cpu_centroid_scores,
     .select = hs_cpu_select,
+    .mask_density = hs_cpu_mask_density,
     .block_means = hs_cpu_block_means,
     .cluster = hs_cpu_cluster,
     .reuse = hs_cpu_reuse,

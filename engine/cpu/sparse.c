@@ -266,6 +266,13 @@ void hs_cpu_select(hs_device *dev, const hs_select *a) {
             if (hs_sparse_wanted(a->want, h)) select_row(a, h, r);
 }
 
+void hs_cpu_mask_density(hs_device *dev, const hs_mask *mask, hs_buf want, hs_buf density) {
+    (void)dev;
+#pragma omp parallel for schedule(static) num_threads(hs_cpu_threads(dev, (int64_t)mask->rows * mask->words))
+    for (int h = 0; h < mask->heads; h++)
+        if (hs_sparse_wanted(want, h)) ((float *)density.p)[h] = (float)hs_mask_density(mask, h);
+}
+
 /* ---- means ------------------------------------------------------------------------------------------------------ */
 
 void hs_cpu_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,

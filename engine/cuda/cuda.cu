@@ -233,6 +233,7 @@ static hs_ops table() {
     o.block_scores = hs_cuda_block_scores;
     o.centroid_scores = hs_cuda_centroid_scores;
     o.select = hs_cuda_select;
+    o.mask_density = hs_cuda_mask_density;
     o.block_means = hs_cuda_block_means;
     o.cluster = hs_cuda_cluster;
     o.reuse = hs_cuda_reuse;

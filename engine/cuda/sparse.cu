@@ -302,6 +302,67 @@ void hs_cuda_select(hs_device *dev, const hs_select *a) {
     HS_CUDA_LAUNCHED(dev, "select");
 }
 
+/* A mask and where its densities go. */
+typedef struct counted {
+    const uint32_t *bits;
+    const uint8_t *dense, *want;
+    const int32_t *q_start, *k_start; /* NULL for blocks */
+    float *density;
+    int64_t len_q, len_k;
+    int rows, cols, words, block;
+} counted;
+
+/* A block per head, a thread per row. Whole numbers: it does not matter in which order rows are added. */
+static __global__ void __launch_bounds__(SELECT_THREADS) count_pairs(counted m) {
+    __shared__ unsigned long long pairs;
+    const int64_t head = blockIdx.x;
+    if (!m.want[head]) return;
+    if (threadIdx.x == 0) pairs = 0;
+    __syncthreads();
+    for (int r = (int)threadIdx.x; r < m.rows && !m.dense[head]; r += SELECT_THREADS) {
+        const uint32_t *row = m.bits + (head * m.rows + r) * m.words;
+        const int32_t *q = m.block ? nullptr : m.q_start + head * (m.rows + 1) + r;
+        const int32_t *k = m.block ? nullptr : m.k_start + head * (m.cols + 1);
+        int64_t keys = 0;
+        for (int w = 0; w < m.words; w++) {
+            uint32_t word = row[w];
+            if (m.block)
+                keys += (int64_t)__popc(word) * m.block;
+            else
+                for (; word; word &= word - 1) {
+                    const int c = w * 32 + __ffs((int)word) - 1;
+                    keys += k[c + 1] - k[c];
+                }
+        }
+        if (m.block && row[m.words - 1] >> ((m.cols - 1) % 32) & 1) keys -= (int64_t)m.cols * m.block - m.len_k;
+        const int64_t left = m.len_q - (int64_t)r * m.block, tokens = !m.block         ? q[1] - q[0]
+                                                                      : left < m.block ? left
+                                                                                       : m.block;
+        atomicAdd(&pairs, (unsigned long long)(keys * tokens));
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+        m.density[head] = m.dense[head] ? 1 : (float)((double)pairs / ((double)m.len_q * (double)m.len_k));
+}
+
+void hs_cuda_mask_density(hs_device *dev, const hs_mask *mask, hs_buf want, hs_buf density) {
+    counted m = {};
+    m.bits = (const uint32_t *)mask->bits.p;
+    m.dense = (const uint8_t *)mask->dense.p;
+    m.want = (const uint8_t *)want.p;
+    m.q_start = (const int32_t *)mask->q_start.p;
+    m.k_start = (const int32_t *)mask->k_start.p;
+    m.density = (float *)density.p;
+    m.len_q = mask->len_q;
+    m.len_k = mask->len_k;
+    m.rows = mask->rows;
+    m.cols = mask->cols;
+    m.words = mask->words;
+    m.block = mask->block;
+    count_pairs<<<(unsigned)mask->heads, SELECT_THREADS, 0, hs_cuda_of(dev)->stream>>>(m);
+    HS_CUDA_LAUNCHED(dev, "mask_density");
+}
+
 /* ---- means ------------------------------------------------------------------------------------------------------ */
 template <typename T>
 static __global__ void __launch_bounds__(128) mean_of_block(const T *x, int64_t len, int64_t ld, int dim, int block,

@@ -175,6 +175,7 @@ static const hs_ops ops = {
     .block_scores = hs_ref_block_scores,
     .centroid_scores = hs_ref_centroid_scores,
     .select = hs_ref_select,
+    .mask_density = hs_ref_mask_density,
     .block_means = hs_ref_block_means,
     .cluster = hs_ref_cluster,
     .reuse = hs_ref_reuse,

@@ -31,6 +31,7 @@ double hs_ref_distance(const float *a, const float *b, int n); /* squared */
 void hs_ref_block_scores(hs_device *dev, const hs_block_scores *a);
 void hs_ref_centroid_scores(hs_device *dev, const hs_centroid_scores *a);
 void hs_ref_select(hs_device *dev, const hs_select *a);
+void hs_ref_mask_density(hs_device *dev, const struct hs_mask *mask, hs_buf want, hs_buf density);
 void hs_ref_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
                         hs_buf want, hs_buf y);
 void hs_ref_cluster(hs_device *dev, const hs_cluster *a);

@@ -113,6 +113,12 @@ void hs_ref_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int h
 }
 
 /* ---- selection --------------------------------------------------------------------------------------------------- */
+void hs_ref_mask_density(hs_device *dev, const hs_mask *mask, hs_buf want, hs_buf density) {
+    (void)dev;
+    for (int h = 0; h < mask->heads; h++)
+        if (wanted(want, h)) ((float *)density.p)[h] = (float)hs_mask_density(mask, h);
+}
+
 void hs_ref_select(hs_device *dev, const hs_select *a) {
     (void)dev;
     const hs_mask *m = a->mask;

@@ -307,6 +307,73 @@ static void plain_select(test *t) {
     free(out);
 }
 
+/* ---- mask_density: operands density, bits, dense, q_start, k_start, want -------------------------------------------
+ */
+static void list_mask_density(void) {
+    static const int blocks[] = {1, 63, 64, 65, 200, 2100};
+    for (int i = 0; i < 6; i++) emit("n=%d heads=3 block=64 keep=%d skip=%d", blocks[i], 20 * i, i % 3 == 2 ? 2 : 0);
+    emit("n=40000 heads=2 block=128 keep=30 many=1"); /* more rows than threads, pairs beyond 32 bits */
+    emit("n=300 heads=4 block=100 keep=50 full=5");
+    emit("n=300 heads=4 rows=7 cols=70 keep=30 full=2 skip=1");
+    emit("n=70000 heads=2 rows=300 cols=1000 keep=25 many=1");
+    emit("n=5 heads=2 rows=9 cols=33 keep=50"); /* empty clusters */
+}
+
+static void setup_mask_density(test *t) {
+    const int64_t n = get(t, "n"), heads = get(t, "heads"), block = get(t, "block");
+    const int64_t rows = block ? (n + block - 1) / block : get(t, "rows"), cols = block ? rows : get(t, "cols");
+    const int64_t bytes = (int64_t)hs_mask_words((int)cols) * 4;
+    OPERAND(t, "density", OUT, F32, 0, heads);
+    operand *bits = OPERAND(t, "bits", IN, U8, 0, heads, rows, bytes), *dense = OPERAND(t, "dense", IN, U8, 0, heads);
+    operand *start[2] = {OPERAND(t, "q_start", IN, I32, 0, heads, rows + 1),
+                         OPERAND(t, "k_start", IN, I32, 0, heads, cols + 1)};
+    add_want(t, (int)heads);
+    for (int64_t i = 0; i < heads * rows * cols; i++)
+        if (noise(t, 91, i) < (double)get(t, "keep") / 50 - 1)
+            bits->data[i / cols * bytes + i % cols / 8] += (float)(1 << (i % cols % 8));
+    for (int64_t h = 0; h < heads; h++) dense->data[h] = (float)(get(t, "full") >> h & 1);
+    for (int k = 0; k < 2; k++)
+        for (int64_t i = 0; i < start[k]->n; i++) { /* uneven ranges from 0 to n */
+            const int64_t at = i % start[k]->dim[1], last = start[k]->dim[1] - 1;
+            start[k]->data[i] = (float)(at * at * n / (last * last));
+        }
+}
+
+static void call_mask_density(const test *t, const side *s) {
+    const int rows = (int)t->o[1].dim[1], cols = (int)t->o[4].dim[1] - 1;
+    const hs_mask m = {.heads = (int)get(t, "heads"),
+                       .rows = rows,
+                       .cols = cols,
+                       .words = hs_mask_words(cols),
+                       .block = (int)get(t, "block"),
+                       .len_q = get(t, "n"),
+                       .len_k = get(t, "n"),
+                       .bits = {s->b[1].p, HS_I32, s->b[1].n / 4},
+                       .dense = s->b[2],
+                       .q_start = get(t, "block") ? HS_NOBUF : s->b[3],
+                       .k_start = get(t, "block") ? HS_NOBUF : s->b[4]};
+    hs_op_mask_density(s->dev, &m, s->b[5], s->b[0]);
+}
+
+/* Column by column. */
+static void plain_mask_density(test *t) {
+    const int64_t n = get(t, "n"), block = get(t, "block"), rows = t->o[1].dim[1], bytes = t->o[1].dim[2];
+    const int64_t cols = t->o[4].dim[1] - 1;
+    for (int64_t h = 0; h < t->o[0].n; h++) {
+        double pairs = 0;
+        if (t->o[5].data[h] == 0) continue;
+        for (int64_t i = 0; i < rows * cols; i++) {
+            const int64_t r = i / cols, c = i % cols;
+            const float *q = t->o[3].data + h * (rows + 1) + r, *k = t->o[4].data + h * (cols + 1) + c;
+            const double nq = block ? (double)(n - r * block < block ? n - r * block : block) : (double)q[1] - q[0];
+            const double nk = block ? (double)(n - c * block < block ? n - c * block : block) : (double)k[1] - k[0];
+            if ((int)t->o[1].data[(h * rows + r) * bytes + c / 8] >> (c % 8) & 1) pairs += nq * nk;
+        }
+        const double density = t->o[2].data[h] != 0 ? 1 : pairs / ((double)n * (double)n);
+        put(t, &t->o[0], h, density, density, density);
+    }
+}
+
 /* ---- block_means: operands y, x, want
  * --------------------------------------------------------------------------------- */
 static void list_block_means(void) {
@@ -597,18 +664,20 @@ static void plain_reuse(test *t) {
     }
 }
 
-const operation op_block_scores = {"block_scores",     list_block_scores,  setup_block_scores, call_block_scores,
-                                   plain_block_scores, flops_block_scores, bench_block_scores},
-                op_centroid_scores = {"centroid_scores",
-                                      list_centroid_scores,
-                                      setup_centroid_scores,
-                                      call_centroid_scores,
-                                      plain_centroid_scores,
-                                      NULL,
-                                      NULL},
-                op_select = {"select", list_select, setup_select, call_select, plain_select, NULL, NULL},
-                op_block_means =
-                    {"block_means", list_block_means, setup_block_means, call_block_means, plain_block_means, NULL,
-                     NULL},
-                op_cluster = {"cluster", list_cluster, setup_cluster, call_cluster, plain_cluster, NULL, bench_cluster},
-                op_reuse = {"reuse", list_reuse, setup_reuse, call_reuse, plain_reuse, NULL, NULL};
+const operation
+    op_block_scores = {"block_scores",     list_block_scores,  setup_block_scores, call_block_scores,
+                       plain_block_scores, flops_block_scores, bench_block_scores},
+    op_centroid_scores = {"centroid_scores",
+                          list_centroid_scores,
+                          setup_centroid_scores,
+                          call_centroid_scores,
+                          plain_centroid_scores,
+                          NULL,
+                          NULL},
+    op_select = {"select", list_select, setup_select, call_select, plain_select, NULL, NULL},
+    op_mask_density =
+        {"mask_density", list_mask_density, setup_mask_density, call_mask_density, plain_mask_density, NULL, NULL},
+    op_block_means = {"block_means", list_block_means, setup_block_means, call_block_means, plain_block_means, NULL,
+                      NULL},
+    op_cluster = {"cluster", list_cluster, setup_cluster, call_cluster, plain_cluster, NULL, bench_cluster},
+    op_reuse = {"reuse", list_reuse, setup_reuse, call_reuse, plain_reuse, NULL, NULL};

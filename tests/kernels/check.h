@@ -60,7 +60,7 @@ typedef struct operation {
 extern const operation op_linear, op_attention, op_conv, op_norm, op_modulation, op_qk_norm, op_gated_gelu,
     op_gather_rows, op_combine, op_patchify, op_unpatchify, op_latent_frames, op_channel_norm, op_split_frames,
     op_to_u8, op_count_nonfinite, op_copy, op_zero, op_masked, op_block_scores, op_centroid_scores, op_select,
-    op_block_means, op_cluster, op_reuse;
+    op_mask_density, op_block_means, op_cluster, op_reuse;
 
 /* ---- kernelcheck.c --------------------------------------------------------------------------------------------- */
 void emit(const char *fmt, ...) HS_PRINTF(1, 2);           /* adds a case */

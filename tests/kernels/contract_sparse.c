@@ -141,6 +141,16 @@ static void predictors(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("select: top_p holds 1 elements, 2 needed", SELECT(u.top_p = cut(c, 1)));
     REFUSE("select: output dense (2 elements) overlaps want", SELECT(u.want = cut(flags, 2)));
 
+    hs_mask d = m;
+    d.block = 2, d.len_q = 4, d.len_k = 5;
+    ACCEPT(hs_op_mask_density(dev, &d, want, cut(b, 2)));
+    REFUSE("mask_density: density holds 1 elements, 2 needed", hs_op_mask_density(dev, &d, want, cut(b, 1)));
+    REFUSE("mask_density: want is F32, must be U8", hs_op_mask_density(dev, &d, cut(c, 2), cut(b, 2)));
+    d.len_k = 7;
+    REFUSE("mask_density: columns of the mask is 3, must be 4 to 4", hs_op_mask_density(dev, &d, want, cut(b, 2)));
+    d.block = 0;
+    REFUSE("mask_density: q_start is missing", hs_op_mask_density(dev, &d, want, cut(b, 2)));
+
     ACCEPT(hs_op_block_means(dev, cut(a, 40), 5, 8, 2, 4, 2, want, cut(b, 24)));
     REFUSE("block_means: y holds 23 elements, 24 needed",
            hs_op_block_means(dev, cut(a, 40), 5, 8, 2, 4, 2, want, cut(b, 23)));
@@ -175,6 +185,7 @@ static void predictors(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("cluster: label is missing", CLUSTER(u.label = HS_NOBUF));
     REFUSE("cluster: iters_next is 0, must be 1", CLUSTER(u.iters_next = 0));
     REFUSE("cluster: clusters is 0, must be 1", CLUSTER(u.clusters = 0));
+    REFUSE("cluster: heads is 129, must be 1 to 128", CLUSTER(u.heads = 129));
     REFUSE("cluster: output order (10 elements) overlaps label", CLUSTER(u.order = cut(ints, 10)));
     REFUSE("cluster: output centroids (24 elements) overlaps x", CLUSTER(u.centroids = cut(a, 24)));
 

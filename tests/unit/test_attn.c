@@ -130,6 +130,61 @@ Test(attn, branches_and_layers_never_touch_each_other) {
     }
 }
 
+/* Bit by bit, sizes as the mask has them: what is reported must be of the masks that were used. */
+static double plain_density(const hs_attn *a, int branch, int layer, int h) {
+    hs_mask m = hs_attn_memory_of(a, branch, layer)->mask; /* the plain backend's memory is the host's */
+    double pairs = 0;
+    if (((const uint8_t *)m.dense.p)[h]) return 1;
+    for (int r = 0; r < m.rows; r++)
+        for (int c = 0; c < m.cols; c++) {
+            const int32_t *row = (const int32_t *)m.bits.p + ((int64_t)h * m.rows + r) * m.words;
+            const int32_t *q = (const int32_t *)m.q_start.p + h * (m.rows + 1),
+                          *k = (const int32_t *)m.k_start.p + h * (m.cols + 1);
+            const int nq = m.block ? (r == m.rows - 1 ? TOKENS - r * BLOCK : BLOCK) : q[r + 1] - q[r];
+            const int nk = m.block ? (c == m.cols - 1 ? TOKENS - c * BLOCK : BLOCK) : k[c + 1] - k[c];
+            if (hs_mask_bit(row, c)) pairs += (double)nq * nk;
+        }
+    return pairs / ((double)TOKENS * TOKENS);
+}
+
+Test(attn, densities_are_of_the_masks_in_use) {
+    static const hs_method methods[] = {HS_XATTENTION, HS_SVG2, HS_POOLED};
+    static const float mixed[LAYERS * HEADS] = {0.3f, 1, 0.5f, 1, 0.2f, 0.9f};
+    for (int m = 0; m < 3; m++) {
+        hs_attn_policy p = policy(methods[m]);
+        p.dense_steps = 2;
+        p.seed_exact = methods[m] != HS_SVG2;
+        fixture *f = make(&p);
+        report r;
+        int reused = 0, changed = 0;
+        float before[HEADS] = {0};
+        for (int t = 0; t < 10 * STEPS; t++) { /* in any order */
+            const uint64_t dice = hs_hash64((uint64_t)t);
+            const int branch = dice % 3 == 0, alone = (dice >> 8) % 4; /* 3: only that; 2: after the usual call */
+            if (t == 5 * STEPS) hs_attn_begin(f->a);                   /* another video */
+            if (t < 2 || alone < 3) call(f, branch, 1, t % (5 * STEPS), 31);
+            if (t >= 2 && alone >= 2) { /* a call with thresholds of its own, which reports have to tell apart */
+                const hs_policy own = {.step = 5, .steps = STEPS, .branch = branch, .top_p = mixed};
+                hs_attn_self(f->a, &own, 1, f->qkv, f->out);
+            }
+            if ((dice >> 16) % 3 == 0) continue; /* nobody asked */
+            look(f, branch, 1, &r);
+            for (int again = 0; again < 2; again++, look(f, branch, 1, &r))
+                for (int h = 0; h < HEADS; h++) {
+                    const double want =
+                        hs_attn_memory_of(f->a, branch, 1)->attended ? plain_density(f->a, branch, 1, h) : 1;
+                    cr_assert_float_eq(r.density[h], want, 1e-6, "%s: step %d, head %d: %g, not %g",
+                                       hs_method_name(methods[m]), t, h, r.density[h], want);
+                    reused += r.call[h] == HS_HEAD_REUSED;
+                    changed += r.density[h] != before[h];
+                    before[h] = r.density[h];
+                }
+        }
+        cr_assert(reused > 5 && changed > 5, "%s: %d reused, %d changed", hs_method_name(methods[m]), reused, changed);
+        drop(f);
+    }
+}
+
 /* Drift is against the means of the last refresh, not of the last step. */
 Test(attn, replays_algorithm_1) {
     const hs_attn_policy p = policy(HS_XATTENTION);
