@@ -1,8 +1,9 @@
 /* k-means of the tokens of each head, for SVG2's masks. spec haste.md 4.2
  *
  * A call is one launch: blocks that are all on the GPU at once go through the steps of every round together and wait
- * for each other in between: assign, scan, place, add, mean, update. Which heads still run is decided by update; a head
- * that has stopped or reuses is passed over, and where no head wants anything the launch ends at once.
+ * for each other in between: assign, scan, place, add, mean. Every block decides for itself which heads still run, by
+ * the same numbers; a head that has stopped or reuses is passed over, and where no head wants anything the launch ends
+ * at once.
  *
  * The nearest centroid c of a token x has the largest x.c - |c|^2 / 2. On tensor cores a centroid is the sum of two
  * 16-bit halves, after a power of two that brings its largest component to [1/2, 1): that keeps 16 (bf16) or 22 bits of
@@ -17,23 +18,22 @@
 
 enum {
     SEGMENT = 32,  /* grouped tokens that are added up together: one per lane */
-    AT_ONCE = 8,   /* tokens whose loads are under way in a warp */
+    AT_ONCE = 8,   /* tokens whose loads are under way in a warp; they are added up in float */
+    SCANNED = 32,  /* runs whose counts are under way in a thread */
     STAGES = 4,    /* slabs of centroids under way */
     MAX_SLABS = 4, /* of a token: head sizes of more than 256 go without tensor cores */
 };
 static const float STANDS_STILL = 1e-4f; /* contract of hs_op_cluster */
 static const float NEVER = 3e38f;        /* half the square of a centroid that is none */
 
-enum { EVERY_HEAD = -1 };
-
-/* The warps of the launch share `items` of every head that runs in a round: calls work(head, item). */
+/* The warps of the launch share `items` of every head that is in one of these states (0: in any): work(head, item). */
 template <typename W>
-static __device__ __forceinline__ void share_by_warps(const kmeans &m, int round, int items, W work) {
+static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which, int items, W work) {
     /* neighbours are in different blocks, so that few items keep all processors busy */
     for (int i = (int)(threadIdx.x / 32 * gridDim.x + blockIdx.x); i < m.heads * items;
          i += (int)(gridDim.x * (blockDim.x / 32))) {
         const int head = i / items;
-        if (round == EVERY_HEAD || runs_in(m, round, head)) work(head, i % items);
+        if (!which || states()[head] & which) work(head, i % items);
     }
 }
 
@@ -103,10 +103,10 @@ template <typename T> struct near_by_mma {
     using type = T;
     enum { THREADS = mma_tile::THREADS, BLOCKS = 2, HALVES = 2, COLS = TILE };
     __device__ __forceinline__ void begin() {}
-    __device__ __forceinline__ void assign(const kmeans &m, int round, unsigned char *shared) {
+    __device__ __forceinline__ void assign(const kmeans &m, int, unsigned char *shared) {
         const int64_t tiles = (m.len + TILE - 1) / TILE;
         for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
-            if (runs_in(m, round, (int)(item / tiles))) tile(m, (int)(item / tiles), item % tiles * TILE, (T *)shared);
+            if (states()[item / tiles] & RUNS) tile(m, (int)(item / tiles), item % tiles * TILE, (T *)shared);
     }
     static __device__ __forceinline__ void tile(const kmeans &m, int head, int64_t first, T *tokens) {
         const int chunk = threadIdx.x % CHUNK, wide = 2 * m.slabs, steps = (int)(m.padded / TILE) * wide;
@@ -156,12 +156,12 @@ template <typename T> struct near_by_fma {
     __device__ __forceinline__ void assign(const kmeans &m, int round, unsigned char *shared) {
         const int64_t tiles = (m.len + TILE - 1) / TILE;
         for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
-            if (runs_in(m, round, (int)(item / tiles)))
-                tile(m, (int)(item / tiles), item % tiles * TILE, (float *)shared);
+            if (states()[item / tiles] & RUNS)
+                tile(m, round, (int)(item / tiles), item % tiles * TILE, (float *)shared);
     }
-    static __device__ __forceinline__ void tile(const kmeans &m, int head, int64_t first, float *shared) {
+    static __device__ __forceinline__ void tile(const kmeans &m, int round, int head, int64_t first, float *shared) {
         const T *x = (const T *)m.x + (int64_t)head * m.dim;
-        const float *centroids = m.centroids + (int64_t)head * m.clusters * m.dim;
+        const float *centroids = centroids_of(m, round) + (int64_t)head * m.clusters * m.dim;
         nearest<fma_tile> n;
         fma_tile c;
         n.clear();
@@ -182,16 +182,18 @@ template <typename T> struct near_by_fma {
 
 /* A warp takes 32 clusters: counts become the numbers of equal labels in earlier runs. */
 static __device__ void scan(const kmeans &m, int round) {
-    share_by_warps(m, round, (m.clusters + 31) / 32, [&](int head, int group) {
+    if (blockIdx.x == 0) /* for the next round: that of the last one has been read by all */
+        for (int h = (int)threadIdx.x; h < m.heads; h += (int)blockDim.x) m.most[(round + 1) % 2 * m.heads + h] = 0;
+    share_by_warps(m, RUNS, (m.clusters + 31) / 32, [&](int head, int group) {
         const int c = group * 32 + (int)threadIdx.x % 32;
         int *counts = m.counts + head * m.runs * m.clusters + c, total = 0;
         if (c >= m.clusters) return;
-        for (int64_t r0 = 0; r0 < m.runs; r0 += 16) { /* loads first: they need not wait for each other */
-            int n[16];
+        for (int64_t r0 = 0; r0 < m.runs; r0 += SCANNED) { /* loads first: they need not wait for each other */
+            int n[SCANNED];
 #pragma unroll
-            for (int r = 0; r < 16; r++) n[r] = r0 + r < m.runs ? counts[(r0 + r) * m.clusters] : 0;
+            for (int r = 0; r < SCANNED; r++) n[r] = r0 + r < m.runs ? counts[(r0 + r) * m.clusters] : 0;
 #pragma unroll
-            for (int r = 0; r < 16; r++) {
+            for (int r = 0; r < SCANNED; r++) {
                 if (r0 + r < m.runs) counts[(r0 + r) * m.clusters] = total;
                 total += n[r];
             }
@@ -202,10 +204,10 @@ static __device__ void scan(const kmeans &m, int round) {
 
 /* A warp takes a run of tokens to their places: behind the start, the equal labels of earlier runs, and those before in
  * this one. The first run of a head also says where clusters start. */
-static __device__ void place(const kmeans &m, int round, unsigned char *shared) {
+static __device__ void place(const kmeans &m, unsigned char *shared) {
     const int lane = threadIdx.x % 32;
     const bool fits = (int64_t)m.clusters * 4 * (blockDim.x / 32) <= m.shared;
-    share_by_warps(m, round, (int)m.runs, [&](int head, int run) {
+    share_by_warps(m, RUNS, (int)m.runs, [&](int head, int run) {
         int *counts = m.counts + (head * m.runs + run) * m.clusters; /* nobody else reads this run's */
         int *next = fits ? (int *)shared + threadIdx.x / 32 * m.clusters : counts, before = 0;
         const int *totals = m.totals + (int64_t)head * m.clusters;
@@ -256,104 +258,110 @@ static __device__ void place(const kmeans &m, int round, unsigned char *shared) 
 
 /* ---- move ------------------------------------------------------------------------------------------------------- */
 
-/* A warp adds up a segment of grouped tokens: one sum per cluster that it meets. */
-template <typename T, int V> static __device__ void add(const kmeans &m, int round) {
-    const int lane = threadIdx.x % 32;
-    share_by_warps(m, round, (int)m.segments, [&](int head, int segment) {
-        const int64_t place = segment * SEGMENT + lane;
-        const int token = place < m.len ? m.order[head * m.len + place] : 0;
-        const int label = place < m.len ? m.label[head * m.len + token] : -1;
-        float *sums = m.sums + (head * (m.segments + m.clusters) + segment) * m.dim;
-        const int count = (int)(m.len - segment * SEGMENT < SEGMENT ? m.len - segment * SEGMENT : SEGMENT);
-        for (int i = 0, end; i < count; i = end) {
-            const int cluster = __shfl_sync(~0u, label, i);
-            end = i + __popc(__ballot_sync(~0u, label == cluster)); /* labels ascend */
-            for (int d0 = 0; d0 < m.dim; d0 += 32 * V) {
-                const int d = d0 + lane * V;
-                const T *x = (const T *)m.x + (int64_t)head * m.dim + d;
-                double sum[V] = {};
-                for (int t0 = i; t0 < end; t0 += AT_ONCE) {
-                    several<T, V> v[AT_ONCE];
-#pragma unroll
-                    for (int t = 0; t < AT_ONCE; t++) {
-                        const int64_t row = __shfl_sync(~0u, token, t0 + t < end ? t0 + t : i);
-                        if (d < m.dim && t0 + t < end) v[t] = *(const several<T, V> *)(x + row * m.ld);
-                    }
-                    float part[V] = {};
-#pragma unroll
-                    for (int t = 0; t < AT_ONCE; t++)
-#pragma unroll
-                        for (int e = 0; e < V; e++)
-                            if (d < m.dim && t0 + t < end) part[e] += to_f32(v[t].at[e]);
-#pragma unroll
-                    for (int e = 0; e < V; e++) sum[e] += part[e];
-                }
-                several<float, V> result;
-#pragma unroll
-                for (int e = 0; e < V; e++) result.at[e] = (float)sum[e];
-                if (d < m.dim) *(several<float, V> *)(sums + (int64_t)cluster * m.dim + d) = result;
-            }
-        }
-    });
+static __device__ void clear_counts(const kmeans &m) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < m.heads * m.runs * m.clusters;
+         i += (int64_t)gridDim.x * blockDim.x)
+        m.counts[i] = 0;
 }
 
-/* Where each centroid would go, and how far that is; nowhere if it has no tokens. */
-template <int V> static __device__ void mean(const kmeans &m, int round) {
+/* The sums of a segment of grouped tokens, one per cluster that it meets, by a warp. label: of the lane's token;
+ * row(t): where token t of the segment is, asked by all lanes. */
+template <typename T, int V, typename R>
+static __device__ __forceinline__ void add_segment(const kmeans &m, int head, int segment, int label, R row) {
     const int lane = threadIdx.x % 32;
-    share_by_warps(m, round, m.clusters, [&](int head, int c) {
-        const int32_t *start = m.start + (int64_t)head * (m.clusters + 1);
-        const int64_t begin = start[c], end = start[c + 1], at = ((int64_t)head * m.clusters + c) * m.dim;
-        const float *sums = m.sums + (head * (m.segments + m.clusters) + c) * m.dim;
-        double move = 0;
-        for (int d = lane * V; d < m.dim; d += 32 * V) {
-            const several<float, V> was = *(const several<float, V> *)(m.centroids + at + d);
+    float *sums = m.sums + (head * (m.segments + m.clusters) + segment) * m.dim;
+    const int count = (int)min(m.len - (int64_t)segment * SEGMENT, (int64_t)SEGMENT);
+    for (int i = 0, end; i < count; i = end) {
+        const int cluster = __shfl_sync(~0u, label, i);
+        end = i + __popc(__ballot_sync(~0u, label == cluster)); /* labels ascend */
+        for (int d = lane * V; d - lane * V < m.dim; d += 32 * V) {
             double sum[V] = {};
-#pragma unroll 4
-            for (int64_t s = begin / SEGMENT; begin < end && s * SEGMENT < end; s++) {
-                const several<float, V> part = *(const several<float, V> *)(sums + s * m.dim + d);
+            for (int t0 = i; t0 < end; t0 += AT_ONCE) {
+                float part[V] = {};
 #pragma unroll
-                for (int e = 0; e < V; e++) sum[e] += part.at[e];
-            }
-            several<float, V> next;
+                for (int t = t0; t < t0 + AT_ONCE; t++)
+                    if (t < end) {
+                        const T *x = row(t);
+                        if (d >= m.dim) continue;
+                        const several<T, V> v = *(const several<T, V> *)(const void *)(x + d);
 #pragma unroll
-            for (int e = 0; e < V; e++) {
-                next.at[e] = begin < end ? (float)(sum[e] / (double)(end - begin)) : was.at[e];
-                move += ((double)next.at[e] - was.at[e]) * ((double)next.at[e] - was.at[e]);
+                        for (int e = 0; e < V; e++) part[e] += to_f32(v.at[e]);
+                    }
+#pragma unroll
+                for (int e = 0; e < V; e++) sum[e] += part[e];
             }
-            *(several<float, V> *)(m.next + at + d) = next;
+            several<float, V> result;
+#pragma unroll
+            for (int e = 0; e < V; e++) result.at[e] = (float)sum[e];
+            if (d < m.dim) *(several<float, V> *)(sums + (int64_t)cluster * m.dim + d) = result;
         }
-        move = warp_sum(move);
-        /* the bits of floats that are not negative are ordered as they are; NaN moves nothing */
-        if (lane == 0 && move > 0) atomicMax(&m.most[(round & 1) * m.heads + head], __float_as_int((float)sqrt(move)));
+    }
+}
+
+/* Tokens through shared memory, a segment ahead: what is under way does not hang on the bounds of clusters. */
+template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned char *shared) {
+    const int lane = threadIdx.x % 32, stride = (int)(gridDim.x * (blockDim.x / 32)), segments = (int)m.segments;
+    const int items = m.heads * segments, pieces = m.dim * (int)sizeof(T) / 16;
+    unsigned char *room = shared + threadIdx.x / 32 * 2 * SEGMENT * m.dim * sizeof(T);
+    auto next = [&](int i) {
+        while (i < items && !(states()[i / segments] & RUNS)) i += stride;
+        return i;
+    };
+    auto fetch = [&](int i, int half) { /* returns the lane's label */
+        const int head = i / segments;
+        const int64_t place = (int64_t)(i % segments) * SEGMENT + lane;
+        const int token = place < m.len ? m.order[head * m.len + place] : -1;
+        const T *x = (const T *)m.x + (int64_t)head * m.dim;
+        const unsigned to = shared_address(room) + half * SEGMENT * m.dim * (int)sizeof(T);
+        for (int p = lane; p < SEGMENT * pieces; p += 32) { /* all lanes: whole rows are whole groups of 32 */
+            const int64_t row = __shfl_sync(~0u, token, p / pieces);
+            copy_async16(to + p * 16, x + (row < 0 ? 0 : row) * m.ld + p % pieces * (16 / (int)sizeof(T)), row >= 0);
+        }
+        return token < 0 ? -1 : m.label[head * m.len + token];
+    };
+    int i = next((int)(threadIdx.x / 32 * gridDim.x + blockIdx.x)), half = 0;
+    int label = i < items ? fetch(i, 0) : -1;
+    copy_commit();
+    while (i < items) {
+        const int after = next(i + stride), after_label = after < items ? fetch(after, half ^ 1) : -1;
+        copy_commit();
+        copy_wait<1>();
+        __syncwarp();
+        const T *tokens = (const T *)(const void *)(room + half * SEGMENT * m.dim * sizeof(T));
+        add_segment<T, 4>(m, i / segments, i % segments, label, [&](int t) { return tokens + t * m.dim; });
+        __syncwarp(); /* before the next copies come here */
+        i = after, label = after_label, half ^= 1;
+    }
+    copy_wait<0>();
+}
+
+template <typename T, int V> static __device__ void add_plainly(const kmeans &m) {
+    const int lane = threadIdx.x % 32;
+    share_by_warps(m, RUNS, (int)m.segments, [&](int head, int segment) {
+        const int64_t place = (int64_t)segment * SEGMENT + lane;
+        const int token = place < m.len ? m.order[head * m.len + place] : 0;
+        const T *x = (const T *)m.x + (int64_t)head * m.dim;
+        add_segment<T, V>(m, head, segment, place < m.len ? m.label[head * m.len + token] : -1,
+                          [&](int t) { return x + __shfl_sync(~0u, token, t) * m.ld; });
     });
 }
 
-/* The furthest move of the running heads among [from, to). */
-static __device__ float furthest(const kmeans &m, int round, int from, int to) {
-    float x = 0;
-    for (int h = from; h < to; h++)
-        if (runs_in(m, round, h)) x = fmaxf(x, __int_as_float(m.most[(round & 1) * m.heads + h]));
-    return x;
+/* Sums of tokens; counts are cleared for the next round. */
+template <typename T> static __device__ void add(const kmeans &m, unsigned char *shared) {
+    if (m.ahead && (int)(blockDim.x / 32) * 2 * SEGMENT * m.dim * (int)sizeof(T) <= m.shared)
+        add_ahead<T>(m, shared);
+    else if (m.fours)
+        add_plainly<T, 4>(m);
+    else
+        add_plainly<T, 1>(m);
+    clear_counts(m);
 }
 
-/* hs_cluster_token of backend.h, for the device. */
-static __device__ uint64_t hash64(uint64_t x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-static __device__ int64_t first_token(const kmeans &m, int head, int c) {
-    const uint64_t h = hash64(hash64(m.seed) + ((uint64_t)head << 20) + (uint64_t)c);
-    const int64_t width = m.len / m.clusters;
-    return width ? c * width + (int64_t)(h % (uint64_t)width) : (int64_t)(h % (uint64_t)m.len);
-}
-
-/* What assign needs of a centroid (a warp's work): HALVES roundings of it to T, each of what the ones before leave. F32
+/* What assign needs of a centroid (a warp's work) of `from`: HALVES roundings of it to T, each of what the ones before leave. F32
  * has none, the product is exact. */
-template <typename T, int HALVES> static __device__ void prepare(const kmeans &m, int head, int c) {
+template <typename T, int HALVES> static __device__ void prepare(const kmeans &m, const float *from, int head, int c) {
     const int lane = threadIdx.x % 32, width = HALVES ? m.slabs * SLAB : m.dim;
-    const float *centroid = m.centroids + ((int64_t)head * m.clusters + c) * m.dim;
+    const float *centroid = from + ((int64_t)head * m.clusters + c) * m.dim;
     T *halves = (T *)m.halves + ((int64_t)head * m.padded + c) * HALVES * width;
     float most = 0;
     for (int d = lane; d < m.dim && c < m.clusters; d += 32) most = fmaxf(most, fabsf(centroid[d]));
@@ -380,76 +388,134 @@ template <typename T, int HALVES> static __device__ void prepare(const kmeans &m
         m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : NEVER);
 }
 
+/* Where each centroid would go, and how far that is; nowhere if it has no tokens. Prepared for a round that may not come. */
+template <typename T, int HALVES, int V> static __device__ void mean(const kmeans &m, int round) {
+    const int lane = threadIdx.x % 32;
+    share_by_warps(m, RUNS, m.clusters, [&](int head, int c) {
+        const int32_t *start = m.start + (int64_t)head * (m.clusters + 1);
+        const int64_t begin = start[c], end = start[c + 1], at = ((int64_t)head * m.clusters + c) * m.dim;
+        const float *sums = m.sums + (head * (m.segments + m.clusters) + c) * m.dim;
+        double move = 0;
+        for (int d = lane * V; d < m.dim; d += 32 * V) {
+            const several<float, V> was = *(const several<float, V> *)(m.centroids + at + d);
+            double sum[V] = {};
+#pragma unroll 4
+            for (int64_t s = begin / SEGMENT; begin < end && s * SEGMENT < end; s++) {
+                const several<float, V> part = *(const several<float, V> *)(sums + s * m.dim + d);
+#pragma unroll
+                for (int e = 0; e < V; e++) sum[e] += part.at[e];
+            }
+            several<float, V> next;
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                next.at[e] = begin < end ? (float)(sum[e] / (double)(end - begin)) : was.at[e];
+                move += ((double)next.at[e] - was.at[e]) * ((double)next.at[e] - was.at[e]);
+            }
+            *(several<float, V> *)(m.next + at + d) = next;
+        }
+        move = warp_sum(move);
+        /* the bits of floats that are not negative are ordered as they are; NaN moves nothing */
+        if (lane == 0 && move > 0) atomicMax(&m.most[round % 2 * m.heads + head], __float_as_int((float)sqrt(move)));
+        __syncwarp();
+        prepare<T, HALVES>(m, m.next, head, c);
+    });
+}
+
+/* ---- who moves, who stays --------------------------------------------------------------------------------------- */
+
+/* hs_cluster_token of backend.h, for the device. */
+static __device__ uint64_t hash64(uint64_t x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+static __device__ int64_t first_token(const kmeans &m, int head, int c) {
+    const uint64_t h = hash64(hash64(m.seed) + ((uint64_t)head << 20) + (uint64_t)c);
+    const int64_t width = m.len / m.clusters;
+    return width ? c * width + (int64_t)(h % (uint64_t)width) : (int64_t)(h % (uint64_t)m.len);
+}
+
 static __device__ __forceinline__ int rounds_of(const kmeans &m, int h) {
     return m.want[h] > 1 ? m.iters_first : m.want[h] ? m.iters_next : 0;
 }
 
-/* The end of a round and the beginning of the next; round -1 is the beginning of all. */
-template <typename T, int HALVES> static __device__ void update(const kmeans &m, int round) {
+/* Before the first round: where heads start, and what assign needs of that. */
+template <typename T, int HALVES> static __device__ void start(const kmeans &m) {
     const int lane = threadIdx.x % 32;
-    share_by_warps(m, EVERY_HEAD, (int)m.padded, [&](int head, int c) {
-        const int moves =
-            round < 0 ? m.want[head] > 1
-                      : runs_in(m, round, head) &&
-                            !(furthest(m, round, m.compat ? 0 : head, m.compat ? m.heads : head + 1) < STANDS_STILL);
-        const int goes_on = (round < 0 || moves) && round + 1 < rounds_of(m, head);
-        if (lane == 0 && c == 0) {
-            m.running[((round + 1) & 1) * m.heads + head] = goes_on;
-            m.most[((round + 1) & 1) * m.heads + head] = 0;
+    for (int h = (int)threadIdx.x; h < m.heads; h += (int)blockDim.x) {
+        states()[h] = rounds_of(m, h) > 0 ? RUNS : 0;
+        if (blockIdx.x == 0) m.most[h] = 0;
+    }
+    share_by_warps(m, 0, (int)m.padded, [&](int head, int c) {
+        if (!m.want[head]) return;
+        if (m.want[head] > 1 && c < m.clusters) {
+            const T *token = (const T *)m.x + (int64_t)head * m.dim + first_token(m, head, c) * m.ld;
+            for (int d = lane; d < m.dim; d += 32)
+                m.centroids[((int64_t)head * m.clusters + c) * m.dim + d] = to_f32(token[d]);
+            __syncwarp();
         }
-        const int64_t at = ((int64_t)head * m.clusters + c) * m.dim;
-        const T *token = (const T *)m.x + (int64_t)head * m.dim;
-        if (round < 0 && moves) token += first_token(m, head, c) * m.ld;
-        for (int d = lane; d < m.dim && moves && c < m.clusters; d += 32)
-            m.centroids[at + d] = round < 0 ? to_f32(token[d]) : m.next[at + d];
-        __syncwarp();
-        if (goes_on) prepare<T, HALVES>(m, head, c);
+        prepare<T, HALVES>(m, m.centroids, head, c);
     });
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < m.heads * m.runs * m.clusters;
-         i += (int64_t)gridDim.x * blockDim.x)
-        m.counts[i] = 0;
+    clear_counts(m);
+}
+
+/* After a round: who moves for good and who goes on, the same in all blocks. */
+static __device__ void decide(const kmeans &m, int round) {
+    const int *most = m.most + round % 2 * m.heads, h = (int)threadIdx.x;
+    uint8_t state = 0;
+    if (h < m.heads && states()[h] & RUNS) {
+        float furthest = 0;
+        for (int i = m.compat ? 0 : h; i < (m.compat ? m.heads : h + 1); i++)
+            if (states()[i] & RUNS) furthest = fmaxf(furthest, __int_as_float(most[i]));
+        if (!(furthest < STANDS_STILL)) state = round + 1 < rounds_of(m, h) ? MOVED | RUNS : MOVED;
+    }
+    __syncthreads();
+    if (h < m.heads) states()[h] = state;
+    __syncthreads();
+}
+
+/* The centroids that the last round moved. */
+static __device__ void settle(const kmeans &m) {
+    share_by_warps(m, MOVED, m.clusters, [&](int head, int c) {
+        const int64_t at = ((int64_t)head * m.clusters + c) * m.dim;
+        for (int d = threadIdx.x % 32; d < m.dim; d += 32) m.centroids[at + d] = m.next[at + d];
+    });
 }
 
 /* ---- the rounds ------------------------------------------------------------------------------------------------- */
-
-/* The same in all threads of the launch. */
-static __device__ int anybody(const kmeans &m, int round) {
-    int any = 0;
-    for (int h = threadIdx.x; h < m.heads; h += blockDim.x) any |= round < 0 ? m.want[h] : runs_in(m, round, h);
-    return __syncthreads_or(any);
-}
 
 template <typename Near>
 __global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __grid_constant__ kmeans m) {
     using T = typename Near::type;
     extern __shared__ __align__(1024) unsigned char shared[];
-    if (!anybody(m, -1)) return;
+    static_assert(Near::THREADS >= HS_CLUSTER_HEADS, "a thread for every head");
+    const bool one = threadIdx.x < m.heads;
+    if (!__syncthreads_or(one && m.want[threadIdx.x])) return;
     const cooperative_groups::grid_group all = cooperative_groups::this_grid();
     Near near;
     near.begin();
-    update<T, Near::HALVES>(m, -1);
+    start<T, Near::HALVES>(m);
     for (int round = 0;; round++) {
         fence_async_all(); /* the halves, for copies of others */
         all.sync();
-        if (!anybody(m, round)) return;
+        if (round) decide(m, round - 1);
+        if (!__syncthreads_or(one && states()[threadIdx.x] & RUNS)) break;
         near.assign(m, round, shared);
         all.sync();
+        settle(m);
         scan(m, round);
         all.sync();
-        place(m, round, shared);
+        place(m, shared);
+        all.sync();
+        add<T>(m, shared);
         all.sync();
         if (m.fours)
-            add<T, 4>(m, round);
+            mean<T, Near::HALVES, 4>(m, round);
         else
-            add<T, 1>(m, round);
-        all.sync();
-        if (m.fours)
-            mean<4>(m, round);
-        else
-            mean<1>(m, round);
-        all.sync();
-        update<T, Near::HALVES>(m, round);
+            mean<T, Near::HALVES, 1>(m, round);
     }
+    settle(m);
 }
 
 /* Cuts bytes off the room. */
@@ -463,7 +529,6 @@ static void *take(char **room, int64_t bytes) {
 static int64_t lay_out(kmeans *m, char *room, int halves) {
     char *end = room;
     const int64_t heads = m->heads, clusters = m->clusters, dim = m->dim;
-    m->running = (int *)take(&end, 2 * heads * 4);
     m->most = (int *)take(&end, 2 * heads * 4);
     m->bias = (float2 *)take(&end, heads * m->padded * 8);
     m->halves = take(&end, heads * m->padded * halves * m->slabs * SLAB * 2);
@@ -539,6 +604,7 @@ void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
     m.iters_next = a->iters_next;
     m.compat = a->compat;
     m.fours = m.dim % 4 == 0 && m.ld % 4 == 0 && (uintptr_t)m.x % 16 == 0 && (uintptr_t)m.centroids % 16 == 0;
+    m.ahead = copies_reach(m.x, m.ld, m.dim);
     switch (dev->act) {
     case HS_BF16: launch_fast<__nv_bfloat16>(dev, &m); break;
     case HS_F16: launch_fast<__half>(dev, &m); break;

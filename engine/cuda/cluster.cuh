@@ -12,7 +12,6 @@ struct kmeans {
     const uint8_t *want;
     float *centroids; /* [heads, clusters, dim] */
     int32_t *label, *order, *start;
-    int *running; /* [2, heads] does the head take part in the even, the odd rounds? */
     int *most;    /* [2, heads] the bits of the furthest move of the even, the odd rounds */
     float2 *bias; /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
     void *halves; /* [heads, padded, 2 or 1, slabs * SLAB] of x's type */
@@ -25,11 +24,19 @@ struct kmeans {
     uint64_t seed;
     int heads, dim, clusters, slabs, iters_first, iters_next, compat;
     int fours;  /* vectors can be read four elements at a time */
+    int ahead;  /* 16-byte copies can bring them */
     int shared; /* bytes of shared memory of a block */
 };
 
-static __device__ __forceinline__ int runs_in(const kmeans &m, int round, int h) {
-    return m.running[(round & 1) * m.heads + h];
+/* What every block knows of every head: does it take part in this round; did the round before move its centroids? */
+enum { RUNS = 1, MOVED = 2 };
+static __device__ __forceinline__ uint8_t *states() {
+    __shared__ uint8_t of_head[HS_CLUSTER_HEADS];
+    return of_head;
+}
+/* The centroids of a round: they reach m.centroids only when the round is under way. */
+static __device__ __forceinline__ const float *centroids_of(const kmeans &m, int round) {
+    return round ? m.next : m.centroids;
 }
 
 static __device__ __forceinline__ void write_label(const kmeans &m, int head, int64_t token, int label) {
