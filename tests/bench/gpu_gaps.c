@@ -22,11 +22,12 @@ typedef struct span {
 
 static span *spans;
 static size_t n_spans, room;
-static struct {
+typedef struct total {
     char text[72];
     double seconds;
     long calls;
-} names[512];
+} total;
+static total names[512];
 static int n_names;
 
 static int name_of(const char *text) {
@@ -76,9 +77,8 @@ static int by_start(const void *a, const void *b) {
     return (x->start > y->start) - (x->start < y->start);
 }
 static int by_seconds(const void *a, const void *b) {
-    const double *x = (const double *)((const char *)a + sizeof names[0].text), /* seconds follow the text */
-        *y = (const double *)((const char *)b + sizeof names[0].text);
-    return (*x < *y) - (*x > *y);
+    const total *x = a, *y = b;
+    return (x->seconds < y->seconds) - (x->seconds > y->seconds);
 }
 
 static void report(void) {
