@@ -307,17 +307,21 @@ template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned
         while (i < items && !(states()[i / segments] & RUNS)) i += stride;
         return i;
     };
-    auto fetch = [&](int i, int half) { /* returns the lane's label */
-        const int head = i / segments;
-        const int64_t place = (int64_t)(i % segments) * SEGMENT + lane;
-        const int token = place < m.len ? m.order[head * m.len + place] : -1;
-        const T *x = (const T *)m.x + (int64_t)head * m.dim;
-        const unsigned to = shared_address(room) + half * SEGMENT * m.dim * (int)sizeof(T);
-        for (int p = lane; p < SEGMENT * pieces; p += 32) { /* all lanes: whole rows are whole groups of 32 */
-            const int64_t row = __shfl_sync(~0u, token, p / pieces);
-            copy_async16(to + p * 16, x + (row < 0 ? 0 : row) * m.ld + p % pieces * (16 / (int)sizeof(T)), row >= 0);
-        }
-        return token < 0 ? -1 : m.label[head * m.len + token];
+    auto fetch = [&](int i,
+                     int half) { /* returns the lane's label */
+                                 const int head = i / segments;
+                                 const int64_t place = (int64_t)(i % segments) * SEGMENT + lane;
+                                 const int token = place < m.len ? m.order[head * m.len + place] : -1;
+                                 const T *x = (const T *)m.x + (int64_t)head * m.dim;
+                                 const unsigned to = shared_address(room) + half * SEGMENT * m.dim * (int)sizeof(T);
+                                 for (int p = lane; p < SEGMENT * pieces;
+                                      p += 32) { /* all lanes: whole rows are whole groups of 32 */
+                                     const int64_t row = __shfl_sync(~0u, token, p / pieces);
+                                     copy_async16(to + p * 16,
+                                                  x + (row < 0 ? 0 : row) * m.ld + p % pieces * (16 / (int)sizeof(T)),
+                                                  row >= 0);
+                                 }
+                                 return token < 0 ? -1 : m.label[head * m.len + token];
     };
     int i = next((int)(threadIdx.x / 32 * gridDim.x + blockIdx.x)), half = 0;
     int label = i < items ? fetch(i, 0) : -1;
@@ -357,8 +361,8 @@ template <typename T> static __device__ void add(const kmeans &m, unsigned char 
     clear_counts(m);
 }
 
-/* What assign needs of a centroid (a warp's work) of `from`: HALVES roundings of it to T, each of what the ones before leave. F32
- * has none, the product is exact. */
+/* What assign needs of a centroid (a warp's work) of `from`: HALVES roundings of it to T, each of what the ones before
+ * leave. F32 has none, the product is exact. */
 template <typename T, int HALVES> static __device__ void prepare(const kmeans &m, const float *from, int head, int c) {
     const int lane = threadIdx.x % 32, width = HALVES ? m.slabs * SLAB : m.dim;
     const float *centroid = from + ((int64_t)head * m.clusters + c) * m.dim;
@@ -388,7 +392,8 @@ template <typename T, int HALVES> static __device__ void prepare(const kmeans &m
         m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : NEVER);
 }
 
-/* Where each centroid would go, and how far that is; nowhere if it has no tokens. Prepared for a round that may not come. */
+/* Where each centroid would go, and how far that is; nowhere if it has no tokens. Prepared for a round that may not
+ * come. */
 template <typename T, int HALVES, int V> static __device__ void mean(const kmeans &m, int round) {
     const int lane = threadIdx.x % 32;
     share_by_warps(m, RUNS, m.clusters, [&](int head, int c) {
