@@ -25,7 +25,7 @@ typedef struct bench {
     double dense;                                      /* seconds */
     hs_buf qkv, out, want, first, none, top_p, scores; /* qkv as the model lays it out: [n, 3 * heads * DIM] */
     hs_buf bits, flags, centroids[2], means, order[2]; /* bits: of the largest mask */
-    hs_buf label, start[2], anchors[4], age, drift;
+    hs_buf label, start[2], anchors[4], age, drift, density;
 } bench;
 
 static void run(bench *b, const char *what, void (*call)(bench *, int), int arg, double flops) {
@@ -107,6 +107,23 @@ static void select_columns(bench *b, int rows, int cols, int64_t block) {
     hs_op_select(
         b->dev,
         &(hs_select){.scores = b->scores, .top_p = b->top_p, .want = b->want, .cols = cols, .at_least = 1, .mask = &m});
+}
+
+/* Of the mask that was selected last; block 0: of the clusters. */
+static void densities(bench *b, int block) {
+    const int rows = block ? (int)((b->n + block - 1) / block) : Q_CLUSTERS, cols = block ? rows : K_CLUSTERS;
+    const hs_mask m = {.heads = b->heads,
+                       .rows = rows,
+                       .cols = cols,
+                       .words = hs_mask_words(cols),
+                       .block = block,
+                       .len_q = b->n,
+                       .len_k = b->n,
+                       .bits = b->bits,
+                       .dense = b->flags,
+                       .q_start = block ? HS_NOBUF : b->start[0],
+                       .k_start = block ? HS_NOBUF : b->start[1]};
+    hs_op_mask_density(b->dev, &m, b->want, b->density);
 }
 
 static void select_blocks(bench *b, int block) {
@@ -205,6 +222,7 @@ static int fill(bench *b, hs_err *err) {
                {&b->label, HS_I32, heads * b->n},
                {&b->age, HS_I32, heads},
                {&b->drift, HS_F32, heads},
+               {&b->density, HS_F32, heads},
                {&b->centroids[0], HS_F32, heads * Q_CLUSTERS * DIM},
                {&b->centroids[1], HS_F32, heads * K_CLUSTERS * DIM},
                {&b->order[0], HS_I32, heads * b->n},
@@ -245,10 +263,10 @@ static int fill(bench *b, hs_err *err) {
 }
 
 static void free_all(bench *b) {
-    const hs_buf all[] = {b->qkv,      b->out,          b->want,         b->first,      b->none,      b->top_p,
-                          b->scores,   b->bits,         b->flags,        b->means,      b->label,     b->age,
-                          b->drift,    b->centroids[0], b->centroids[1], b->order[0],   b->order[1],  b->start[0],
-                          b->start[1], b->anchors[0],   b->anchors[1],   b->anchors[2], b->anchors[3]};
+    const hs_buf all[] = {b->qkv,      b->out,          b->want,         b->first,      b->none,       b->top_p,
+                          b->scores,   b->bits,         b->flags,        b->means,      b->label,      b->age,
+                          b->drift,    b->centroids[0], b->centroids[1], b->order[0],   b->order[1],   b->start[0],
+                          b->start[1], b->anchors[0],   b->anchors[1],   b->anchors[2], b->anchors[3], b->density};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(b->dev, all[i]);
 }
 
@@ -259,6 +277,7 @@ static void table(bench *b) {
     run(b, "block scores, stride 16, block 128 (limit 4.5 %)", block_scores, 128016, 2 * pairs / 16);
     run(b, "  no head wants it (limit 0.1 %)", block_scores, -128016, 0);
     run(b, "  select, block 128 (limit 0.1 ms)", select_blocks, 128, 0);
+    run(b, "  densities, block 128", densities, 128, 0);
     run(b, "block scores, stride 8, block 128 (limit 8 %)", block_scores, 128008, 2 * pairs / 8);
     run(b, "block scores, stride 8, block 64 (limit 8 %)", block_scores, 64008, 2 * pairs / 8);
     run(b, "block scores, stride 4, block 128", block_scores, 128004, 2 * pairs / 4);
@@ -274,6 +293,7 @@ static void table(bench *b) {
     run(b, "  no head wants it, of up to 50 rounds", cluster_none, 50, 0);
     run(b, "scores of centroids", centroid_scores, 0, 2.0 * b->heads * Q_CLUSTERS * K_CLUSTERS * DIM);
     run(b, "  select, 1000 columns", select_clusters, 0, 0);
+    run(b, "  densities, clusters", densities, 0, 0);
     run(b, "decision of reuse (limit 0.1 %)", reuse, 0, 0);
 }
 

@@ -1,7 +1,9 @@
 /* genmodel: writes one of the test models into a folder.
  *
  *     genmodel [--sparse] [--layout diffusers|original|comfyui] [--dtype F32|BF16|F16] [--quant 1|2]
- *              [--prefix P] [--only transformer|text_encoder|vae] MODEL FOLDER        MODEL: a name of models.json
+ *              [--prefix P] [--only transformer|text_encoder|vae] [--golden DIR] MODEL FOLDER
+ *
+ * MODEL: a name of models.json. DIR: tests/golden, where it is not in the place of the build.
  */
 #include "genmodel.h"
 
@@ -15,6 +17,7 @@
 int main(int argc, char **argv) {
     gm_options opt = {0};
     hs_err err = {0};
+    const char *golden = GOLDEN_DIR;
     int a = 1;
     for (; a < argc && !strncmp(argv[a], "--", 2); a++) {
         static const char *const layouts[] = {"diffusers", "original", "comfyui"};
@@ -26,6 +29,7 @@ int main(int argc, char **argv) {
         const char *name = argv[a], *value = argv[++a];
         if (!strcmp(name, "--dtype")) opt.dtype = value;
         if (!strcmp(name, "--only")) opt.only = value;
+        if (!strcmp(name, "--golden")) golden = value;
         if (!strcmp(name, "--prefix")) opt.prefix = value;
         if (!strcmp(name, "--quant")) opt.quant = *value - '0';
         for (int i = 0; i < 3 && !strcmp(name, "--layout"); i++)
@@ -33,10 +37,10 @@ int main(int argc, char **argv) {
     }
     if (argc - a != 2) {
         fprintf(stderr, "usage: genmodel [--sparse] [--layout L] [--dtype T] [--quant N] [--prefix P] [--only PART] "
-                        "MODEL FOLDER\n");
+                        "[--golden DIR] MODEL FOLDER\n");
         return 2;
     }
-    if (gm_write_model(GOLDEN_DIR, argv[a], argv[a + 1], &opt, &err)) {
+    if (gm_write_model(golden, argv[a], argv[a + 1], &opt, &err)) {
         fprintf(stderr, "genmodel: %s\n", err.msg);
         return 1;
     }

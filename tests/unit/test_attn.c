@@ -185,6 +185,34 @@ Test(attn, densities_are_of_the_masks_in_use) {
     }
 }
 
+static int64_t downloaded;
+static const hs_ops *real_ops;
+static void counted_download(hs_device *d, void *host, const void *src, size_t bytes) {
+    downloaded += (int64_t)bytes;
+    real_ops->download(d, host, src, bytes);
+}
+
+/* A step ends with a report of all layers: the device must not have to wait for masks to be read and counted. */
+Test(attn, a_report_of_all_layers_is_a_few_bytes) {
+    static const hs_method methods[] = {HS_XATTENTION, HS_SVG2};
+    for (int m = 0; m < 2; m++) {
+        const hs_attn_policy p = policy(methods[m]);
+        fixture *f = make(&p);
+        report r;
+        for (int l = 0; l < LAYERS; l++) call(f, HS_BRANCH_COND, l, 0, 7);
+        real_ops = dev->ops;
+        hs_ops counting = *real_ops;
+        counting.download = counted_download;
+        dev->ops = &counting;
+        downloaded = 0;
+        for (int l = 0; l < LAYERS; l++) look(f, HS_BRANCH_COND, l, &r);
+        dev->ops = real_ops;
+        cr_assert_eq(downloaded, HS_BRANCH_COUNT * LAYERS * HEADS * 9, "%s: %lld bytes", hs_method_name(methods[m]),
+                     (long long)downloaded); /* want, drift, density */
+        drop(f);
+    }
+}
+
 /* Drift is against the means of the last refresh, not of the last step. */
 Test(attn, replays_algorithm_1) {
     const hs_attn_policy p = policy(HS_XATTENTION);
