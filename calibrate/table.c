@@ -1,8 +1,8 @@
 /* Tables of measurements: lines of a journal to structs and back.
  *
- * Two lists of fields say what there is: identity_fields (what a measurement depends on) and record_fields (one probe
- * or one joint measurement). Reading and writing walk the same lists and so cannot disagree; what the reader does not
- * know it refuses, because a member that is silently ignored would merge measurements that are not alike. */
+ * Two lists of fields, identity_fields (what a measurement depends on) and record_fields (a probe, or a joint one), are
+ * walked by reading and writing alike, which so cannot disagree. What the reader does not know it refuses: a member
+ * that is silently ignored would merge measurements that are not alike. */
 #include "table.h"
 #include "json.h"
 #include "model.h"
@@ -14,7 +14,6 @@
 #include <string.h>
 
 /* ---- the format ---- */
-
 enum { VERSION = 1, MAX_POOL = 1 << 20, MAX_LINE = 8192 };
 
 /* MEASURED: a double of which nine digits are kept. SHA: 64 lower-case hex digits, HEX: 16 or none. NAME: an int, one
