@@ -135,13 +135,13 @@ static double plain_density(const hs_attn *a, int branch, int layer, int h) {
     hs_mask m = hs_attn_memory_of(a, branch, layer)->mask; /* the plain backend's memory is the host's */
     double pairs = 0;
     if (((const uint8_t *)m.dense.p)[h]) return 1;
+    const int32_t *q = m.block ? NULL : (const int32_t *)m.q_start.p + h * (m.rows + 1);
+    const int32_t *k = m.block ? NULL : (const int32_t *)m.k_start.p + h * (m.cols + 1);
     for (int r = 0; r < m.rows; r++)
         for (int c = 0; c < m.cols; c++) {
             const int32_t *row = (const int32_t *)m.bits.p + ((int64_t)h * m.rows + r) * m.words;
-            const int32_t *q = (const int32_t *)m.q_start.p + h * (m.rows + 1),
-                          *k = (const int32_t *)m.k_start.p + h * (m.cols + 1);
-            const int nq = m.block ? (r == m.rows - 1 ? TOKENS - r * BLOCK : BLOCK) : q[r + 1] - q[r];
-            const int nk = m.block ? (c == m.cols - 1 ? TOKENS - c * BLOCK : BLOCK) : k[c + 1] - k[c];
+            const int nq = q ? q[r + 1] - q[r] : r == m.rows - 1 ? TOKENS - r * BLOCK : BLOCK;
+            const int nk = k ? k[c + 1] - k[c] : c == m.cols - 1 ? TOKENS - c * BLOCK : BLOCK;
             if (hs_mask_bit(row, c)) pairs += (double)nq * nk;
         }
     return pairs / ((double)TOKENS * TOKENS);
