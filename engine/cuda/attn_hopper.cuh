@@ -296,13 +296,13 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
         const hopper_tile t = room->tile[slot];
         if (t.steps < 0) break;
         const unsigned q = at.q + slot * S::Q_BYTES + group * 64 * HOPPER_ROW;
-        unsigned char *const tile =
+        unsigned char *const queries =
             (unsigned char *)room - 2 * S::STAGES * S::KV_BYTES - (S::TILES - slot) * S::Q_BYTES;
         unsigned held[S::HELD ? HOPPER_DIM / 16 : 1][4];
         int token[2];
         hopper_rows r = {{-INFINITY, -INFINITY}, {0, 0}};
         if constexpr (S::HELD) {
-            take_queries<S>(tile, row0 + lane / 4, held);
+            take_queries<S>(queries, row0 + lane / 4, held);
             for (int i = 0; i < 2; i++) {
                 const int row = row0 + lane / 4 + 8 * i;
                 token[i] = row >= t.count ? -1 : S::GATHER ? room->query[slot][row] : t.first + row;
@@ -443,7 +443,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 const int row = row0 + lane / 4 + 8 * i;
 #pragma unroll
                 for (int j = 0; j < 16; j++)
-                    *(unsigned *)(void *)(tile + j / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
+                    *(unsigned *)(void *)(queries + j / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
                                           ((j % 8) ^ (row % 8)) * 16 + lane % 4 * 4) =
                         pack<T>(out[4 * j + 2 * i] * factor[i], out[4 * j + 2 * i + 1] * factor[i]);
             }
@@ -453,7 +453,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 const int row = row0 + 2 * i + lane / 16, piece = lane % 16;
                 if (row < t.count)
                     ((uint4 *)((T *)c.a.out + (t.first + row) * c.a.ld_out + (int64_t)t.head * HOPPER_DIM))[piece] =
-                        *(const uint4 *)(const void *)(tile + piece / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
+                        *(const uint4 *)(const void *)(queries + piece / 8 * S::ROWS * HOPPER_ROW + row * HOPPER_ROW +
                                                        ((piece % 8) ^ (row % 8)) * 16);
             }
             fence_async(); /* the next queries come by TMA */
