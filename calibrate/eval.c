@@ -39,51 +39,29 @@ typedef struct app {
     char run[17];
     int n_prompts, n_clips;
     /* progress */
-    int tty, open_line, clip;
+    hs_console console;
+    int clip;
     const char *variant;
     int64_t steps, steps_done; /* of the work that is left */
     double start, said;
 } app;
 
 /* ---- messages --------------------------------------------------------------------------------------------------- */
-static app *logging; /* the log hook has no other way to it */
-
-static void close_line(app *a) {
-    if (a->open_line) fputs("\r\033[K", stderr);
-    a->open_line = 0;
-}
-
-static void on_log(void *user, enum hs_log_level level, const char *msg) {
-    static const char *const label[] = {"error: ", "warning: ", "fall-back: ", "", ""};
-    (void)user;
-    if (level > HS_LOG_FALLBACK && !logging->o.run.verbose) return;
-    close_line(logging);
-    fprintf(stderr, "haste-eval: %s%s\n", label[level], msg);
-}
-
-static int report(app *a, const hs_err *err) {
-    close_line(a);
-    fprintf(stderr, "haste-eval: %s\n", err->msg);
-    return err->code == HS_EINTR ? EXIT_INTERRUPTED : err->code == HS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
-}
-
 /* One line, rewritten on a terminal; elsewhere at most every ten seconds. */
 static void on_step(void *user) {
     app *a = user;
     double now = hs_seconds(), spent = now - a->start;
     hs_text32 left = "";
     a->steps_done++;
-    if (a->o.run.quiet || now - a->said < (a->tty ? 0.2 : 10)) return;
+    if (a->o.run.quiet || now - a->said < (a->console.tty ? 0.2 : 10)) return;
     a->said = now;
     if (a->steps > a->steps_done)
         hs_print_seconds(spent / (double)a->steps_done * (double)(a->steps - a->steps_done), left);
-    close_line(a);
+    hs_console_clear(&a->console);
     fprintf(stderr, "clip %d of %d, %s: %.0f %%%s%s%s", a->clip + 1, a->n_clips, a->variant,
             100.0 * (double)a->steps_done / (double)(a->steps > a->steps_done ? a->steps : a->steps_done),
             *left ? ", about " : "", left, *left ? " left" : "");
-    a->open_line = a->tty;
-    if (!a->tty) fputc('\n', stderr);
-    fflush(stderr);
+    hs_console_end_line(&a->console, 0);
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
@@ -382,7 +360,7 @@ static int measure(app *a, hs_err *err) {
     hs_err late = {0};
     if (hs_journal_close(a->journal, &late) && !rc) rc = hs_fail(err, late.code, "%s", late.msg);
     a->journal = NULL;
-    close_line(a);
+    hs_console_clear(&a->console);
     return rc;
 }
 
@@ -433,14 +411,13 @@ static int only_report(app *a, hs_err *err) {
 }
 
 int main(int argc, char **argv) {
-    app a = {.tty = isatty(STDERR_FILENO)};
+    app a = {0};
     hs_err err = {0};
     int status = EXIT_DONE, rc = hs_eval_options_parse(argc, argv, &a.o, &err);
-    logging = &a;
-    hs_log_set(on_log, NULL);
+    hs_console_begin(&a.console, "haste-eval", a.o.run.verbose);
     hs_program_catch_signals("\nhaste-eval: stopping after this step; once more stops at once\n");
     if (rc) {
-        status = report(&a, &err);
+        status = hs_console_error(&a.console, &err);
     } else if (a.o.help) {
         hs_eval_options_help(hs_program_print_line, stdout);
     } else if (a.o.version) {
@@ -448,7 +425,7 @@ int main(int argc, char **argv) {
     } else {
         if ((rc = a.o.report ? only_report(&a, &err) : measure(&a, &err)) ||
             ((a.o.shards == 1 || a.o.report) && (rc = write_report(&a, &err))))
-            status = report(&a, &err);
+            status = hs_console_error(&a.console, &err);
         else if (a.o.shards > 1 && !a.o.report && !a.o.run.quiet)
             fprintf(stderr, "haste-eval: this shard is done; when all are: haste-eval --report -o %s\n", a.o.out);
     }

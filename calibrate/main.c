@@ -30,37 +30,16 @@ typedef struct app {
     hs_table *table;
     hs_curves *curves;
     hs_profile *profile, *other;
-    int tty, open_line;
+    hs_console console;
     double said; /* when progress was last shown */
     char what[64];
 } app;
 
 /* ---- messages --------------------------------------------------------------------------------------------------- */
-static app *logging; /* the log hook has no other way to it */
-
-static void close_line(app *a) {
-    if (a->open_line) fputs("\r\033[K", stderr);
-    a->open_line = 0;
-}
-
-static void on_log(void *user, enum hs_log_level level, const char *msg) {
-    static const char *const label[] = {"error: ", "warning: ", "fall-back: ", "", ""};
-    (void)user;
-    if (level > HS_LOG_FALLBACK && !logging->o.run.verbose) return;
-    close_line(logging);
-    fprintf(stderr, "haste-calibrate: %s%s\n", label[level], msg);
-}
-
-static int report(app *a, const hs_err *err) {
-    close_line(a);
-    fprintf(stderr, "haste-calibrate: %s\n", err->msg);
-    return err->code == HS_EINTR ? EXIT_INTERRUPTED : err->code == HS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
-}
-
 static void HS_PRINTF(2, 3) say(app *a, const char *fmt, ...) {
     va_list ap;
     if (a->o.run.quiet) return;
-    close_line(a);
+    hs_console_clear(&a->console);
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);
@@ -72,15 +51,13 @@ static void on_progress(void *user, const char *what, int64_t done, int64_t tota
     double now = hs_seconds();
     hs_text32 spent, left;
     int last = done == total, other = strcmp(what, a->what) != 0;
-    if (a->o.run.quiet || (!last && !other && now - a->said < (a->tty ? 0.2 : 10))) return;
+    if (a->o.run.quiet || (!last && !other && now - a->said < (a->console.tty ? 0.2 : 10))) return;
     a->said = now;
     snprintf(a->what, sizeof a->what, "%s", what);
-    close_line(a);
+    hs_console_clear(&a->console);
     fprintf(stderr, "%s %lld/%lld, %s", what, (long long)done, (long long)total, hs_print_seconds(seconds, spent));
     if (eta > 0) fprintf(stderr, ", about %s left", hs_print_seconds(eta, left));
-    a->open_line = a->tty && !last;
-    if (!a->open_line) fputc('\n', stderr);
-    fflush(stderr);
+    hs_console_end_line(&a->console, last);
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------------------- */
@@ -475,7 +452,7 @@ static int work(app *a, hs_err *err) {
 }
 
 int main(int argc, char **argv) {
-    app a = {.tty = isatty(STDERR_FILENO)};
+    app a = {0};
     hs_err err = {0};
     int status = EXIT_DONE;
     if (hs_calibrate_options_parse(argc, argv, &a.o, &err)) {
@@ -483,15 +460,14 @@ int main(int argc, char **argv) {
                 argc < 2 ? "haste-calibrate --help shows the options and examples\n" : "");
         return EXIT_USAGE;
     }
-    logging = &a;
-    hs_log_set(on_log, NULL);
+    hs_console_begin(&a.console, "haste-calibrate", a.o.run.verbose);
     hs_program_catch_signals("\nhaste-calibrate: stopping after this forward; once more stops at once\n");
     if (a.o.help)
         hs_calibrate_options_help(hs_program_print_line, stdout);
     else if (a.o.version)
         printf("haste-calibrate " HS_VERSION "; GPL-3 as a program, through GLPK\n");
     else if (work(&a, &err))
-        status = report(&a, &err);
+        status = hs_console_error(&a.console, &err);
     if (fflush(stdout) && status == EXIT_DONE) {
         fprintf(stderr, "haste-calibrate: cannot write to stdout: %s\n", strerror(errno));
         status = EXIT_FAILED;

@@ -14,7 +14,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,42 +41,19 @@ typedef struct app {
     const char *output;
     char default_output[64];
     /* progress */
-    int tty, open_line, last_tenth[HS_STAGE_COUNT], denoised;
+    hs_console console;
+    int last_tenth[HS_STAGE_COUNT], denoised;
 } app;
 
 /* ---- messages --------------------------------------------------------------------------------------------------- */
-static atomic_int fallbacks; /* seen by the log hook */
-static const app *logging;   /* what the hook needs to know of the options and the progress line */
-
-static void close_line(const app *a) {
-    if (a->open_line) fputs("\r\033[K", stderr);
-}
-
-static void on_log(void *user, enum hs_log_level level, const char *msg) {
-    static const char *const label[] = {"error: ", "warning: ", "fall-back: ", "", ""};
-    const app *a = logging;
-    (void)user;
-    if (level == HS_LOG_FALLBACK) atomic_fetch_add(&fallbacks, 1);
-    if (level > HS_LOG_FALLBACK && !a->o.verbose) return;
-    close_line(a);
-    fprintf(stderr, "haste-run: %s%s\n", label[level], msg);
-}
-
 /* Text from outside never moves the cursor. */
 static void print_prompt(const char *text) {
     for (; *text; text++) fputc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, stderr);
     fputc('\n', stderr);
 }
 
-static int report(app *a, const hs_err *err) {
-    close_line(a);
-    a->open_line = 0;
-    fprintf(stderr, "haste-run: %s\n", err->msg);
-    return err->code == HS_EINTR ? EXIT_INTERRUPTED : err->code == HS_EINVAL ? EXIT_USAGE : EXIT_FAILED;
-}
-
 static int refuse_fallback(const app *a, hs_err *err) {
-    if (!a->o.error_on_fallback || !atomic_load(&fallbacks)) return 0;
+    if (!a->o.error_on_fallback || !hs_console_fallbacks()) return 0;
     return hs_fail(err, HS_ENOTSUP, "a fall-back would be used (see above) and --error-on-fallback was given");
 }
 
@@ -88,11 +64,11 @@ static void on_progress(void *user, const hs_progress *p) {
     hs_text32 spent, left = "";
     if (p->stage == HS_STAGE_DENOISE && p->done == p->total) a->denoised = 1;
     int tenth = p->total > 0 ? 10 * p->done / p->total : 0, counted = p->total > 1;
-    if (a->o.quiet || (!a->tty && (!counted || !p->done || tenth <= a->last_tenth[p->stage]))) return;
+    if (a->o.quiet || (!a->console.tty && (!counted || !p->done || tenth <= a->last_tenth[p->stage]))) return;
     a->last_tenth[p->stage] = tenth;
     if (counted && p->done > 0 && p->done < p->total)
         hs_print_seconds(p->seconds / p->done * (p->total - p->done), left);
-    close_line(a);
+    hs_console_clear(&a->console);
     fputs(stage[p->stage], stderr);
     if (counted) fprintf(stderr, " %d/%d  %s", p->done, p->total, hs_print_seconds(p->seconds, spent));
     if (p->stage == HS_STAGE_DENOISE && a->log && p->done > 0) {
@@ -101,9 +77,7 @@ static void on_progress(void *user, const hs_progress *p) {
     }
     if (*left) fprintf(stderr, ", about %s left", left);
     /* on a terminal the line stays open to be rewritten; the last one of a counted stage stays to be read */
-    a->open_line = a->tty && !(counted && p->done == p->total);
-    if (!a->open_line) fputc('\n', stderr);
-    fflush(stderr);
+    hs_console_end_line(&a->console, counted && p->done == p->total);
 }
 
 static void on_layer(void *user, int step, int branch, int layer, int heads, const float *density, const float *drift,
@@ -375,8 +349,7 @@ static int work(app *a, job *j, hs_err *err) {
         rc = a->o.decode_latents ? hs_decode(a->session, a->latents, sink, &hooks, &j->stats_of, err)
                                  : hs_generate(a->session, &j->req, sink, &hooks, &j->stats_of, err);
     if (rc == HS_EINTR && !hs_program_stopped()) rc = refuse_fallback(a, err);
-    close_line(a);
-    a->open_line = 0;
+    hs_console_clear(&a->console);
     double start = hs_seconds();
     j->frames = hs_sink_frames(sink);
     int closed = hs_sink_close(sink, NULL, &late); /* the encoder hands out its last frames here */
@@ -409,7 +382,7 @@ static int one_video(app *a, int number) {
     job *j = hs_calloc(1, sizeof *j);
     if (!j) {
         hs_fail(&err, HS_ENOMEM, "no memory for another video");
-        return report(a, &err);
+        return hs_console_error(&a->console, &err);
     }
     if (!a->o.quiet && a->prompts.n > 1) {
         fprintf(stderr, "%d of %d: ", number + 1, a->prompts.n);
@@ -420,7 +393,7 @@ static int one_video(app *a, int number) {
         rc = hs_attn_log_new(a->req.steps, a->info->layers, a->info->heads, &a->log, &err);
     if (!rc) rc = work(a, j, &err);
     if (rc) {
-        status = report(a, &err);
+        status = hs_console_error(&a->console, &err);
         if (j->begun) say_what_was_written(a, j->output, j->frames);
         if (j->begun && !a->o.decode_latents) keep_latents(a, j, rc);
         say_how_to_resume(a, j, rc);
@@ -428,7 +401,7 @@ static int one_video(app *a, int number) {
         if (!a->o.quiet) summary(a, j);
         if (a->o.stats &&
             hs_stats_save(j->stats, a->info, &j->req, &j->stats_of, &a->attention, a->log, j->output, &err))
-            status = report(a, &err);
+            status = hs_console_error(&a->console, &err);
     }
     hs_attn_log_free(a->log);
     a->log = NULL;
@@ -485,7 +458,7 @@ static int make_videos(app *a) {
     if (hs_request_fit(a->model, r, &plan, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
         hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
-        return report(a, &err);
+        return hs_console_error(&a->console, &err);
     if (!a->o.quiet) {
         fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", hs_options_model_name(&a->o), a->info->device, r->width,
                 r->height, r->frames, r->frames == 1 ? "" : "s");
@@ -503,7 +476,7 @@ static int make_videos(app *a) {
 }
 
 int main(int argc, char **argv) {
-    app a = {.tty = isatty(STDERR_FILENO)};
+    app a = {0};
     hs_err err = {0};
     int status = EXIT_DONE;
     if (hs_options_parse(argc, argv, &a.o, &err)) {
@@ -511,15 +484,14 @@ int main(int argc, char **argv) {
                 argc < 2 ? "haste-run --help shows the options and examples\n" : "");
         return EXIT_USAGE;
     }
-    logging = &a;
-    hs_log_set(on_log, NULL);
+    hs_console_begin(&a.console, "haste-run", a.o.verbose);
     hs_program_catch_signals("\nhaste-run: stopping after this step or frame; once more stops at once\n");
     if (a.o.help)
         hs_options_help(hs_program_print_line, stdout);
     else if (a.o.version)
         printf("haste-run " HS_VERSION "; writes %s\n", hs_sink_formats());
     else if (setup(&a, &err) || (a.o.dry_run && dry_run(&a, &err)))
-        status = report(&a, &err);
+        status = hs_console_error(&a.console, &err);
     else if (!a.o.dry_run)
         status = make_videos(&a);
     if (fflush(stdout) && status == EXIT_DONE) {
