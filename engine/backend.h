@@ -218,13 +218,13 @@ void hs_op_mask_density(hs_device *dev, const struct hs_mask *mask, hs_buf want,
 void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
                        hs_buf want, hs_buf y);
 
+enum { HS_CLUSTER_HEADS = 128 }; /* of a call, at most */
 /* SVG2: k-means of the tokens of each head, Euclidean; lowest index wins ties, an empty cluster keeps its centroid.
  * Heads with want 2 start from tokens drawn by hs_hash64(seed, head, cluster) and run iters_first rounds, heads with
  * want 1 start from the centroids [heads, clusters, D] F32 as they are and run iters_next. Labels are of the assignment
  * before the last update; a head stops early when no centroid moves by 1e-4 or more (that update is dropped; compat:
  * only all wanted heads together). label I32 [heads, len]; order I32 [heads, len]: tokens grouped by label, in token
  * order within a group; start I32 [heads, clusters + 1]. */
-enum { HS_CLUSTER_HEADS = 128 }; /* at most */
 typedef struct hs_cluster {
     hs_buf x, centroids, want, label, order, start;
     int64_t len, ld;

@@ -171,6 +171,8 @@ void hs_op_select(hs_device *dev, const hs_select *a) {
 
 void hs_op_mask_density(hs_device *dev, const hs_mask *mask, hs_buf want, hs_buf density) {
     const call c = {dev, "mask_density"};
+    if (!mask) bad(&c, "mask is missing");
+    if (dev->sticky) return;
     hs_mask m = *mask;
     check_bits(&c, &m);
     range(&c, "len_q", m.len_q, 1, INT32_MAX);
@@ -181,6 +183,8 @@ void hs_op_mask_density(hs_device *dev, const hs_mask *mask, hs_buf want, hs_buf
     apart(&c, "density", density, "bits", m.bits);
     apart(&c, "density", density, "dense", m.dense);
     apart(&c, "density", density, "want", want);
+    apart(&c, "density", density, "q_start", m.q_start);
+    apart(&c, "density", density, "k_start", m.k_start);
     if (offers(&c, dev->ops->mask_density != NULL)) dev->ops->mask_density(dev, &m, want, density);
 }
 

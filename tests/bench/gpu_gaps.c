@@ -4,7 +4,7 @@
  *     CUDA_INJECTION64_PATH=$PWD/gaps.so wan_shapes -m wan2.1-1.3b --size 832x480 --part dit --device cuda
  *
  * CUDA loads the library when the program first uses it; CUPTI then notes begin and end of everything that runs on the
- * device (about 1 us of host time a launch, nothing on the device). At the end, on standard error: per window of
+ * device. At the end, on standard error: per window of
  * GAPS_WINDOW_MS (100) the share of time in which something ran, of gaps shorter than a millisecond, and the kernels
  * that took most of the time. Gaps of a millisecond and more are the host's own pauses (loading, printing) and counted
  * apart. A tool, not a test; not part of the build, since CUPTI is not needed otherwise.

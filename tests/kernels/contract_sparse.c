@@ -144,6 +144,7 @@ static void predictors(hs_buf a, hs_buf b, hs_buf c) {
     hs_mask d = m;
     d.block = 2, d.len_q = 4, d.len_k = 5;
     ACCEPT(hs_op_mask_density(dev, &d, want, cut(b, 2)));
+    REFUSE("mask_density: mask is missing", hs_op_mask_density(dev, NULL, want, cut(b, 2)));
     REFUSE("mask_density: density holds 1 elements, 2 needed", hs_op_mask_density(dev, &d, want, cut(b, 1)));
     REFUSE("mask_density: want is F32, must be U8", hs_op_mask_density(dev, &d, cut(c, 2), cut(b, 2)));
     d.len_k = 7;

@@ -103,7 +103,7 @@ shapes() {
             [ "$model $size" = "14b 832x480" ] && continue
             [ $model = 14b ] && repeat=1 || repeat=3
             # dense, and with masks of density .26 that are predicted in one forward of five
-            case "$model $size" in # thresholds that reach this density with such weights
+            case "$model $size" in # thresholds that reach this density, as in end_to_end.py
             1.3b*480) xattention=.271 svg2=.315 ;;
             1.3b*) xattention=.273 svg2=.328 ;;
             *) xattention=.335 svg2=.34 ;;
