@@ -457,8 +457,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                                                        ((piece % 8) ^ (row % 8)) * 16);
             }
             fence_async(); /* the next queries come by TMA */
-            __syncwarp();
-            release(&room->q_empty[slot]);
+            barrier_arrive(at.bar(&room->q_empty[slot]));
         }
     }
 }
@@ -471,10 +470,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_hopper(const __gri
     hopper_room<S> *const room = at.room;
     if (threadIdx.x == 0) {
         const unsigned warps = 4 * S::CONSUMERS;
-        const unsigned readers = S::HELD ? 128 : warps;
         for (int i = 0; i < S::TILES; i++) { /* gathered: a warp's copies and its word; two more warps read */
             barrier_init(at.bar(&room->q_full[i]), S::GATHER ? 33 : 1);
-            barrier_init(at.bar(&room->q_empty[i]), S::GATHER ? readers + 64 : readers);
+            barrier_init(at.bar(&room->q_empty[i]), 32 * warps + (S::GATHER ? 64 : 0));
         }
         for (int i = 0; i < S::STAGES; i++) {
             barrier_init(at.bar(&room->k_full[i]), 1);
