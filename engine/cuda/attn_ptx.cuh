@@ -23,19 +23,6 @@ __device__ __forceinline__ void mma16816_first<__half>(float (&d)[4], const unsi
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-/* Two values rounded to T in one register, x in the lower half. */
-template <typename T> __device__ __forceinline__ unsigned pack(float x, float y);
-template <> __device__ __forceinline__ unsigned pack<__nv_bfloat16>(float x, float y) {
-    unsigned r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
-    return r;
-}
-template <> __device__ __forceinline__ unsigned pack<__half>(float x, float y) {
-    unsigned r;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
-    return r;
-}
-
 /* 2^x within 2 units of the last place; 0 for minus infinity. */
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;

@@ -19,6 +19,7 @@
 
 enum {
     STAGES = 4,    /* slabs of centroids under way */
+    KEY_BITS_MAX = 12, /* half of what a float has */
     MAX_SLABS = 4, /* of a token: head sizes of more than 256 go without tensor cores */
 };
 
@@ -173,9 +174,14 @@ __global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __gr
     const bool one = threadIdx.x < m.heads;
     if (!__syncthreads_or(one && m.want[threadIdx.x])) return;
     const cooperative_groups::grid_group all = cooperative_groups::this_grid();
+    constexpr int V1 = Near::HALVES == 1 ? 4 : 1; /* on Hopper always fours */
+    const bool fours = V1 == 4 || m.fours;
     Near near;
     near.begin();
-    start<T, Near::HALVES>(m);
+    if (fours)
+        start<T, Near::HALVES, 4>(m);
+    else
+        start<T, Near::HALVES, V1>(m);
     for (int round = 0;; round++) {
         fence_async_all(); /* the halves, for copies of others */
         all.sync();
@@ -190,10 +196,10 @@ __global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __gr
         all.sync();
         add<T>(m, shared);
         all.sync();
-        if (m.fours)
+        if (fours)
             mean<T, Near::HALVES, 4>(m, round);
         else
-            mean<T, Near::HALVES, 1>(m, round);
+            mean<T, Near::HALVES, V1>(m, round);
     }
     settle(m);
 }
@@ -211,6 +217,7 @@ static int64_t lay_out(kmeans *m, char *room, int halves) {
     const int64_t heads = m->heads, clusters = m->clusters, dim = m->dim;
     m->most = (int *)take(&end, 2 * heads * 4);
     m->bias = (float2 *)take(&end, heads * m->padded * 8);
+    m->squares = (uint4 *)take(&end, halves == 1 ? heads * m->padded * 16 : 0);
     m->halves = take(&end, heads * m->padded * halves * m->slabs * SLAB * 2);
     m->counts = (int *)take(&end, heads * m->runs * clusters * 4);
     m->totals = (int *)take(&end, heads * clusters * 4);
@@ -231,6 +238,8 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
     if (Near::HALVES == 1) {
         const bool bf16 = dev->act == HS_BF16;
         const int64_t width = m->slabs * SLAB;
+        for (m->key_bits = 0; 1 << m->key_bits < m->padded / NEAR_COLS * NEAR_THREAD_COLS;) m->key_bits++;
+        if (m->key_bits > KEY_BITS_MAX) return 0;
         if (!hopper_map(&m->tokens, bf16, m->x, m->dim, m->len, m->heads, m->ld, m->dim, NEAR_ROWS) ||
             !hopper_map(&m->rounded, bf16, m->halves, width, m->padded, m->heads, width, m->padded * width, NEAR_COLS))
             return 0;
@@ -255,7 +264,7 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
 template <typename T> static void launch_fast(hs_device *dev, kmeans *m) {
     const int reach = copies_reach(m->x, m->ld, m->dim);
     /* fewer tokens than clusters: more than two centroids may be equal, of which the first must win */
-    if (hs_cuda_hopper(dev) && reach && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->len >= m->clusters &&
+    if (hs_cuda_hopper(dev) && reach && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->len >= m->clusters &&
         launch<near_by_wgmma<T>>(dev, m, NEAR_SHARED))
         return;
     if (reach && m->slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, m, (size_t)(m->slabs + STAGES) * SLAB_SIZE * 2))

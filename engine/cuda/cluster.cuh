@@ -14,6 +14,7 @@ struct kmeans {
     int32_t *label, *order, *start;
     int *most;    /* [2, heads] the bits of the furthest move of the even, the odd rounds */
     float2 *bias; /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
+    uint4 *squares; /* [heads, padded] Hopper: |c|^2 / 2 in three parts as bf16, three times 1, 0, 0 */
     void *halves; /* [heads, padded, 2 or 1, slabs * SLAB] of x's type */
     int *counts;  /* [heads, runs, clusters] labels; after scan: those of earlier runs */
     int *totals;  /* [heads, clusters] */
@@ -26,7 +27,10 @@ struct kmeans {
     int fours;  /* vectors can be read four elements at a time */
     int ahead;  /* 16-byte copies can bring them */
     int shared; /* bytes of shared memory of a block */
+    int key_bits; /* Hopper: that number a thread's columns */
 };
+
+static const float NEVER = 3e38f; /* half the square of a centroid that is none */
 
 /* What every block knows of every head: does it take part in this round; did the round before move its centroids? */
 enum { RUNS = 1, MOVED = 2 };
@@ -43,6 +47,18 @@ static __device__ __forceinline__ void write_label(const kmeans &m, int head, in
     m.label[head * m.len + token] = label;
     atomicAdd(&m.counts[(head * m.runs + token / RUN) * m.clusters + label], 1);
 }
+/* A number as the sum of three of 8 bits. */
+struct parts {
+    float at[3];
+    __device__ __forceinline__ explicit parts(float x) {
+#pragma unroll
+        for (int n = 0; n < 3; n++) {
+            at[n] = to_f32(from_f32<__nv_bfloat16>(x));
+            x -= at[n];
+        }
+    }
+    static __device__ __forceinline__ unsigned pair(float low, float high) { return pack<__nv_bfloat16>(low, high); }
+};
 /* V neighbours of a vector at once. */
 template <typename T, int V> struct alignas(V * sizeof(T)) several { T at[V]; };
 #endif

@@ -7,20 +7,47 @@
 enum {
     SEGMENT = 32, /* grouped tokens that are added up together: one per lane */
     AT_ONCE = 8,  /* tokens whose loads are under way in a warp; they are added up in float */
+    MEANS = 2,    /* centroids whose loads are under way in a warp */
     SCANNED = 32, /* runs whose counts are under way in a thread */
 };
 static const float STANDS_STILL = 1e-4f; /* contract of hs_op_cluster */
-static const float NEVER = 3e38f;        /* half the square of a centroid that is none */
 
-/* The warps of the launch share `items` of every head that is in one of these states (0: in any): work(head, item). */
-template <typename W>
+/* Where a warp is in the launch. Asked for by every step: kept from one to the next it would cost the products registers.
+ */
+struct launch_place {
+    unsigned thread, block, blocks;
+    __device__ __forceinline__ launch_place() {
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+        asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
+    }
+    __device__ __forceinline__ int warps() const { return (int)(blocks * (blockDim.x / 32)); }
+    /* neighbours are in different blocks, so that few items keep all processors busy */
+    __device__ __forceinline__ int warp() const { return (int)(thread / 32 * blocks + block); }
+};
+
+/* The warps of the launch share `items` of every head that is in one of these states (0: in any), N at a time:
+ * work(head, item), head -1 where there is none. */
+template <int N, typename W>
 static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which, int items, W work) {
     /* neighbours are in different blocks, so that few items keep all processors busy */
-    for (int i = (int)(threadIdx.x / 32 * gridDim.x + blockIdx.x); i < m.heads * items;
-         i += (int)(gridDim.x * (blockDim.x / 32))) {
-        const int head = i / items;
-        if (!which || states()[head] & which) work(head, i % items);
+    const launch_place at;
+    const int stride = at.warps();
+    for (int i = at.warp(); i < m.heads * items; i += N * stride) {
+        int head[N], item[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            head[n] = (i + n * stride) / items, item[n] = (i + n * stride) % items;
+            if (head[n] >= m.heads || (which && !(states()[head[n]] & which))) head[n] = -1;
+        }
+        work(head, item);
     }
+}
+template <typename W>
+static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which, int items, W work) {
+    share_by_warps<1>(m, which, items, [&](const int (&head)[1], const int (&item)[1]) {
+        if (head[0] >= 0) work(head[0], item[0]);
+    });
 }
 
 /* ---- group ------------------------------------------------------------------------------------------------------ */
@@ -104,8 +131,9 @@ static __device__ void place(const kmeans &m, unsigned char *shared) {
 /* ---- move ------------------------------------------------------------------------------------------------------- */
 
 static __device__ void clear_counts(const kmeans &m) {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < m.heads * m.runs * m.clusters;
-         i += (int64_t)gridDim.x * blockDim.x)
+    const launch_place at;
+    for (int64_t i = (int64_t)at.block * blockDim.x + at.thread; i < m.heads * m.runs * m.clusters;
+         i += (int64_t)at.blocks * blockDim.x)
         m.counts[i] = 0;
 }
 
@@ -145,7 +173,8 @@ static __device__ __forceinline__ void add_segment(const kmeans &m, int head, in
 
 /* Tokens through shared memory, a segment ahead: what is under way does not hang on the bounds of clusters. */
 template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned char *shared) {
-    const int lane = threadIdx.x % 32, stride = (int)(gridDim.x * (blockDim.x / 32)), segments = (int)m.segments;
+    const launch_place place;
+    const int lane = threadIdx.x % 32, stride = place.warps(), segments = (int)m.segments;
     const int items = m.heads * segments, pieces = m.dim * (int)sizeof(T) / 16;
     unsigned char *room = shared + threadIdx.x / 32 * 2 * SEGMENT * m.dim * sizeof(T);
     auto next = [&](int i) {
@@ -168,7 +197,7 @@ template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned
                                  }
                                  return token < 0 ? -1 : m.label[head * m.len + token];
     };
-    int i = next((int)(threadIdx.x / 32 * gridDim.x + blockIdx.x)), half = 0;
+    int i = next(place.warp()), half = 0;
     int label = i < items ? fetch(i, 0) : -1;
     copy_commit();
     while (i < items) {
@@ -207,7 +236,7 @@ template <typename T> static __device__ void add(const kmeans &m, unsigned char 
 }
 
 /* What assign needs of a centroid (a warp's work) of `from`: HALVES roundings of it to T, each of what the ones before
- * leave. F32 has none, the product is exact. */
+ * leave, after a power of two. F32 has none, the product is exact. */
 template <typename T, int HALVES> static __device__ void prepare(const kmeans &m, const float *from, int head, int c) {
     const int lane = threadIdx.x % 32, width = HALVES ? m.slabs * SLAB : m.dim;
     const float *centroid = from + ((int64_t)head * m.clusters + c) * m.dim;
@@ -237,37 +266,92 @@ template <typename T, int HALVES> static __device__ void prepare(const kmeans &m
         m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : NEVER);
 }
 
+/* The same for Hopper, which has at most four elements a lane, x: one rounding, negative, and its half square in parts.
+ */
+template <typename T>
+static __device__ __forceinline__ void prepare_rounded(const kmeans &m, const several<float, 4> &x, int head, int c) {
+    const int lane = threadIdx.x % 32, d = lane * 4;
+    several<T, 4> half;
+    float norm = 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        half.at[e] = from_f32<T>(-x.at[e]);
+        norm = fmaf(to_f32(half.at[e]), to_f32(half.at[e]), norm);
+    }
+    norm = warp_sum(norm);
+    const float half_square = c < m.clusters ? norm / 2 : NEVER;
+    if (d < m.dim) *(several<T, 4> *)((T *)m.halves + ((int64_t)head * m.padded + c) * m.dim + d) = half;
+    if (lane) return;
+    const parts p(half_square);
+    m.bias[head * m.padded + c] = make_float2(1, half_square);
+    m.squares[head * m.padded + c] =
+        make_uint4(parts::pair(p.at[0], p.at[1]), parts::pair(p.at[2], 1), parts::pair(1, 1), 0);
+}
+
 /* Where each centroid would go, and how far that is; nowhere if it has no tokens. Prepared for a round that may not
  * come. */
 template <typename T, int HALVES, int V> static __device__ void mean(const kmeans &m, int round) {
+    constexpr int N = HALVES == 1 ? MEANS : 1;
     const int lane = threadIdx.x % 32;
-    share_by_warps(m, RUNS, m.clusters, [&](int head, int c) {
-        const int32_t *start = m.start + (int64_t)head * (m.clusters + 1);
-        const int64_t begin = start[c], end = start[c + 1], at = ((int64_t)head * m.clusters + c) * m.dim;
-        const float *sums = m.sums + (head * (m.segments + m.clusters) + c) * m.dim;
-        double move = 0;
-        for (int d = lane * V; d < m.dim; d += 32 * V) {
-            const several<float, V> was = *(const several<float, V> *)(m.centroids + at + d);
-            double sum[V] = {};
-#pragma unroll 4
-            for (int64_t s = begin / SEGMENT; begin < end && s * SEGMENT < end; s++) {
-                const several<float, V> part = *(const several<float, V> *)(sums + s * m.dim + d);
+    share_by_warps<N>(m, RUNS, m.clusters, [&](const int (&head)[N], const int (&c)[N]) {
+        int begin[N], end[N];
+        double move[N] = {};
+        several<float, V> next[N] = {};
 #pragma unroll
-                for (int e = 0; e < V; e++) sum[e] += part.at[e];
-            }
-            several<float, V> next;
-#pragma unroll
-            for (int e = 0; e < V; e++) {
-                next.at[e] = begin < end ? (float)(sum[e] / (double)(end - begin)) : was.at[e];
-                move += ((double)next.at[e] - was.at[e]) * ((double)next.at[e] - was.at[e]);
-            }
-            *(several<float, V> *)(m.next + at + d) = next;
+        for (int n = 0; n < N; n++) {
+            const int32_t *start = m.start + (int64_t)head[n] * (m.clusters + 1) + c[n];
+            begin[n] = head[n] < 0 ? 0 : start[0];
+            end[n] = head[n] < 0 ? 0 : start[1];
         }
-        move = warp_sum(move);
-        /* the bits of floats that are not negative are ordered as they are; NaN moves nothing */
-        if (lane == 0 && move > 0) atomicMax(&m.most[round % 2 * m.heads + head], __float_as_int((float)sqrt(move)));
-        __syncwarp();
-        prepare<T, HALVES>(m, m.next, head, c);
+        for (int d = lane * V; d < m.dim; d += 32 * V) {
+            several<float, V> was[N], part[N][2];
+            double sum[N][V] = {};
+            auto at = [&](int n) { return ((int64_t)head[n] * m.clusters + c[n]) * m.dim + d; };
+            auto of_segment = [&](int n, int s) {
+                return *(const several<float, V> *)(m.sums + (head[n] * (m.segments + m.clusters) + c[n] + s) * m.dim +
+                                                    d);
+            };
+            auto add_up = [&](int n, const several<float, V> &x) {
+#pragma unroll
+                for (int e = 0; e < V; e++) sum[n][e] += x.at[e];
+            };
+#pragma unroll
+            for (int n = 0; n < N; n++) { /* loads first: they need not wait for each other */
+                const int s = begin[n] / SEGMENT;
+                if (head[n] >= 0) was[n] = *(const several<float, V> *)(m.centroids + at(n));
+                if (begin[n] < end[n]) part[n][0] = of_segment(n, s);
+                if (begin[n] < end[n] && (s + 1) * SEGMENT < end[n]) part[n][1] = of_segment(n, s + 1);
+            }
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                if (head[n] < 0) continue;
+                const int s0 = begin[n] / SEGMENT;
+                if (begin[n] < end[n]) add_up(n, part[n][0]);
+                if (begin[n] < end[n] && (s0 + 1) * SEGMENT < end[n]) add_up(n, part[n][1]);
+#pragma unroll 4
+                for (int s = s0 + 2; s * SEGMENT < end[n]; s++) add_up(n, of_segment(n, s));
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    next[n].at[e] =
+                        begin[n] < end[n] ? (float)(sum[n][e] / (double)(end[n] - begin[n])) : was[n].at[e];
+                    move[n] += ((double)next[n].at[e] - was[n].at[e]) * ((double)next[n].at[e] - was[n].at[e]);
+                }
+                *(several<float, V> *)(m.next + at(n)) = next[n];
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            if (head[n] < 0) continue;
+            const float far = (float)sqrt(warp_sum(move[n]));
+            /* the bits of floats that are not negative are ordered as they are; NaN moves nothing */
+            if (lane == 0 && far > 0) atomicMax(&m.most[round % 2 * m.heads + head[n]], __float_as_int(far));
+            if constexpr (HALVES == 1) {
+                prepare_rounded<T>(m, next[n], head[n], c[n]);
+            } else {
+                __syncwarp();
+                prepare<T, HALVES>(m, m.next, head[n], c[n]);
+            }
+        }
     });
 }
 
@@ -290,22 +374,48 @@ static __device__ __forceinline__ int rounds_of(const kmeans &m, int h) {
     return m.want[h] > 1 ? m.iters_first : m.want[h] ? m.iters_next : 0;
 }
 
-/* Before the first round: where heads start, and what assign needs of that. */
-template <typename T, int HALVES> static __device__ void start(const kmeans &m) {
+/* Before the first round: where heads start, and what assign needs of that. V: elements of a token that can be read at
+ * once. */
+template <typename T, int HALVES, int V> static __device__ void start(const kmeans &m) {
+    constexpr int N = HALVES == 1 ? MEANS : 1;
     const int lane = threadIdx.x % 32;
     for (int h = (int)threadIdx.x; h < m.heads; h += (int)blockDim.x) {
         states()[h] = rounds_of(m, h) > 0 ? RUNS : 0;
         if (blockIdx.x == 0) m.most[h] = 0;
     }
-    share_by_warps(m, 0, (int)m.padded, [&](int head, int c) {
-        if (!m.want[head]) return;
-        if (m.want[head] > 1 && c < m.clusters) {
-            const T *token = (const T *)m.x + (int64_t)head * m.dim + first_token(m, head, c) * m.ld;
-            for (int d = lane; d < m.dim; d += 32)
-                m.centroids[((int64_t)head * m.clusters + c) * m.dim + d] = to_f32(token[d]);
-            __syncwarp();
+    __syncthreads();
+    share_by_warps<N>(m, RUNS, (int)m.padded, [&](const int (&head)[N], const int (&c)[N]) {
+        several<float, V> x[N] = {};
+        bool first[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) first[n] = head[n] >= 0 && m.want[head[n]] > 1 && c[n] < m.clusters;
+        for (int d = lane * V; d < m.dim; d += 32 * V) {
+            auto at = [&](int n) { return (several<float, V> *)(m.centroids + ((int64_t)head[n] * m.clusters + c[n]) * m.dim + d); };
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                if (first[n]) {
+                    const T *token = (const T *)m.x + (int64_t)head[n] * m.dim + first_token(m, head[n], c[n]) * m.ld;
+                    const several<T, V> v = *(const several<T, V> *)(const void *)(token + d);
+#pragma unroll
+                    for (int e = 0; e < V; e++) x[n].at[e] = to_f32(v.at[e]);
+                } else if (head[n] >= 0 && c[n] < m.clusters) {
+                    x[n] = *at(n);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < N; n++)
+                if (first[n]) *at(n) = x[n];
         }
-        prepare<T, HALVES>(m, m.centroids, head, c);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            if (head[n] < 0) continue;
+            if constexpr (HALVES == 1) {
+                prepare_rounded<T>(m, x[n], head[n], c[n]);
+            } else {
+                __syncwarp();
+                prepare<T, HALVES>(m, m.centroids, head[n], c[n]);
+            }
+        }
     });
     clear_counts(m);
 }

@@ -49,6 +49,19 @@ __device__ __forceinline__ void load_matrix4_transposed(unsigned (&r)[4], unsign
                  : "memory");
 }
 
+/* Two values rounded to T in one register, x in the lower half. */
+template <typename T> __device__ __forceinline__ unsigned pack(float x, float y);
+template <> __device__ __forceinline__ unsigned pack<__nv_bfloat16>(float x, float y) {
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+    return r;
+}
+template <> __device__ __forceinline__ unsigned pack<__half>(float x, float y) {
+    unsigned r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+    return r;
+}
+
 /* d += A B */
 template <typename T>
 __device__ __forceinline__ void mma16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
