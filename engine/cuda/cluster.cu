@@ -18,9 +18,9 @@
 #include <cooperative_groups.h>
 
 enum {
-    STAGES = 4,    /* slabs of centroids under way */
+    STAGES = 4,        /* slabs of centroids under way */
     KEY_BITS_MAX = 12, /* half of what a float has */
-    MAX_SLABS = 4, /* of a token: head sizes of more than 256 go without tensor cores */
+    MAX_SLABS = 4,     /* of a token: head sizes of more than 256 go without tensor cores */
 };
 
 /* ---- assign ----------------------------------------------------------------------------------------------------- */
@@ -222,7 +222,7 @@ static int64_t lay_out(kmeans *m, char *room, int halves) {
     m->counts = (int *)take(&end, heads * m->runs * clusters * 4);
     m->totals = (int *)take(&end, heads * clusters * 4);
     m->sums = (float *)take(&end, heads * (m->segments + clusters) * dim * 4);
-    m->next = (float *)take(&end, heads * clusters * dim * 4);
+    m->other = (float *)take(&end, heads * clusters * dim * 4);
     return end - room;
 }
 
@@ -264,8 +264,8 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
 template <typename T> static void launch_fast(hs_device *dev, kmeans *m) {
     const int reach = copies_reach(m->x, m->ld, m->dim);
     /* fewer tokens than clusters: more than two centroids may be equal, of which the first must win */
-    if (hs_cuda_hopper(dev) && reach && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->len >= m->clusters &&
-        launch<near_by_wgmma<T>>(dev, m, NEAR_SHARED))
+    if (hs_cuda_hopper(dev) && reach && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS &&
+        m->len >= m->clusters && launch<near_by_wgmma<T>>(dev, m, NEAR_SHARED))
         return;
     if (reach && m->slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, m, (size_t)(m->slabs + STAGES) * SLAB_SIZE * 2))
         return;

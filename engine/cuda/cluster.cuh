@@ -12,35 +12,35 @@ struct kmeans {
     const uint8_t *want;
     float *centroids; /* [heads, clusters, dim] */
     int32_t *label, *order, *start;
-    int *most;    /* [2, heads] the bits of the furthest move of the even, the odd rounds */
-    float2 *bias; /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
-    uint4 *squares; /* [heads, padded] Hopper: |c|^2 / 2 in three parts as bf16, three times 1, 0, 0 */
-    void *halves; /* [heads, padded, 2 or 1, slabs * SLAB] of x's type */
-    int *counts;  /* [heads, runs, clusters] labels; after scan: those of earlier runs */
-    int *totals;  /* [heads, clusters] */
-    float *sums;  /* [heads, segments + clusters, dim]; a cluster's sum in a segment is at their numbers' sum */
-    float *next;  /* [heads, clusters, dim] means */
+    int *most;      /* [2, heads] the bits of the furthest move of the even, the odd rounds */
+    float2 *bias;   /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
+    uint4 *squares; /* [heads, padded] Hopper: |c|^2 / 4 in three parts as bf16, three times 1, 0, 0 */
+    void *halves;   /* [heads, padded, 2 or 1, slabs * SLAB] of x's type */
+    int *counts;    /* [heads, runs, clusters] labels; after scan: those of earlier runs */
+    int *totals;    /* [heads, clusters] */
+    float *sums;    /* [heads, segments + clusters, dim]; a cluster's sum in a segment is at their numbers' sum */
+    float *other;   /* [heads, clusters, dim] centroids of the odd rounds; those of the even ones are in `centroids` */
     int64_t len, ld;
     int64_t runs, segments, padded; /* padded: clusters, up to whole tiles */
     uint64_t seed;
     int heads, dim, clusters, slabs, iters_first, iters_next, compat;
-    int fours;  /* vectors can be read four elements at a time */
-    int ahead;  /* 16-byte copies can bring them */
-    int shared; /* bytes of shared memory of a block */
+    int fours;    /* vectors can be read four elements at a time */
+    int ahead;    /* 16-byte copies can bring them */
+    int shared;   /* bytes of shared memory of a block */
     int key_bits; /* Hopper: that number a thread's columns */
 };
 
 static const float NEVER = 3e38f; /* half the square of a centroid that is none */
 
-/* What every block knows of every head: does it take part in this round; did the round before move its centroids? */
-enum { RUNS = 1, MOVED = 2 };
+/* What every block knows of every head: does it take part in this round; has it ended with its centroids in `other`? */
+enum { RUNS = 1, ENDED = 2 };
 static __device__ __forceinline__ uint8_t *states() {
     __shared__ uint8_t of_head[HS_CLUSTER_HEADS];
     return of_head;
 }
-/* The centroids of a round: they reach m.centroids only when the round is under way. */
-static __device__ __forceinline__ const float *centroids_of(const kmeans &m, int round) {
-    return round ? m.next : m.centroids;
+/* The centroids of a round. */
+static __device__ __forceinline__ float *centroids_of(const kmeans &m, int round) {
+    return round % 2 ? m.other : m.centroids;
 }
 
 static __device__ __forceinline__ void write_label(const kmeans &m, int head, int64_t token, int label) {
@@ -57,7 +57,9 @@ struct parts {
             x -= at[n];
         }
     }
-    static __device__ __forceinline__ unsigned pair(float low, float high) { return pack<__nv_bfloat16>(low, high); }
+    static __device__ __forceinline__ unsigned pair(float low, float high) {
+        return pack<__nv_bfloat16>(low, high);
+    }
 };
 /* V neighbours of a vector at once. */
 template <typename T, int V> struct alignas(V * sizeof(T)) several { T at[V]; };

@@ -1,28 +1,30 @@
 /* Tokens to their nearest centroids on Hopper: TMA and wgmma, a running choice of the best two in registers.
  *
- * A producer thread and two warpgroups of 64 tokens each: the tokens of a tile stay in shared memory, tiles of 128
- * centroids stream past, and the warpgroups take turns at issuing products, so that one multiplies while the other
- * chooses. A product's depth has 16 places more, where the half squares of token and centroid meet ones, in three parts
- * of 8 bits each: sums are |x - c|^2 / 2 as they come, and floats that are not negative are ordered as integers are.
- * Centroids are rounded to the type of the tokens, which halves the products; distances to the rounded centroid differ
- * by (token - c) times the rounding of c. Where the lead of the best is not clear of that, the best two are compared
- * again by their exact distances.
+ * A producer thread and three warpgroups of 64 tokens each: the tokens of a tile stay in shared memory, tiles of 128
+ * centroids stream past. Warpgroups take turns: one begins to multiply when the one before is half done, so that one
+ * multiplies while the others choose. Without turns all would multiply, and then all choose. A product's depth has 16
+ * places more, where quarter squares of token and centroid meet ones twice, in three parts of 8 bits each: sums are |x
+ * - c|^2 / 2 as they come, and floats that are not negative are ordered as integers are. Centroids are rounded to the
+ * type of the tokens, which halves the products; distances to the rounded centroid differ by (token - c) times the
+ * rounding of c. Where the lead of the best is not clear of that, the best two are compared again by their exact
+ * distances.
  */
 #ifndef HS_CLUSTER_HOPPER_CUH
 #define HS_CLUSTER_HOPPER_CUH
 #include "cuda/cluster_steps.cuh"
 
 enum {
-    NEAR_GROUPS = 2,              /* warpgroups that multiply */
+    NEAR_GROUPS = 3,              /* warpgroups that multiply */
     NEAR_ROWS = NEAR_GROUPS * 64, /* tokens of a tile */
     NEAR_COLS = 128,              /* centroids */
-    NEAR_STAGES = 4,              /* tiles of centroids under way */
+    NEAR_STAGES = 3,              /* tiles of centroids under way */
     NEAR_SLABS = 2,               /* of 64 elements: head sizes of 128, and of 64 with zeros */
     NEAR_BOX = NEAR_ROWS * SLAB * 2,
     NEAR_TOKENS = NEAR_SLABS * NEAR_BOX, /* bytes */
     NEAR_CENTROIDS = NEAR_SLABS * NEAR_COLS * SLAB * 2,
-    NEAR_SQUARES = NEAR_COLS * 16, /* bytes, of half squares in parts */
-    NEAR_SHARED = 2 * NEAR_TOKENS + NEAR_STAGES * (NEAR_CENTROIDS + NEAR_SQUARES),
+    NEAR_SQUARES = NEAR_COLS * 16, /* bytes, of quarter squares in parts */
+    NEAR_OWN = NEAR_ROWS * 16,     /* the same of the tokens of a tile */
+    NEAR_SHARED = 2 * (NEAR_TOKENS + NEAR_OWN) + NEAR_STAGES * (NEAR_CENTROIDS + NEAR_SQUARES),
     NEAR_BARRIERS = 2 * NEAR_STAGES + 4,
     NEAR_THREAD_COLS = NEAR_COLS / 4, /* of a row in a tile that a thread sees */
 };
@@ -92,16 +94,20 @@ struct best_two {
 /* Squared distance to centroid a less that to b, by a warp; the order of the additions is fixed. */
 template <typename T>
 static __device__ __forceinline__ float farther(const kmeans &m, int round, int head, int64_t token, int a, int b) {
-    const T *x = (const T *)m.x + token * m.ld + (int64_t)head * m.dim;
-    const float *ca = centroids_of(m, round) + ((int64_t)head * m.clusters + a) * m.dim;
-    const float *cb = centroids_of(m, round) + ((int64_t)head * m.clusters + b) * m.dim;
-    float da = 0, db = 0;
-    for (int d = threadIdx.x % 32; d < m.dim; d += 32) {
-        const float v = to_f32(x[d]), to_a = v - ca[d], to_b = v - cb[d];
-        da = fmaf(to_a, to_a, da);
-        db = fmaf(to_b, to_b, db);
+    const int d = (int)threadIdx.x % 32 * 4;
+    const float *c = centroids_of(m, round) + (int64_t)head * m.clusters * m.dim + d;
+    float by = 0;
+    if (d < m.dim) {
+        const several<T, 4> x = *(const several<T, 4> *)((const T *)m.x + token * m.ld + (int64_t)head * m.dim + d);
+        const several<float, 4> ca = *(const several<float, 4> *)(c + (int64_t)a * m.dim);
+        const several<float, 4> cb = *(const several<float, 4> *)(c + (int64_t)b * m.dim);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const float v = to_f32(x.at[e]);
+            by = fmaf(cb.at[e] - ca.at[e], (v - ca.at[e]) + (v - cb.at[e]), by);
+        }
     }
-    return warp_sum(da) - warp_sum(db);
+    return warp_sum(by);
 }
 
 /* The quads of a row agree, doubts are settled, labels written. token: of this thread's first row; square: |x|^2 of its
@@ -115,33 +121,45 @@ static __device__ __forceinline__ void finish_near(const kmeans &m, int round, i
     constexpr bool BF16 = std::is_same<T, __nv_bfloat16>::value;
     constexpr float PART = BF16 ? 0x1p-9f : 0x1p-12f, LEAST = BF16 ? 0 : 0x1p-21f;
     const int lane = threadIdx.x % 32;
+    best_two best[2];
+    float norm[2]; /* |c|^2 / 2 of the best */
+    int doubt[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        best_two best = {{__int_as_float(row[i].first & (int)high), __int_as_float(row[i].second & (int)high)},
-                         {column_of(row[i].first, high), column_of(row[i].second, high)}};
+        for (int n = 0; n < 2; n++) {
+            const int key = n ? row[i].second : row[i].first;
+            best[i].half[n] = __int_as_float(key & (int)high);
+            best[i].label[n] = column_of(key, high);
+        }
         for (int d = 1; d < 4; d *= 2) {
             float half[2];
             int label[2];
             for (int n = 0; n < 2; n++) {
-                half[n] = __shfl_xor_sync(~0u, best.half[n], d);
-                label[n] = __shfl_xor_sync(~0u, best.label[n], d);
+                half[n] = __shfl_xor_sync(~0u, best[i].half[n], d);
+                label[n] = __shfl_xor_sync(~0u, best[i].label[n], d);
             }
-            for (int n = 0; n < 2; n++) best.take(half[n], label[n]);
+            for (int n = 0; n < 2; n++) best[i].take(half[n], label[n]);
         }
-        const int64_t mine = token + 8 * i;
         for (int n = 0; n < 2; n++) /* no centroid, or NaN */
-            if (!(best.half[n] < NEVER / 2)) best.label[n] = 0;
-        int label = best.label[0];
-        const int second = best.label[1];
+            if (!(best[i].half[n] < NEVER / 2)) best[i].label[n] = 0;
+        norm[i] = m.bias[head * m.padded + best[i].label[0]].y;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
         /* |x - c| |c| times the part bounds (x - c) times the rounding of c; where no component is much larger than the
          * others it is seven times its deviation or more. Then what keys lack, and sums of products. */
-        const float squares = square[i] / 2 + m.bias[head * m.padded + label].y, least = fmaxf(best.half[0], 0);
-        const float apart = sqrtf(2 * least) * (PART * sqrtf(2 * m.bias[head * m.padded + label].y) + LEAST) +
-                            least * (float)(2 * ~high) * 0x1p-23f + squares * 0x1p-20f;
-        const int doubt = best.half[1] - best.half[0] <= apart && second != label && mine < m.len;
-        for (unsigned left = __ballot_sync(~0u, doubt && lane % 4 == 0); left; left &= left - 1) {
+        const float least = fmaxf(best[i].half[0], 0);
+        const float apart = sqrtf(2 * least) * (PART * sqrtf(2 * norm[i]) + LEAST) +
+                            least * (float)(2 * ~high) * 0x1p-23f + (square[i] / 2 + norm[i]) * 0x1p-20f;
+        doubt[i] = best[i].half[1] - best[i].half[0] <= apart && best[i].label[1] != best[i].label[0];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int64_t mine = token + 8 * i;
+        int label = best[i].label[0];
+        for (unsigned left = __ballot_sync(~0u, doubt[i] && lane % 4 == 0 && mine < m.len); left; left &= left - 1) {
             const int from = __ffs(left) - 1;
-            const int a = __shfl_sync(~0u, label, from), b = __shfl_sync(~0u, second, from);
+            const int a = __shfl_sync(~0u, label, from), b = __shfl_sync(~0u, best[i].label[1], from);
             const float by = farther<T>(m, round, head, token - lane / 4 + from / 4 + 8 * i, a, b);
             if (lane == from && (by > 0 || (by == 0 && b < a))) label = b;
         }
@@ -153,22 +171,18 @@ template <typename T> struct near_by_wgmma {
     using type = T;
     enum { THREADS = NEAR_GROUPS * 128 + 128, BLOCKS = 1, HALVES = 1, COLS = NEAR_COLS };
     unsigned barriers;         /* of every stage full, empty; of both halves of tokens full, empty */
-    unsigned centroids, tiles; /* tiles of centroids, of tokens that are done */
+    unsigned centroids, tiles; /* tiles of centroids, of tokens that came */
 
-    __device__ __forceinline__ unsigned full(int s) const { return barriers + 8 * s; }
-    __device__ __forceinline__ unsigned empty(int s) const { return barriers + 8 * (NEAR_STAGES + s); }
-    __device__ __forceinline__ unsigned tokens_full(int s) const { return barriers + 8 * (2 * NEAR_STAGES + s); }
-    __device__ __forceinline__ unsigned tokens_empty(int s) const { return barriers + 8 * (2 * NEAR_STAGES + 2 + s); }
-
-    /* Half squares of this stage in shared memory; first: the first stage's centroids. */
-    __device__ __forceinline__ unsigned squares_at(unsigned first) const {
-        return first + NEAR_STAGES * NEAR_CENTROIDS + stage() * NEAR_SQUARES;
+    __device__ __forceinline__ unsigned full(unsigned n) const { return barriers + 8 * (n % NEAR_STAGES); }
+    __device__ __forceinline__ unsigned empty(unsigned n) const {
+        return barriers + 8 * (NEAR_STAGES + n % NEAR_STAGES);
     }
-
-    __device__ __forceinline__ unsigned stage() const { return centroids % NEAR_STAGES; }
-    __device__ __forceinline__ unsigned phase() const { return centroids / NEAR_STAGES % 2; }
-    __device__ __forceinline__ unsigned half() const { return tiles % 2; }
-    __device__ __forceinline__ unsigned half_phase() const { return tiles / 2 % 2; }
+    __device__ __forceinline__ unsigned tokens_full(unsigned n) const {
+        return barriers + 8 * (2 * NEAR_STAGES + n % 2);
+    }
+    __device__ __forceinline__ unsigned tokens_empty(unsigned n) const {
+        return barriers + 8 * (2 * NEAR_STAGES + 2 + n % 2);
+    }
 
     __device__ __forceinline__ void begin() {
 #if HS_HOPPER
@@ -182,7 +196,7 @@ template <typename T> struct near_by_wgmma {
             }
             for (int s = 0; s < 2; s++) {
                 barrier_init(tokens_full(s), 1);
-                barrier_init(tokens_empty(s), NEAR_GROUPS);
+                barrier_init(tokens_empty(s), NEAR_GROUPS * 4);
             }
             barrier_init_done();
         }
@@ -193,18 +207,18 @@ template <typename T> struct near_by_wgmma {
 
     __device__ __forceinline__ void assign(const kmeans &m, int round, unsigned char *shared) {
 #if HS_HOPPER
-        const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-        const int tiles = (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS);
-        const int cols = (int)(m.padded / NEAR_COLS);
-        const unsigned tokens = shared_address(shared), stages = tokens + 2 * NEAR_TOKENS;
         const launch_place place;
+        const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+        const int tiles_of_head = (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS), cols = (int)(m.padded / NEAR_COLS);
         auto share = [&](auto work) {
-            for (int item = (int)place.block; item < m.heads * tiles; item += (int)place.blocks)
-                if (states()[item / tiles] & RUNS) work(item / tiles, item % tiles * NEAR_ROWS);
+            for (int item = (int)place.block; item < m.heads * tiles_of_head; item += (int)place.blocks) {
+                const int head = item / tiles_of_head;
+                if (states()[head] & RUNS) work(head, item % tiles_of_head * NEAR_ROWS);
+            }
         };
         if (group == NEAR_GROUPS) {
             if (threadIdx.x % 128 == 0)
-                share([&](int head, int first) { produce(m, head, first, cols, tokens, stages); });
+                share([&](int head, int first) { produce(m, head, first, cols, shared_address(shared)); });
             __syncwarp();
         } else {
             share([&](int head, int first) { consume(m, round, head, first, cols, shared, group); });
@@ -212,80 +226,106 @@ template <typename T> struct near_by_wgmma {
 #endif
     }
 
-    __device__ __forceinline__ void produce(const kmeans &m, int head, int first, int cols, unsigned tokens,
-                                            unsigned stages) {
-        barrier_wait(tokens_empty(half()), half_phase() ^ 1);
-        barrier_expect(tokens_full(half()), NEAR_TOKENS);
+    /* Places in shared memory: of the nth tile of tokens, their quarter squares, the nth tile of centroids, theirs. */
+    static __device__ __forceinline__ unsigned tokens_at(unsigned shared, unsigned n) {
+        return shared + n % 2 * NEAR_TOKENS;
+    }
+    static __device__ __forceinline__ unsigned centroids_at(unsigned shared, unsigned n) {
+        return shared + 2 * NEAR_TOKENS + n % NEAR_STAGES * NEAR_CENTROIDS;
+    }
+    static __device__ __forceinline__ unsigned squares_at(unsigned shared, unsigned n) {
+        return shared + 2 * NEAR_TOKENS + NEAR_STAGES * NEAR_CENTROIDS + n % NEAR_STAGES * NEAR_SQUARES;
+    }
+    static __device__ __forceinline__ unsigned own_at(unsigned shared, unsigned n) {
+        return shared + 2 * NEAR_TOKENS + NEAR_STAGES * (NEAR_CENTROIDS + NEAR_SQUARES) + n % 2 * NEAR_OWN;
+    }
+
+    __device__ __forceinline__ void produce(const kmeans &m, int head, int first, int cols, unsigned shared) {
+        barrier_wait(tokens_empty(tiles), tiles / 2 % 2 ^ 1);
+        barrier_expect(tokens_full(tiles), NEAR_TOKENS);
         for (int s = 0; s < NEAR_SLABS; s++)
-            tma_load(tokens + half() * NEAR_TOKENS + s * NEAR_BOX, &m.tokens, tokens_full(half()), s * SLAB, first, head);
+            tma_load(tokens_at(shared, tiles) + s * NEAR_BOX, &m.tokens, tokens_full(tiles), s * SLAB, first, head);
         tiles++;
         for (int c = 0; c < cols; c++, centroids++) {
-            const unsigned to = stages + stage() * NEAR_CENTROIDS;
-            barrier_wait(empty(stage()), phase() ^ 1);
-            barrier_expect(full(stage()), NEAR_CENTROIDS + NEAR_SQUARES);
-            bulk_load(squares_at(stages), m.squares + head * m.padded + c * NEAR_COLS, NEAR_SQUARES, full(stage()));
+            barrier_wait(empty(centroids), centroids / NEAR_STAGES % 2 ^ 1);
+            barrier_expect(full(centroids), NEAR_CENTROIDS + NEAR_SQUARES);
+            bulk_load(squares_at(shared, centroids), m.squares + head * m.padded + c * NEAR_COLS, NEAR_SQUARES,
+                      full(centroids));
             for (int s = 0; s < NEAR_SLABS; s++)
-                tma_load(to + s * (NEAR_CENTROIDS / NEAR_SLABS), &m.rounded, full(stage()), s * SLAB, c * NEAR_COLS,
-                         head);
+                tma_load(centroids_at(shared, centroids) + s * (NEAR_CENTROIDS / NEAR_SLABS), &m.rounded,
+                         full(centroids), s * SLAB, c * NEAR_COLS, head);
         }
     }
 
-    __device__ __forceinline__ void consume(const kmeans &m, int round, int head, int first, int cols,
-                                            const unsigned char *shared, int group) {
-        const unsigned tokens = shared_address(shared), stages = tokens + 2 * NEAR_TOKENS;
-        /* shuffled so that the compiler knows it to be the same in a warp: descriptors live in uniform registers */
-        const unsigned mine = __shfl_sync(~0u, tokens + half() * NEAR_TOKENS + group * 64 * SLAB * 2, 0);
-        const unsigned high = ~((1u << m.key_bits) - 1);
-        lowest_two row[2] = {{INT32_MAX, INT32_MAX}, {INT32_MAX, INT32_MAX}};
-        unsigned ones[4] = {}; /* columns of a token: 1, 1, 1 for the centroid's parts, its own parts, 0 and so on */
-        barrier_wait(tokens_full(half()), half_phase());
+    /* Waits for the next tile's tokens and gives the products their quarter squares. square: |x|^2 of this thread's
+     * rows. */
+    __device__ __forceinline__ void take_tokens(unsigned char *shared, int group, float (&square)[2]) const {
         const int lane = threadIdx.x % 32, quad = lane % 4;
-        float square[2];
+        barrier_wait(tokens_full(tiles), tiles / 2 % 2);
 #pragma unroll
         for (int i = 0; i < 2; i++) { /* a quad shares a row: two pieces of eight values of each slab a lane */
-            const int at = threadIdx.x % 128 / 32 * 16 + lane / 4 + 8 * i;
+            const int at = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4 + 8 * i;
             float sum = 0;
+#pragma unroll
             for (int n = 0; n < 2 * NEAR_SLABS; n++) {
-                const unsigned char *box =
-                    shared + half() * NEAR_TOKENS + n / 2 * NEAR_BOX + (group * 64 + at) * SLAB * 2;
                 const several<T, 8> v =
-                    *(const several<T, 8> *)(const void *)(box + ((quad + n % 2 * 4) ^ (at % 8)) * 16);
+                    *(const several<T, 8> *)(const void *)(shared + tokens_at(0, tiles) + n / 2 * NEAR_BOX +
+                                                           at * SLAB * 2 + ((quad + n % 2 * 4) ^ (at % 8)) * 16);
 #pragma unroll
                 for (int e = 0; e < 8; e++) sum = fmaf(to_f32(v.at[e]), to_f32(v.at[e]), sum);
             }
             sum += __shfl_xor_sync(~0u, sum, 1);
             square[i] = sum + __shfl_xor_sync(~0u, sum, 2);
-            const parts own(square[i] / 2);
-            ones[i] = quad == 0 ? parts::pair(1, 1) : quad == 1 ? parts::pair(1, own.at[0]) :
-                      quad == 2 ? parts::pair(own.at[1], own.at[2]) : 0;
+            const parts own(square[i] / 4);
+            if (quad == 0) /* ones for the centroid's parts, its own for the centroid's ones */
+                *(uint4 *)(void *)(shared + own_at(0, tiles) + at * 16) =
+                    make_uint4(parts::pair(1, 1), parts::pair(1, own.at[0]), parts::pair(own.at[1], own.at[2]), 0);
         }
-        for (int c = 0; c < cols; c++, centroids++) {
-            const unsigned at = __shfl_sync(~0u, stages + stage() * NEAR_CENTROIDS, 0);
-            const unsigned squares = __shfl_sync(~0u, squares_at(stages), 0);
-            float acc[64];
-            barrier_wait(full(stage()), phase());
-            named_sync(1 + group, 256);
-            products_begin();
-            product_rs_rows<__nv_bfloat16, NEAR_COLS>(acc, ones, operand_of_eights(squares), 0);
+        fence_async();
+        named_sync(1 + NEAR_GROUPS + group, 128);
+    }
+
+    /* Half squared distances of this warpgroup's tokens to the next tile of centroids. */
+    __device__ __forceinline__ void multiply(float (&acc)[64], unsigned shared, int group) const {
+        /* shuffled so that the compiler knows it to be the same in a warp: descriptors live in uniform registers */
+        const unsigned x = __shfl_sync(~0u, tokens_at(shared, tiles) + group * 64 * SLAB * 2, 0);
+        const unsigned own = __shfl_sync(~0u, own_at(shared, tiles) + group * 64 * 16, 0);
+        const unsigned c = __shfl_sync(~0u, centroids_at(shared, centroids), 0);
+        const unsigned squares = __shfl_sync(~0u, squares_at(shared, centroids), 0);
+        barrier_wait(full(centroids), centroids / NEAR_STAGES % 2);
+        named_sync(1 + group, 256);
+        products_begin();
+        product_ss<__nv_bfloat16, NEAR_COLS>(acc, operand_of_eights(own), operand_of_eights(squares), 0);
 #pragma unroll
-            for (int s = 0; s < NEAR_SLABS; s++) {
-                const uint64_t a = operand_by_rows(mine + s * NEAR_BOX);
-                const uint64_t b = operand_by_rows(at + s * (NEAR_CENTROIDS / NEAR_SLABS));
+        for (int s = 0; s < NEAR_SLABS; s++) {
 #pragma unroll
-                for (int k = 0; k < SLAB / 16; k++) product_ss<T, NEAR_COLS>(acc, a + 2 * k, b + 2 * k, 1);
-            }
+            for (int k = 0; k < SLAB / 16; k++)
+                product_ss<T, NEAR_COLS>(acc, operand_by_rows(x + s * NEAR_BOX) + 2 * k,
+                                         operand_by_rows(c + s * (NEAR_CENTROIDS / NEAR_SLABS)) + 2 * k, 1);
             products_commit();
-            named_arrive(1 + (group + 1) % NEAR_GROUPS, 256);
-            products_wait<0>();
-            keep(acc);
-            keep(ones);
-            if (threadIdx.x % 32 == 0) barrier_arrive(empty(stage()));
-            if (threadIdx.x % 128 == 0 && c == cols - 1) barrier_arrive(tokens_empty(half()));
-            look_near(acc, high, c * NEAR_THREAD_COLS, row);
+        }
+        products_wait<1>();
+        named_arrive(1 + (group + 1) % NEAR_GROUPS, 256);
+        products_wait<0>();
+        keep(acc);
+    }
+
+    __device__ __forceinline__ void consume(const kmeans &m, int round, int head, int first, int cols,
+                                            unsigned char *shared, int group) {
+        const unsigned high = ~((1u << m.key_bits) - 1), base = shared_address(shared);
+        const int lane = threadIdx.x % 32, row = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
+        float square[2];
+        lowest_two best[2] = {{INT32_MAX, INT32_MAX}, {INT32_MAX, INT32_MAX}};
+        take_tokens(shared, group, square);
+        for (int c = 0; c < cols; c++, centroids++) {
+            float acc[64];
+            multiply(acc, base, group);
+            if (lane == 0) barrier_arrive(empty(centroids));
+            if (lane == 0 && c == cols - 1) barrier_arrive(tokens_empty(tiles));
+            look_near(acc, high, c * NEAR_THREAD_COLS, best);
         }
         tiles++;
-        finish_near<T>(m, round, head, (int64_t)first + group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4, square,
-                       row, high);
+        finish_near<T>(m, round, head, (int64_t)first + row, square, best, high);
     }
 };
 #endif

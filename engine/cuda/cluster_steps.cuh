@@ -6,13 +6,14 @@
 
 enum {
     SEGMENT = 32, /* grouped tokens that are added up together: one per lane */
-    AT_ONCE = 8,  /* tokens whose loads are under way in a warp; they are added up in float */
+    AT_ONCE = 8,  /* tokens whose loads are under way in a warp; they are added up before the sum sees them */
     MEANS = 2,    /* centroids whose loads are under way in a warp */
-    SCANNED = 32, /* runs whose counts are under way in a thread */
+    SCANNED = 16, /* runs whose counts are under way in a thread */
 };
 static const float STANDS_STILL = 1e-4f; /* contract of hs_op_cluster */
 
-/* Where a warp is in the launch. Asked for by every step: kept from one to the next it would cost the products registers.
+/* Where a warp is in the launch. Asked for by every step: kept from one to the next it would cost the products
+ * registers.
  */
 struct launch_place {
     unsigned thread, block, blocks;
@@ -21,6 +22,7 @@ struct launch_place {
         asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
         asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
     }
+    __device__ __forceinline__ int lane() const { return (int)(thread % 32); }
     __device__ __forceinline__ int warps() const { return (int)(blocks * (blockDim.x / 32)); }
     /* neighbours are in different blocks, so that few items keep all processors busy */
     __device__ __forceinline__ int warp() const { return (int)(thread / 32 * blocks + block); }
@@ -45,7 +47,7 @@ static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which
 }
 template <typename W>
 static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which, int items, W work) {
-    share_by_warps<1>(m, which, items, [&](const int (&head)[1], const int (&item)[1]) {
+    share_by_warps<1>(m, which, items, [&](const int(&head)[1], const int(&item)[1]) {
         if (head[0] >= 0) work(head[0], item[0]);
     });
 }
@@ -77,7 +79,7 @@ static __device__ void scan(const kmeans &m, int round) {
 /* A warp takes a run of tokens to their places: behind the start, the equal labels of earlier runs, and those before in
  * this one. The first run of a head also says where clusters start. */
 static __device__ void place(const kmeans &m, unsigned char *shared) {
-    const int lane = threadIdx.x % 32;
+    const int lane = launch_place().lane();
     const bool fits = (int64_t)m.clusters * 4 * (blockDim.x / 32) <= m.shared;
     share_by_warps(m, RUNS, (int)m.runs, [&](int head, int run) {
         int *counts = m.counts + (head * m.runs + run) * m.clusters; /* nobody else reads this run's */
@@ -141,14 +143,14 @@ static __device__ void clear_counts(const kmeans &m) {
  * row(t): where token t of the segment is, asked by all lanes. */
 template <typename T, int V, typename R>
 static __device__ __forceinline__ void add_segment(const kmeans &m, int head, int segment, int label, R row) {
-    const int lane = threadIdx.x % 32;
+    const int lane = launch_place().lane();
     float *sums = m.sums + (head * (m.segments + m.clusters) + segment) * m.dim;
     const int count = (int)min(m.len - (int64_t)segment * SEGMENT, (int64_t)SEGMENT);
     for (int i = 0, end; i < count; i = end) {
         const int cluster = __shfl_sync(~0u, label, i);
         end = i + __popc(__ballot_sync(~0u, label == cluster)); /* labels ascend */
         for (int d = lane * V; d - lane * V < m.dim; d += 32 * V) {
-            double sum[V] = {};
+            float sum[V] = {};
             for (int t0 = i; t0 < end; t0 += AT_ONCE) {
                 float part[V] = {};
 #pragma unroll
@@ -165,18 +167,20 @@ static __device__ __forceinline__ void add_segment(const kmeans &m, int head, in
             }
             several<float, V> result;
 #pragma unroll
-            for (int e = 0; e < V; e++) result.at[e] = (float)sum[e];
+            for (int e = 0; e < V; e++) result.at[e] = sum[e];
             if (d < m.dim) *(several<float, V> *)(sums + (int64_t)cluster * m.dim + d) = result;
         }
     }
 }
 
-/* Tokens through shared memory, a segment ahead: what is under way does not hang on the bounds of clusters. */
-template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned char *shared) {
-    const launch_place place;
-    const int lane = threadIdx.x % 32, stride = place.warps(), segments = (int)m.segments;
+/* Tokens through shared memory, a segment ahead: what is under way does not hang on the bounds of clusters. By as many
+ * warps of a block as have room there. */
+template <typename T> static __device__ void add_ahead(const kmeans &m, int warps, unsigned char *shared) {
+    const launch_place at;
+    const int lane = at.lane(), stride = (int)at.blocks * warps, segments = (int)m.segments;
     const int items = m.heads * segments, pieces = m.dim * (int)sizeof(T) / 16;
-    unsigned char *room = shared + threadIdx.x / 32 * 2 * SEGMENT * m.dim * sizeof(T);
+    unsigned char *room = shared + at.thread / 32 * 2 * SEGMENT * m.dim * sizeof(T);
+    if ((int)at.thread / 32 >= warps) return;
     auto next = [&](int i) {
         while (i < items && !(states()[i / segments] & RUNS)) i += stride;
         return i;
@@ -197,7 +201,7 @@ template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned
                                  }
                                  return token < 0 ? -1 : m.label[head * m.len + token];
     };
-    int i = next(place.warp()), half = 0;
+    int i = next(at.warp()), half = 0;
     int label = i < items ? fetch(i, 0) : -1;
     copy_commit();
     while (i < items) {
@@ -214,7 +218,7 @@ template <typename T> static __device__ void add_ahead(const kmeans &m, unsigned
 }
 
 template <typename T, int V> static __device__ void add_plainly(const kmeans &m) {
-    const int lane = threadIdx.x % 32;
+    const int lane = launch_place().lane();
     share_by_warps(m, RUNS, (int)m.segments, [&](int head, int segment) {
         const int64_t place = (int64_t)segment * SEGMENT + lane;
         const int token = place < m.len ? m.order[head * m.len + place] : 0;
@@ -226,8 +230,9 @@ template <typename T, int V> static __device__ void add_plainly(const kmeans &m)
 
 /* Sums of tokens; counts are cleared for the next round. */
 template <typename T> static __device__ void add(const kmeans &m, unsigned char *shared) {
-    if (m.ahead && (int)(blockDim.x / 32) * 2 * SEGMENT * m.dim * (int)sizeof(T) <= m.shared)
-        add_ahead<T>(m, shared);
+    const int warps = (int)blockDim.x / 32, room = m.shared / (2 * SEGMENT * m.dim * (int)sizeof(T));
+    if (m.ahead && room >= warps / 2)
+        add_ahead<T>(m, min(room, warps), shared);
     else if (m.fours)
         add_plainly<T, 4>(m);
     else
@@ -238,7 +243,7 @@ template <typename T> static __device__ void add(const kmeans &m, unsigned char 
 /* What assign needs of a centroid (a warp's work) of `from`: HALVES roundings of it to T, each of what the ones before
  * leave, after a power of two. F32 has none, the product is exact. */
 template <typename T, int HALVES> static __device__ void prepare(const kmeans &m, const float *from, int head, int c) {
-    const int lane = threadIdx.x % 32, width = HALVES ? m.slabs * SLAB : m.dim;
+    const int lane = launch_place().lane(), width = HALVES ? m.slabs * SLAB : m.dim;
     const float *centroid = from + ((int64_t)head * m.clusters + c) * m.dim;
     T *halves = (T *)m.halves + ((int64_t)head * m.padded + c) * HALVES * width;
     float most = 0;
@@ -266,11 +271,12 @@ template <typename T, int HALVES> static __device__ void prepare(const kmeans &m
         m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : NEVER);
 }
 
-/* The same for Hopper, which has at most four elements a lane, x: one rounding, negative, and its half square in parts.
+/* The same for Hopper, which has at most four elements a lane, x: one rounding, negative, and its quarter square in
+ * parts.
  */
 template <typename T>
 static __device__ __forceinline__ void prepare_rounded(const kmeans &m, const several<float, 4> &x, int head, int c) {
-    const int lane = threadIdx.x % 32, d = lane * 4;
+    const int lane = launch_place().lane(), d = lane * 4;
     several<T, 4> half;
     float norm = 0;
 #pragma unroll
@@ -282,7 +288,7 @@ static __device__ __forceinline__ void prepare_rounded(const kmeans &m, const se
     const float half_square = c < m.clusters ? norm / 2 : NEVER;
     if (d < m.dim) *(several<T, 4> *)((T *)m.halves + ((int64_t)head * m.padded + c) * m.dim + d) = half;
     if (lane) return;
-    const parts p(half_square);
+    const parts p(half_square / 2);
     m.bias[head * m.padded + c] = make_float2(1, half_square);
     m.squares[head * m.padded + c] =
         make_uint4(parts::pair(p.at[0], p.at[1]), parts::pair(p.at[2], 1), parts::pair(1, 1), 0);
@@ -292,11 +298,13 @@ static __device__ __forceinline__ void prepare_rounded(const kmeans &m, const se
  * come. */
 template <typename T, int HALVES, int V> static __device__ void mean(const kmeans &m, int round) {
     constexpr int N = HALVES == 1 ? MEANS : 1;
-    const int lane = threadIdx.x % 32;
-    share_by_warps<N>(m, RUNS, m.clusters, [&](const int (&head)[N], const int (&c)[N]) {
+    const int lane = launch_place().lane();
+    share_by_warps<N>(m, RUNS, m.clusters, [&](const int(&head)[N], const int(&c)[N]) {
         int begin[N], end[N];
-        double move[N] = {};
+        float move[N] = {};
         several<float, V> next[N] = {};
+        const float *from = centroids_of(m, round);
+        float *to = centroids_of(m, round + 1);
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const int32_t *start = m.start + (int64_t)head[n] * (m.clusters + 1) + c[n];
@@ -305,51 +313,57 @@ template <typename T, int HALVES, int V> static __device__ void mean(const kmean
         }
         for (int d = lane * V; d < m.dim; d += 32 * V) {
             several<float, V> was[N], part[N][2];
-            double sum[N][V] = {};
             auto at = [&](int n) { return ((int64_t)head[n] * m.clusters + c[n]) * m.dim + d; };
             auto of_segment = [&](int n, int s) {
                 return *(const several<float, V> *)(m.sums + (head[n] * (m.segments + m.clusters) + c[n] + s) * m.dim +
                                                     d);
             };
-            auto add_up = [&](int n, const several<float, V> &x) {
-#pragma unroll
-                for (int e = 0; e < V; e++) sum[n][e] += x.at[e];
-            };
 #pragma unroll
             for (int n = 0; n < N; n++) { /* loads first: they need not wait for each other */
                 const int s = begin[n] / SEGMENT;
-                if (head[n] >= 0) was[n] = *(const several<float, V> *)(m.centroids + at(n));
+                part[n][0] = part[n][1] = {};
+                if (head[n] >= 0) was[n] = *(const several<float, V> *)(from + at(n));
                 if (begin[n] < end[n]) part[n][0] = of_segment(n, s);
                 if (begin[n] < end[n] && (s + 1) * SEGMENT < end[n]) part[n][1] = of_segment(n, s + 1);
             }
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 if (head[n] < 0) continue;
-                const int s0 = begin[n] / SEGMENT;
-                if (begin[n] < end[n]) add_up(n, part[n][0]);
-                if (begin[n] < end[n] && (s0 + 1) * SEGMENT < end[n]) add_up(n, part[n][1]);
-#pragma unroll 4
-                for (int s = s0 + 2; s * SEGMENT < end[n]; s++) add_up(n, of_segment(n, s));
+                float sum[V], lost[V]; /* what rounding took off the sum */
 #pragma unroll
                 for (int e = 0; e < V; e++) {
-                    next[n].at[e] =
-                        begin[n] < end[n] ? (float)(sum[n][e] / (double)(end[n] - begin[n])) : was[n].at[e];
-                    move[n] += ((double)next[n].at[e] - was[n].at[e]) * ((double)next[n].at[e] - was[n].at[e]);
+                    sum[e] = part[n][0].at[e] + part[n][1].at[e];
+                    lost[e] = 0;
                 }
-                *(several<float, V> *)(m.next + at(n)) = next[n];
+#pragma unroll 4
+                for (int s = begin[n] / SEGMENT + 2; s * SEGMENT < end[n]; s++) {
+                    const several<float, V> x = of_segment(n, s);
+#pragma unroll
+                    for (int e = 0; e < V; e++) {
+                        const float y = x.at[e] - lost[e], more = sum[e] + y;
+                        lost[e] = (more - sum[e]) - y;
+                        sum[e] = more;
+                    }
+                }
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    next[n].at[e] = begin[n] < end[n] ? sum[e] / (float)(end[n] - begin[n]) : was[n].at[e];
+                    move[n] = fmaf(next[n].at[e] - was[n].at[e], next[n].at[e] - was[n].at[e], move[n]);
+                }
+                *(several<float, V> *)(to + at(n)) = next[n];
             }
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {
             if (head[n] < 0) continue;
-            const float far = (float)sqrt(warp_sum(move[n]));
+            const float far = sqrtf(warp_sum(move[n]));
             /* the bits of floats that are not negative are ordered as they are; NaN moves nothing */
             if (lane == 0 && far > 0) atomicMax(&m.most[round % 2 * m.heads + head[n]], __float_as_int(far));
             if constexpr (HALVES == 1) {
                 prepare_rounded<T>(m, next[n], head[n], c[n]);
             } else {
                 __syncwarp();
-                prepare<T, HALVES>(m, m.next, head[n], c[n]);
+                prepare<T, HALVES>(m, to, head[n], c[n]);
             }
         }
     });
@@ -378,19 +392,21 @@ static __device__ __forceinline__ int rounds_of(const kmeans &m, int h) {
  * once. */
 template <typename T, int HALVES, int V> static __device__ void start(const kmeans &m) {
     constexpr int N = HALVES == 1 ? MEANS : 1;
-    const int lane = threadIdx.x % 32;
+    const int lane = launch_place().lane();
     for (int h = (int)threadIdx.x; h < m.heads; h += (int)blockDim.x) {
         states()[h] = rounds_of(m, h) > 0 ? RUNS : 0;
         if (blockIdx.x == 0) m.most[h] = 0;
     }
     __syncthreads();
-    share_by_warps<N>(m, RUNS, (int)m.padded, [&](const int (&head)[N], const int (&c)[N]) {
+    share_by_warps<N>(m, RUNS, (int)m.padded, [&](const int(&head)[N], const int(&c)[N]) {
         several<float, V> x[N] = {};
         bool first[N];
 #pragma unroll
         for (int n = 0; n < N; n++) first[n] = head[n] >= 0 && m.want[head[n]] > 1 && c[n] < m.clusters;
         for (int d = lane * V; d < m.dim; d += 32 * V) {
-            auto at = [&](int n) { return (several<float, V> *)(m.centroids + ((int64_t)head[n] * m.clusters + c[n]) * m.dim + d); };
+            auto at = [&](int n) {
+                return (several<float, V> *)(m.centroids + ((int64_t)head[n] * m.clusters + c[n]) * m.dim + d);
+            };
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 if (first[n]) {
@@ -420,7 +436,7 @@ template <typename T, int HALVES, int V> static __device__ void start(const kmea
     clear_counts(m);
 }
 
-/* After a round: who moves for good and who goes on, the same in all blocks. */
+/* After a round: whose move counts and who goes on, the same in all blocks. */
 static __device__ void decide(const kmeans &m, int round) {
     const int *most = m.most + round % 2 * m.heads, h = (int)threadIdx.x;
     uint8_t state = 0;
@@ -428,18 +444,22 @@ static __device__ void decide(const kmeans &m, int round) {
         float furthest = 0;
         for (int i = m.compat ? 0 : h; i < (m.compat ? m.heads : h + 1); i++)
             if (states()[i] & RUNS) furthest = fmaxf(furthest, __int_as_float(most[i]));
-        if (!(furthest < STANDS_STILL)) state = round + 1 < rounds_of(m, h) ? MOVED | RUNS : MOVED;
+        const bool moves = !(furthest < STANDS_STILL);
+        if (moves && round + 1 < rounds_of(m, h))
+            state = RUNS;
+        else if ((round + moves) % 2)
+            state = ENDED;
     }
     __syncthreads();
     if (h < m.heads) states()[h] = state;
     __syncthreads();
 }
 
-/* The centroids that the last round moved. */
+/* The centroids of heads that ended in the last round, from where they are to where they belong. */
 static __device__ void settle(const kmeans &m) {
-    share_by_warps(m, MOVED, m.clusters, [&](int head, int c) {
+    share_by_warps(m, ENDED, m.clusters, [&](int head, int c) {
         const int64_t at = ((int64_t)head * m.clusters + c) * m.dim;
-        for (int d = threadIdx.x % 32; d < m.dim; d += 32) m.centroids[at + d] = m.next[at + d];
+        for (int d = threadIdx.x % 32; d < m.dim; d += 32) m.centroids[at + d] = m.other[at + d];
     });
 }
 #endif

@@ -24,7 +24,7 @@ CONFIGS = {"1.3b-480p": ("wan2.1-1.3b", "832x480"), "1.3b-720p": ("wan2.1-1.3b",
 METHODS = {"xattention": [], "svg2": []}  # and more flags
 # thresholds that gave about a density of 0.26 with these weights; others are scaled from them
 THRESHOLDS = {("1.3b-480p", "xattention"): 0.271, ("1.3b-720p", "xattention"): 0.273, ("14b-720p", "xattention"): 0.335,
-              ("1.3b-480p", "svg2"): 0.315, ("1.3b-720p", "svg2"): 0.328, ("14b-720p", "svg2"): 0.34}
+              ("1.3b-480p", "svg2"): 0.315, ("1.3b-720p", "svg2"): 0.328, ("14b-720p", "svg2"): 0.26}
 TUNED, DENSE, FIRST, REUSED, AGAIN = range(5)  # what each step of a run is
 
 

@@ -106,7 +106,7 @@ shapes() {
             case "$model $size" in # thresholds that reach this density, as in end_to_end.py
             1.3b*480) xattention=.271 svg2=.315 ;;
             1.3b*) xattention=.273 svg2=.328 ;;
-            *) xattention=.335 svg2=.34 ;;
+            *) xattention=.335 svg2=.26 ;;
             esac
             for flags in "" "--attention xattention --top-p $xattention --every 5" "--attention svg2 --top-p $svg2 --every 5"; do
                 timeout 200 "$bin/wan_shapes" -m wan2.1-$model --size $size --frames 81 --device cuda --precision bf16 \
