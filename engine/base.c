@@ -16,6 +16,9 @@
 #include <unistd.h>
 #include <sys/stat.h>
 #include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 /* ---- errors -------------------------------------------------------------------------------------------------- */
 
@@ -382,6 +385,14 @@ out:
     return HS_OK;
 }
 
+void hs_copy_wide(void *dst, const void *src, size_t bytes, int threads) {
+    (void)threads;              /* without OpenMP */
+    enum { PIECE = 128 << 10 }; /* small against what a thread copies, so that all of them end together */
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (size_t i = 0; i < bytes; i += PIECE)
+        memcpy((char *)dst + i, (const char *)src + i, bytes - i < PIECE ? bytes - i : PIECE);
+}
+
 char *hs_path_join(const char *dir, const char *name) {
     size_t a = strlen(dir), b = strlen(name);
     char *p = hs_alloc(a + b + 2);
@@ -429,4 +440,19 @@ int64_t hs_host_free_bytes(void) {
         if (left < free) free = left > 0 ? left : 0;
     }
     return free;
+}
+
+/* Less than all processors where a container is given a share of them (cgroup v2). */
+int hs_host_threads(void) {
+    int n = 1;
+#ifdef _OPENMP
+    n = omp_get_max_threads();
+#endif
+    long long quota, period;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (!f) return n;
+    if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0 && (quota + period - 1) / period < n)
+        n = (int)((quota + period - 1) / period);
+    fclose(f);
+    return n;
 }

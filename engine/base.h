@@ -115,10 +115,15 @@ int hs_file_read(const char *path, size_t max_bytes, char **ret, size_t *ret_len
 /* dir + "/" + name, hs_alloc'ed; NULL when out of memory. */
 char *hs_path_join(const char *dir, const char *name);
 
+/* memcpy by so many threads, for megabytes out of a mapped file: taking its pages costs as much as copying them. */
+void hs_copy_wide(void *dst, const void *src, size_t bytes, int threads);
+
 /* ---- time ---------------------------------------------------------------------------------------------------- */
 double hs_seconds(void); /* monotonic clock */
 /* What Linux would give without swapping, or what the container's limit leaves if that is less. */
 int64_t hs_host_free_bytes(void);
+/* Processors this process may run on, or the share of them that a container has; at least 1. */
+int hs_host_threads(void);
 int64_t hs_peak_rss(void); /* highest resident set of this process in bytes, 0 if unknown */
 
 #ifdef __cplusplus

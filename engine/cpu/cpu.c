@@ -11,9 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #endif
@@ -45,21 +42,6 @@ hs_cpu_isa hs_cpu_detect(void) {
 static const char *isa_name(hs_cpu_isa isa, hs_dtype act) {
     if (act == HS_BF16) return isa.amx_bf16 ? "AMX" : "AVX512-BF16";
     return isa.avx512 ? "AVX512" : isa.avx2 ? "AVX2" : "portable";
-}
-
-/* Every processor this process may run on, less where a container is given a share of them (cgroup v2). */
-static int all_threads(void) {
-    int n = 1;
-#ifdef _OPENMP
-    n = omp_get_max_threads();
-#endif
-    long long quota, period;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (!f) return n;
-    if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0 && (quota + period - 1) / period < n)
-        n = (int)((quota + period - 1) / period);
-    fclose(f);
-    return n;
 }
 
 static int64_t cpu_free_bytes(const hs_device *dev) {
@@ -163,7 +145,7 @@ int hs_cpu_open(const hs_device_params *p, hs_device *dev, hs_err *err) {
     dev->ops = &ops;
     dev->act = has_bf16 && strcmp(p->precision, "fp32") != 0 ? HS_BF16 : HS_F32;
     cpu->isa = isa;
-    cpu->threads = p->threads ? p->threads : all_threads();
+    cpu->threads = p->threads ? p->threads : hs_host_threads();
     int rc = hs_onednn_open(dev, err);
     if (!rc) rc = hs_cpu_layers_init(dev, err);
     if (!rc) rc = hs_cpu_attention_init(dev, err);

@@ -277,6 +277,23 @@ Test(base, small_files) {
     cr_assert_eq(hs_alloc_live(), 0);
 }
 
+Test(base, wide_copies) {
+    enum { MOST = 3 * (128 << 10) + 5 };
+    char *from = hs_alloc(MOST + 1), *to = hs_alloc(MOST + 2);
+    for (int i = 0; i < MOST; i++) from[i + 1] = (char)(i ^ i >> 7);
+    static const size_t bytes[] = {0, 1, 128 << 10, (128 << 10) + 1, MOST};
+    for (int k = 0; k < 5; k++)
+        for (int threads = 1; threads <= 3; threads++) {
+            memset(to, 42, MOST + 2);
+            hs_copy_wide(to + 1, from + 1, bytes[k], threads);
+            cr_assert(!memcmp(to + 1, from + 1, bytes[k]));
+            cr_assert(to[0] == 42 && to[bytes[k] + 1] == 42, "%zu bytes by %d threads", bytes[k], threads);
+        }
+    hs_free(from);
+    hs_free(to);
+    cr_assert_geq(hs_host_threads(), 1);
+}
+
 Test(base, clocks_move) {
     double t = hs_seconds();
     cr_assert_gt(t, 0);
