@@ -9,6 +9,7 @@
  * by renaming, never cut in place (hs_st_write does so too).
  */
 #include "safetensors.h"
+#include "ahead.h"
 #include "json.h"
 #include "pth.h"
 #include "zip.h"
@@ -30,7 +31,6 @@ typedef struct shard {
     char *strings; /* owned: names and metadata */
     void *map;     /* NULL if only parsed */
     size_t map_len;
-    size_t asked; /* bytes of it that were asked for ahead of use */
 } shard;
 
 struct hs_st {
@@ -44,6 +44,8 @@ struct hs_st {
     int64_t bytes;
     char *names;       /* owned: what hs_st_translate made of them */
     hs_random *random; /* NULL: the tensors are those of the files */
+    hs_ahead *ahead;   /* reads what comes next; NULL before the first hs_st_expect, or where no thread starts */
+    int ahead_tried;
 };
 
 /* ---- one header ------------------------------------------------------------------------------------------------ */
@@ -298,6 +300,7 @@ static int set_new(const char *label, int shards, hs_st **ret, hs_err *err) {
 
 void hs_st_close(hs_st *st) {
     if (!st) return;
+    hs_ahead_free(st->ahead); /* reads from the mappings */
     for (int i = 0; i < st->n_shards; i++) {
         if (st->shards[i].map) munmap(st->shards[i].map, st->shards[i].map_len);
         hs_free(st->shards[i].strings);
@@ -463,19 +466,18 @@ static shard *shard_of(const hs_st *st, const hs_st_tensor *t) {
     return NULL;
 }
 
-/* Asking early lets a disk work while weights are prepared; asking for all would push other things out of the cache. */
-void hs_st_expect(const hs_st *st, const hs_st_tensor *t) {
-    enum { AHEAD = 256 << 20, LEAST = 64 << 20 };
+/* Reading early lets a disk work while weights are prepared; reading everything would push other things out of the
+ * cache. */
+void hs_st_expect(hs_st *st, const hs_st_tensor *t) {
+    enum { AHEAD = 256 << 20 };
     shard *sh = shard_of(st, t);
     if (!sh) return;
-    size_t want =
-        (size_t)((const char *)t->data - (const char *)sh->map) + (size_t)t->numel * hs_dtype_size(t->dtype) + AHEAD;
-    if (want > sh->map_len) want = sh->map_len;
-    if (want <= sh->asked || (want - sh->asked < LEAST && want < sh->map_len)) return;
-    madvise((char *)sh->map + sh->asked, want - sh->asked, MADV_WILLNEED);
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    sh->asked = want / page * page;
-    if (want == sh->map_len) sh->asked = want;
+    if (!st->ahead_tried) st->ahead = hs_ahead_new();
+    st->ahead_tried = 1;
+    if (!st->ahead) return;
+    const char *begin = t->data, *end = begin + (size_t)t->numel * hs_dtype_size(t->dtype),
+               *last = (const char *)sh->map + sh->map_len;
+    hs_ahead_want(st->ahead, begin, last - end > AHEAD ? end + AHEAD : last);
 }
 
 void hs_st_release(const hs_st *st, const hs_st_tensor *t) {

@@ -51,8 +51,8 @@ int64_t hs_st_bytes(const hs_st *st);                         /* tensor bytes in
 /* Elements start .. start + n as floats, scaled. */
 void hs_st_floats(const hs_st_tensor *t, int64_t start, int64_t n, float *ret);
 void hs_st_shape_text(const hs_st_tensor *t, char *ret, size_t size); /* "2,3" */
-/* The tensor is about to be read, and what lies behind it in the file soon: the disk may begin. */
-void hs_st_expect(const hs_st *st, const hs_st_tensor *t);
+/* The tensor is about to be read, and what lies behind it in the file soon: a thread of the set begins with it. */
+void hs_st_expect(hs_st *st, const hs_st_tensor *t);
 /* The tensor was read and is not needed soon: its pages leave this process (they stay in the page cache). */
 void hs_st_release(const hs_st *st, const hs_st_tensor *t);
 

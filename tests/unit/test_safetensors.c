@@ -376,6 +376,52 @@ Test(safetensors, places_that_cannot_be_written) {
     cr_assert_eq(hs_alloc_live(), 0);
 }
 
+/* ---- reading ahead --------------------------------------------------------------------------------------------- */
+
+/* Forwards, backwards, the same again, pages given back meanwhile; closing does not wait for what was wanted. */
+Test(safetensors, what_is_read_ahead_changes_nothing) {
+    enum { TENSORS = 5, N = 1 << 20 };
+    static const int order[] = {0, 1, 3, 2, 2, 4, 0};
+    static const char *const name[TENSORS] = {"a", "b", "c", "d", "e"};
+    hs_st_tensor t[TENSORS];
+    hs_err e;
+    int32_t *data = hs_alloc((size_t)TENSORS * N * 4);
+    for (int i = 0; i < TENSORS * N; i++) data[i] = i;
+    for (int i = 0; i < TENSORS; i++)
+        t[i] = (hs_st_tensor){
+            .name = name[i], .dtype = HS_I32, .ndim = 1, .shape = {N}, .numel = N, .data = data + (size_t)i * N};
+    cr_assert_eq(hs_st_write(scratch("m"), TENSORS, t, NULL, &e), 0, "%s", e.msg);
+    for (int times = 0; times < 20; times++) {
+        hs_st *st;
+        cr_assert_eq(hs_st_open(scratch("m"), &st, &e), 0, "%s", e.msg);
+        for (int k = 0; k < (times + 1) % 8; k++) {
+            const hs_st_tensor *x = hs_st_at(st, order[k]);
+            hs_st_expect(st, x);
+            if (times % 2) cr_assert(!memcmp(x->data, t[order[k]].data, (size_t)N * 4));
+            hs_st_release(st, x);
+        }
+        hs_st_close(st);
+    }
+    hs_free(data);
+    cr_assert_eq(hs_alloc_live(), 0);
+}
+
+/* A file that another process makes shorter: the thread that reads ahead must not die of it. */
+Test(safetensors, reading_ahead_survives_a_file_cut_short) {
+    enum { N = 8 << 20 };
+    hs_err e;
+    hs_st *st;
+    float *data = hs_calloc(N, sizeof *data);
+    hs_st_tensor t = {.name = "a", .dtype = HS_F32, .ndim = 1, .shape = {N}, .numel = N, .data = data};
+    cr_assert_eq(hs_st_write(scratch("m"), 1, &t, NULL, &e), 0, "%s", e.msg);
+    hs_free(data);
+    cr_assert_eq(hs_st_open(scratch("m"), &st, &e), 0, "%s", e.msg);
+    cr_assert(!truncate(scratch("m"), 4096));
+    hs_st_expect(st, hs_st_at(st, 0));
+    usleep(100000); /* time for the thread to meet the end */
+    hs_st_close(st);
+}
+
 /* ---- failing memory -------------------------------------------------------------------------------------------- */
 
 static int open_and_close(void *arg, hs_err *err) {
