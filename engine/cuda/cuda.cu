@@ -15,12 +15,22 @@ enum {
     WORKSPACE = 32 << 20,
     SCRATCH_STEP = 16 << 20,
     OWN_SCRATCH = 288 << 20, /* what scratch grows to: linear's two pieces; predictors stay below that */
-    LOAD_PIECE = 64 << 20,   /* bytes of a weight on their way through scratch */
+    LOAD_PIECE = 8 << 20,    /* bytes of a weight on their way through pinned memory and scratch */
+    STAGES = 4,              /* pieces on their way at once */
+    LOAD_THREADS = 8,        /* that fill them: beyond, the bus is the limit */
+    LOAD_SMALL = 64 << 10,   /* fewer bytes are copied by the driver before it returns */
 };
 
 struct hs_cuda_laps {
     cudaEvent_t at[MAX_LAPS];
     int slot[MAX_LAPS], n;
+};
+
+/* Pinned host memory that weights pass through: while threads fill one piece, the bus takes the others. */
+struct hs_cuda_stages {
+    char *host[STAGES];
+    cudaEvent_t gone[STAGES]; /* the bus has taken it */
+    int turn, threads, usable;
 };
 
 /* ---- errors ------------------------------------------------------------------------------------------------------ */
@@ -91,8 +101,50 @@ void *hs_cuda_scratch(hs_device *dev, size_t bytes) {
     return c->scratch;
 }
 
-int hs_cuda_load(hs_device *dev, void *dst, hs_dtype to, const void *host, hs_dtype from, int64_t n, hs_err *err) {
+/* Made when the first weight is loaded. Where memory cannot be pinned, weights are copied from where they are: more
+ * slowly, since the driver then takes pages of files and copies them with one thread. */
+static void stages_open(hs_device *dev) {
+    struct hs_cuda_stages *s = (struct hs_cuda_stages *)hs_calloc(1, sizeof *s);
+    hs_cuda_of(dev)->stages = s;
+    if (!s) return;
+    const int threads = hs_host_threads() - 1; /* one reads ahead */
+    s->threads = threads < 1 ? 1 : threads < LOAD_THREADS ? threads : LOAD_THREADS;
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; i < STAGES && e == cudaSuccess; i++) {
+        e = cudaMallocHost((void **)&s->host[i], LOAD_PIECE);
+        if (e == cudaSuccess) e = cudaEventCreateWithFlags(&s->gone[i], cudaEventDisableTiming);
+    }
+    s->usable = e == cudaSuccess;
+    if (s->usable) return;
+    cudaGetLastError();
+    hs_log(HS_LOG_DEBUG, "%.60s: weights are loaded without pinned memory: %s", dev->name, cudaGetErrorString(e));
+}
+
+static void stages_close(hs_device *dev) {
+    struct hs_cuda_stages *s = hs_cuda_of(dev)->stages;
+    for (int i = 0; s && i < STAGES; i++) {
+        if (s->gone[i]) cudaEventDestroy(s->gone[i]);
+        if (s->host[i]) cudaFreeHost(s->host[i]);
+    }
+    hs_free(s);
+}
+
+/* Starts the copy of at most a piece; the host array may change at once. */
+static void load_piece(hs_device *dev, void *dst, const void *host, size_t bytes) {
     hs_cuda *c = hs_cuda_of(dev);
+    if (!c->stages) stages_open(dev);
+    struct hs_cuda_stages *s = bytes > LOAD_SMALL && c->stages && c->stages->usable ? c->stages : NULL;
+    const int i = s ? s->turn++ % STAGES : 0;
+    if (s) { /* an event that was never recorded holds nobody up */
+        if (!hs_cuda_ok(dev, cudaEventSynchronize(s->gone[i]), "loading weights")) return;
+        hs_copy_wide(s->host[i], host, bytes, s->threads);
+        host = s->host[i];
+    }
+    if (hs_cuda_ok(dev, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, c->stream), "loading weights") && s)
+        hs_cuda_ok(dev, cudaEventRecord(s->gone[i], c->stream), "loading weights");
+}
+
+int hs_cuda_load(hs_device *dev, void *dst, hs_dtype to, const void *host, hs_dtype from, int64_t n, hs_err *err) {
     const size_t size = hs_dtype_size(from);
     const int64_t piece = LOAD_PIECE / (int64_t)size;
     use(dev);
@@ -100,11 +152,8 @@ int hs_cuda_load(hs_device *dev, void *dst, hs_dtype to, const void *host, hs_dt
         const int64_t m = n - i < piece ? n - i : piece;
         hs_buf y = hs_buf_at(hs_buf{dst, to, n}, i, m);
         void *raw = to == from ? y.p : hs_cuda_scratch(dev, LOAD_PIECE);
-        const char *src = (const char *)host + (size_t)i * size;
-        if (raw && hs_cuda_ok(dev, cudaMemcpyAsync(raw, src, (size_t)m * size, cudaMemcpyHostToDevice, c->stream),
-                              "loading weights")) {
-            if (to != from) hs_cuda_copy(dev, y, hs_buf{raw, from, m});
-        }
+        if (raw) load_piece(dev, raw, (const char *)host + (size_t)i * size, (size_t)m * size);
+        if (raw && to != from && !dev->sticky) hs_cuda_copy(dev, y, hs_buf{raw, from, m});
         if (dev->sticky) { /* reported here, so not again by the next check */
             const int rc = hs_fail(err, dev->sticky, "%s", dev->sticky_msg);
             dev->sticky = 0;
@@ -189,6 +238,7 @@ static void cuda_close(hs_device *dev) {
     if (c->stream) cudaStreamSynchronize(c->stream);
     hs_cuda_plans_close(dev);
     hs_cuda_slots_close(dev);
+    stages_close(dev);
     for (int i = 0; c->laps && i < MAX_LAPS; i++)
         if (c->laps->at[i]) cudaEventDestroy(c->laps->at[i]);
     hs_free(c->laps);

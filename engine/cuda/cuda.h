@@ -27,9 +27,10 @@ typedef struct hs_cuda {
     size_t scratch_bytes;
     int *nan; /* pinned host memory (cudaMallocHost), 0: vae.cu sets it from the device where to_u8 meets NaN; sync and
                  download look at it after waiting: HS_ENUMERIC becomes sticky and it is 0 again */
-    struct hs_cuda_laps *laps;   /* owned by cuda.cu: the stopwatch's events */
-    struct hs_cuda_slots *slots; /* owned by stream.cu: its stream and events */
-    struct hs_cuda_plans *plans; /* owned by linear.cu: one tuned product per shape */
+    struct hs_cuda_laps *laps;     /* owned by cuda.cu: the stopwatch's events */
+    struct hs_cuda_stages *stages; /* owned by cuda.cu: where weights pass through */
+    struct hs_cuda_slots *slots;   /* owned by stream.cu: its stream and events */
+    struct hs_cuda_plans *plans;   /* owned by linear.cu: one tuned product per shape */
 } hs_cuda;
 
 static inline hs_cuda *hs_cuda_of(const hs_device *dev) {
