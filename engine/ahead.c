@@ -1,6 +1,6 @@
 /* One thread per set of files. It takes pages (MADV_POPULATE_READ) rather than asking for them (MADV_WILLNEED): the
  * kernel then reads as it does for read(2), in its large steps, and whoever uses the bytes finds the pages in place.
- * Asking in the caller's thread made it wait whenever the disk's queue was full. Bytes that cannot be read (the file
+ * Neither may hold up the caller, and both wait where the disk's queue is full. Bytes that cannot be read (the file
  * became shorter) are an error code of madvise here and no signal; their user meets them by itself. */
 #include "ahead.h"
 #include "base.h"

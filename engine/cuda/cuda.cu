@@ -17,7 +17,7 @@ enum {
     OWN_SCRATCH = 288 << 20, /* what scratch grows to: linear's two pieces; predictors stay below that */
     LOAD_PIECE = 8 << 20,    /* bytes of a weight on their way through pinned memory and scratch */
     STAGES = 4,              /* pieces on their way at once */
-    LOAD_THREADS = 8,        /* that fill them: beyond, the bus is the limit */
+    LOAD_THREADS = 8,        /* at most, that fill them: not tuned */
     LOAD_SMALL = 64 << 10,   /* fewer bytes are copied by the driver before it returns */
 };
 
