@@ -32,7 +32,6 @@ struct launch_place {
  * work(head, item), head -1 where there is none. */
 template <int N, typename W>
 static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which, int items, W work) {
-    /* neighbours are in different blocks, so that few items keep all processors busy */
     const launch_place at;
     const int stride = at.warps();
     for (int i = at.warp(); i < m.heads * items; i += N * stride) {
