@@ -47,6 +47,9 @@ static void linear_list(void) {
     emit("rows=1100 in=1000 out=9 x=f32 y=f32 residual=1 gate=1 wt=bf16");
     emit("rows=200 in=384 out=384 x=act y=act act=gelu bias=1 wt=bf16 outlier=1");
     emit("rows=65 in=1536 out=384 x=act y=f32 residual=1 gate=1 bias=1 wt=bf16 outlier=1");
+    /* Weights that reach a GPU in several pieces of 8 MB: more than it has places for them; two, nothing to convert. */
+    emit("rows=2 in=2050 out=4201 x=act y=f32 wt=f32");
+    emit("rows=3 in=2048 out=2101 x=act y=act bias=1 wt=bf16");
     for (int i = 0; i < 4; i++) { /* whole vectors, with and without each of gate and bias; x converted first */
         emit("rows=37 in=64 out=40 x=act y=f32 residual=1 gate=%d bias=%d wt=bf16", i / 2, i % 2);
         emit("rows=130 in=72 out=264 x=f32 y=f32 residual=1 gate=%d bias=%d wt=f32", i / 2, i % 2);
