@@ -319,7 +319,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 for (int d = 0; d < HOPPER_DIM / 16; d++) {
                     const uint64_t keys = operand_by_rows(tile + d / 4 * HALF + d % 4 * 32, EIGHT);
                     if constexpr (S::HELD)
-                        product_rs_rows<T, KEYS>(s, held[d], keys, d > 0);
+                        product_rs_rows<T>(s, held[d], keys, d > 0);
                     else
                         product_ss<T, KEYS>(s, operand_by_rows(q + d / 4 * S::ROWS * HOPPER_ROW + d % 4 * 32), keys,
                                             d > 0);
