@@ -8,9 +8,9 @@
  * The nearest centroid c of a token x has the largest x.c - |c|^2 / 2. On tensor cores a centroid is the sum of two
  * 16-bit halves, after a power of two that brings its largest component to [1/2, 1): that keeps 16 (bf16) or 22 bits of
  * it, and |c|^2 is that of what is kept, so labels are exact for centroids moved by less than their 2^-17th part.
- * Hopper multiplies with the first half only and compares doubtful tokens again (cluster_hopper.cuh). Tokens are
- * grouped by counting per run of 512 tokens, which is stable; sums are over 32 grouped tokens at a time, whatever the
- * sizes of the clusters. Nothing depends on the order in which blocks run.
+ * Hopper multiplies with a rounding of the type of x (cluster_hopper.cuh). Tokens are grouped by counting per run of
+ * 512 tokens, which is stable; sums are over 32 grouped tokens at a time, whatever the sizes of the clusters. Nothing
+ * depends on the order in which blocks run.
  */
 #include "cuda/cluster_hopper.cuh"
 #include "cuda/cluster_steps.cuh"
@@ -18,9 +18,8 @@
 #include <cooperative_groups.h>
 
 enum {
-    STAGES = 4,        /* slabs of centroids under way */
-    KEY_BITS_MAX = 12, /* half of what a float has */
-    MAX_SLABS = 4,     /* of a token: head sizes of more than 256 go without tensor cores */
+    STAGES = 4,    /* slabs of centroids under way */
+    MAX_SLABS = 4, /* of a token: head sizes of more than 256 go without tensor cores */
 };
 
 /* ---- assign ----------------------------------------------------------------------------------------------------- */
@@ -216,8 +215,8 @@ static int64_t lay_out(kmeans *m, char *room, int halves) {
     char *end = room;
     const int64_t heads = m->heads, clusters = m->clusters, dim = m->dim;
     m->most = (int *)take(&end, 2 * heads * 4);
-    m->bias = (float2 *)take(&end, heads * m->padded * 8);
-    m->squares = (uint4 *)take(&end, halves == 1 ? heads * m->padded * 16 : 0);
+    m->bias = (float2 *)take(&end, halves == 1 ? 0 : heads * m->padded * 8);
+    m->squares = (float *)take(&end, halves == 1 ? heads * m->padded * 4 : 0);
     m->halves = take(&end, heads * m->padded * halves * m->slabs * SLAB * 2);
     m->counts = (int *)take(&end, heads * m->runs * clusters * 4);
     m->totals = (int *)take(&end, heads * clusters * 4);
@@ -238,10 +237,9 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
     if (Near::HALVES == 1) {
         const bool bf16 = dev->act == HS_BF16;
         const int64_t width = m->slabs * SLAB;
-        for (m->key_bits = 0; 1 << m->key_bits < m->padded / NEAR_COLS * NEAR_THREAD_COLS;) m->key_bits++;
-        if (m->key_bits > KEY_BITS_MAX) return 0;
+        m->high = -NEAR_NUMBERS;
         if (!hopper_map(&m->tokens, bf16, m->x, m->dim, m->len, m->heads, m->ld, m->dim, NEAR_ROWS) ||
-            !hopper_map(&m->rounded, bf16, m->halves, width, m->padded, m->heads, width, m->padded * width, NEAR_COLS))
+            !hopper_map(&m->rounded, bf16, m->halves, width, m->padded, m->heads, width, m->padded * width, Near::COLS))
             return 0;
     }
     int blocks = 0;
@@ -260,12 +258,20 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
     return 1;
 }
 
+/* Tiles as wide as leaves least of the last one empty. */
+template <typename T> static int launch_hopper(hs_device *dev, kmeans *m) {
+    using narrow = near_by_wgmma<T, 104>;
+    using wide = near_by_wgmma<T, 128>;
+    const int left[2] = {(narrow::COLS - m->clusters % narrow::COLS) % narrow::COLS,
+                         (wide::COLS - m->clusters % wide::COLS) % wide::COLS};
+    return left[0] < left[1] ? launch<narrow>(dev, m, narrow::SHARED) : launch<wide>(dev, m, wide::SHARED);
+}
+
 /* 16-bit types go to tensor cores where they can. */
 template <typename T> static void launch_fast(hs_device *dev, kmeans *m) {
     const int reach = copies_reach(m->x, m->ld, m->dim);
-    /* fewer tokens than clusters: more than two centroids may be equal, of which the first must win */
     if (hs_cuda_hopper(dev) && reach && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS &&
-        m->len >= m->clusters && launch<near_by_wgmma<T>>(dev, m, NEAR_SHARED))
+        launch_hopper<T>(dev, m))
         return;
     if (reach && m->slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, m, (size_t)(m->slabs + STAGES) * SLAB_SIZE * 2))
         return;

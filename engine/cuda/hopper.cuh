@@ -126,12 +126,6 @@ __device__ __forceinline__ uint64_t operand_by_columns(unsigned address, unsigne
     return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(next >> 4) << 16 | (uint64_t)(eight >> 4) << 32 |
            (uint64_t)1 << 62;
 }
-/* An operand of depth 16 by rows without a swizzle, of whose two halves of depth 8 the second is the first one again:
- * [rows][8] values, 16 bytes a row. */
-__device__ __forceinline__ uint64_t operand_of_eights(unsigned address) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(128 >> 4) << 32;
-}
-
 /* Before the first product after registers of it were touched by other instructions. */
 __device__ __forceinline__ void products_begin() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -156,6 +150,7 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
 #define HS_F4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define HS_F16(d, i)  HS_F4(d, i), HS_F4(d, i + 4), HS_F4(d, i + 8), HS_F4(d, i + 12)
 #define HS_F32R(d, i) HS_F16(d, i), HS_F16(d, i + 16)
+#define HS_F52R(d)    HS_F32R(d, 0), HS_F16(d, 32), HS_F4(d, 48)
 #define HS_F64R(d)    HS_F32R(d, 0), HS_F32R(d, 32)
 #define HS_F128R(d)   HS_F64R(d), HS_F32R(d, 64), HS_F32R(d, 96)
 #define HS_WGMMA_SS_64(TYPE)                                                                                           \
@@ -165,6 +160,16 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                   \
                  "%32, %33, add, 1, 1, 0, 0;\n}"                                                                       \
                  : HS_F32R(d, 0)                                                                                       \
+                 : "l"(a), "l"(b), "r"(add))
+#define HS_WGMMA_SS_104(TYPE)                                                                                          \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %54, 0;\n"                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n104k16.f32." TYPE "." TYPE " "                                      \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                    \
+                 "%48, %49, %50, %51}, "                                                                               \
+                 "%52, %53, add, 1, 1, 0, 0;\n}"                                                                       \
+                 : HS_F52R(d)                                                                                          \
                  : "l"(a), "l"(b), "r"(add))
 #define HS_WGMMA_SS_128(TYPE)                                                                                          \
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                                                      \
@@ -213,10 +218,12 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
 template <typename T, int N>
 __device__ __forceinline__ void product_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
 #if HS_HOPPER
-    static_assert(N == 64 || N == 128 || N == 256, "");
+    static_assert(N == 64 || N == 104 || N == 128 || N == 256, "");
     constexpr bool BF16 = std::is_same<T, __nv_bfloat16>::value;
     if constexpr (N == 64 && BF16) HS_WGMMA_SS_64("bf16");
     if constexpr (N == 64 && !BF16) HS_WGMMA_SS_64("f16");
+    if constexpr (N == 104 && BF16) HS_WGMMA_SS_104("bf16");
+    if constexpr (N == 104 && !BF16) HS_WGMMA_SS_104("f16");
     if constexpr (N == 128 && BF16) HS_WGMMA_SS_128("bf16");
     if constexpr (N == 128 && !BF16) HS_WGMMA_SS_128("f16");
     if constexpr (N == 256 && BF16) HS_WGMMA_SS_256("bf16");

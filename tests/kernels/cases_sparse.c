@@ -1,4 +1,4 @@
-/* Cases of the predictors of block masks: antidiagonal scores, centroid scores, selection, block means, k-means, reuse.
+/* Cases of the predictors of block masks: antidiagonal scores, centroid scores, selection, block means, reuse.
  * `skip` of a line is a set of heads that do not want a new mask: nothing of theirs may be written. */
 #include "check.h"
 #include "mask.h"
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static operand *add_want(test *t, int heads) {
+operand *add_want(test *t, int heads) {
     operand *want = OPERAND(t, "want", IN, U8, 0, heads);
     for (int h = 0; h < heads; h++) want->data[h] = get(t, "skip") >> h & 1 ? 0 : get(t, "first") >> h & 1 ? 2 : 1;
     return want;
@@ -411,175 +411,6 @@ static void plain_block_means(test *t) {
     }
 }
 
-/* ---- cluster: operands centroids, label, order, start, x, want ------------------------------------------------------
- */
-static void list_cluster(void) {
-    emit("n=200 heads=2 D=64 clusters=5 rounds=3");
-    emit("n=200 heads=3 D=128 clusters=9 rounds=2 first=5 pad=8"); /* from tokens; from centroids */
-    emit("n=200 heads=3 D=64 clusters=7 rounds=2 first=1 skip=2");
-    emit("n=1 heads=1 D=64 clusters=1 rounds=2");
-    emit("n=65 heads=2 D=64 clusters=1 rounds=2 first=3");
-    emit("n=6 heads=2 D=64 clusters=9 rounds=3 first=3"); /* fewer tokens than clusters: equal starts, empty clusters */
-    emit("n=10 heads=2 D=64 clusters=300 rounds=2 first=3"); /* equal starts far apart */
-    emit("n=1300 heads=3 D=40 clusters=129 rounds=3 first=5 skip=2 pad=8");
-    emit("n=1290 heads=3 D=128 clusters=129 rounds=2 first=5 skip=2 pad=8"); /* several tiles each way */
-    emit("n=2100 heads=2 D=128 clusters=300 rounds=2 first=1 loose=1 pad=264");
-    emit("n=700 heads=4 D=128 clusters=50 rounds=4 first=10 loose=1 skip=1");
-    emit("n=600 heads=2 D=64 clusters=128 rounds=2 first=3 loose=1");
-    emit("n=500 heads=3 D=128 clusters=9 rounds=2 skip=7");
-    emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3");          /* long enough to stop by itself */
-    emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=3 compat=1"); /* ... both heads together */
-    emit("n=300 heads=3 D=64 clusters=6 rounds=3 first=5 loose=1");     /* far from its end: every round counts */
-    emit("n=300 heads=3 D=64 clusters=6 rounds=4 first=2 loose=1 skip=1");
-    emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=0"); /* head 0 stops at once, head 1 goes on */
-    emit("n=100 heads=2 D=64 clusters=4 rounds=5 tiny=1 compat=1");
-}
-
-static void setup_cluster(test *t) {
-    const int64_t n = get(t, "n"), heads = get(t, "heads"), D = get(t, "D"), k = get(t, "clusters");
-    operand *c = OPERAND(t, "centroids", INOUT, F32, 1, heads, k, D);
-    OPERAND(t, "label", OUT, I32, 0, heads, n);
-    OPERAND(t, "order", OUT, I32, 0, heads, n);
-    OPERAND(t, "start", OUT, I32, 0, heads, k + 1);
-    operand *x = OPERAND(t, "x", IN, ACT, 0.25, n, heads * D + get(t, "pad"));
-    add_want(t, (int)heads);
-    for (int64_t i = 0; i < n; i++) /* runs of tokens around one point each: labels do not hang on rounding */
-        for (int64_t e = 0; e < heads * D; e++) {
-            const int64_t run = i * k / n;
-            float *at = &x->data[i * x->dim[1] + e];
-            if (!get(t, "loose")) *at = to_type(t, ACT, (double)*at + noise(t, 90, run * heads * D + e));
-            if (get(t, "tiny") && e < D) *at = to_type(t, ACT, (double)*at * 1e-6);
-        }
-    for (int64_t i = 0; i < c->n && n >= k && !get(t, "loose");
-         i++) { /* starts of heads with want 1: near a run; of cluster 2 far from all */
-        const int64_t h = i / (k * D), run = i / D % k;
-        const double near = noise(t, 90, run * heads * D + h * D + i % D);
-        c->data[i] = (float)(run == 2 ? 20 + near : near + 0.1 * (double)c->data[i]);
-        if (get(t, "tiny") && h == 0) c->data[i] *= 1e-6f;
-    }
-}
-
-static hs_cluster view_cluster(const test *t, const hs_buf *b) {
-    return (hs_cluster){.centroids = b[0],
-                        .label = b[1],
-                        .order = b[2],
-                        .start = b[3],
-                        .x = b[4],
-                        .want = b[5],
-                        .len = get(t, "n"),
-                        .ld = t->o[4].dim[1],
-                        .heads = (int)get(t, "heads"),
-                        .head_dim = (int)get(t, "D"),
-                        .clusters = (int)get(t, "clusters"),
-                        .iters_first = (int)get(t, "rounds"),
-                        .iters_next = (int)get(t, "rounds") / 2 + 1,
-                        .compat = (int)get(t, "compat"),
-                        .seed = 7};
-}
-
-static void call_cluster(const test *t, const side *s) {
-    const hs_cluster a = view_cluster(t, s->b);
-    hs_op_cluster(s->dev, &a);
-}
-
-/* One head's state in the plain loop. */
-typedef struct means {
-    float *c, *next; /* [clusters, D] */
-    int *label, *size;
-    int rounds;
-} means;
-
-/* Assignment and what the update would be; how far the furthest centroid would go. */
-static double plain_round(const test *t, const hs_cluster *a, int h, means *m) {
-    const int D = a->head_dim;
-    const float *x = t->o[4].data + (int64_t)h * D;
-    double most = 0;
-    memcpy(m->next, m->c, (size_t)(a->clusters * D) * sizeof *m->c);
-    for (int k = 0; k < a->clusters; k++) m->size[k] = 0;
-    for (int64_t i = 0; i < a->len; i++) {
-        float least = INFINITY;
-        for (int k = 0; k < a->clusters; k++) {
-            float d = 0;
-            for (int e = 0; e < D; e++)
-                d += (x[i * a->ld + e] - m->c[k * D + e]) * (x[i * a->ld + e] - m->c[k * D + e]);
-            if (d < least) least = d, m->label[i] = k;
-        }
-        float *sum = m->next + m->label[i] * D;
-        if (!m->size[m->label[i]]++) memset(sum, 0, (size_t)D * sizeof *sum);
-        for (int e = 0; e < D; e++) sum[e] += x[i * a->ld + e];
-    }
-    for (int k = 0; k < a->clusters; k++) {
-        double move = 0;
-        for (int e = 0; e < D; e++) {
-            if (m->size[k]) m->next[k * D + e] /= (float)m->size[k];
-            move += pow((double)m->next[k * D + e] - m->c[k * D + e], 2);
-        }
-        most = fmax(most, sqrt(move));
-    }
-    return most;
-}
-
-static void put_cluster(test *t, const hs_cluster *a, int h, const means *m) {
-    const int D = a->head_dim;
-    int at = 0;
-    for (int64_t i = 0; i < (int64_t)a->clusters * D; i++) {
-        /* of the members' mean; an empty cluster keeps its centroid, which may be the mean of an earlier round */
-        double mag = m->size[i / D] ? 0 : fabs((double)m->c[i]);
-        for (int64_t x = 0; x < a->len; x++)
-            if (m->label[x] == i / D) mag += fabs((double)t->o[4].data[x * a->ld + h * D + i % D]) / m->size[i / D];
-        put(t, &t->o[0], (int64_t)h * a->clusters * D + i, m->c[i], mag, mag);
-    }
-    for (int k = 0; k < a->clusters; k++) {
-        put(t, &t->o[3], (int64_t)h * (a->clusters + 1) + k, at, 0, 0);
-        for (int64_t i = 0; i < a->len; i++)
-            if (m->label[i] == k) put(t, &t->o[2], h * a->len + at++, (double)i, 0, 0);
-    }
-    put(t, &t->o[3], (int64_t)h * (a->clusters + 1) + a->clusters, at, 0, 0);
-    for (int64_t i = 0; i < a->len; i++) put(t, &t->o[1], h * a->len + i, m->label[i], 0, 0);
-}
-
-static void plain_cluster(test *t) {
-    const hs_cluster a = view_cluster(t, (hs_buf[6]){{0}, {0}, {0}, {0}, {0}, {0}});
-    const size_t size = (size_t)(a.clusters * a.head_dim);
-    means *m = need_memory((size_t)a.heads, sizeof *m);
-    for (int h = 0; h < a.heads; h++) {
-        const int want = (int)t->o[5].data[h];
-        m[h] = (means){need_memory(size, sizeof(float)), need_memory(size, sizeof(float)),
-                       need_memory((size_t)a.len, sizeof(int)), need_memory((size_t)a.clusters, sizeof(int)),
-                       want == 2 ? a.iters_first
-                       : want    ? a.iters_next
-                                 : 0};
-        memcpy(m[h].c, t->o[0].data + (size_t)h * size, size * sizeof(float));
-        for (int k = 0; k < a.clusters && want == 2; k++)
-            for (int e = 0; e < a.head_dim; e++)
-                m[h].c[k * a.head_dim + e] =
-                    t->o[4].data[hs_cluster_token(a.seed, h, k, a.clusters, a.len) * a.ld + h * a.head_dim + e];
-    }
-    for (int round = 0; round < 1000; round++) {
-        double most[8], all = 0;
-        for (int h = 0; h < a.heads; h++) {
-            most[h] = round < m[h].rounds ? plain_round(t, &a, h, &m[h]) : 0;
-            all = fmax(all, most[h]);
-        }
-        for (int h = 0; h < a.heads; h++) {
-            if (round >= m[h].rounds) continue;
-            if ((a.compat ? all : most[h]) < 1e-4) {
-                m[h].rounds = 0;
-                continue;
-            }
-            memcpy(m[h].c, m[h].next, size * sizeof(float));
-        }
-    }
-    for (int h = 0; h < a.heads; h++) {
-        if (t->o[5].data[h] != 0) put_cluster(t, &a, h, &m[h]);
-        free(m[h].c), free(m[h].next), free(m[h].label), free(m[h].size);
-    }
-    free(m);
-}
-
-static const char *const bench_cluster[] = {"cluster n=2304 heads=3 D=128 clusters=48 rounds=2",
-                                            "cluster n=2304 heads=3 D=128 clusters=16 rounds=2", 0};
-
 /* ---- reuse: operands anchor_q, anchor_k, age, want, drift, mean_q, mean_k
  * ---------------------------------------------- */
 static void list_reuse(void) {
@@ -679,5 +510,4 @@ const operation
         {"mask_density", list_mask_density, setup_mask_density, call_mask_density, plain_mask_density, NULL, NULL},
     op_block_means = {"block_means", list_block_means, setup_block_means, call_block_means, plain_block_means, NULL,
                       NULL},
-    op_cluster = {"cluster", list_cluster, setup_cluster, call_cluster, plain_cluster, NULL, bench_cluster},
     op_reuse = {"reuse", list_reuse, setup_reuse, call_reuse, plain_reuse, NULL, NULL};

@@ -55,6 +55,9 @@ typedef struct operation {
     void (*plain)(test *t);
     double (*flops)(const test *t); /* NULL: bound by memory */
     const char *const *bench;       /* lines to time, NULL terminated */
+    /* NULL, or after plain: where rounding decides between results that are all right, those that the device chose
+     * (got: of every operand) become ref and plain */
+    void (*accept)(test *t, float *const *got);
 } operation;
 
 extern const operation op_linear, op_attention, op_conv, op_norm, op_modulation, op_qk_norm, op_gated_gelu,
@@ -70,6 +73,7 @@ void *need_memory(size_t count, size_t bytes);             /* cleared; ends the 
 double noise(const test *t, int stream, int64_t i);        /* mean 0, deviation 1, at most 3.5 */
 float to_type(const test *t, kind k, double v);            /* rounded to what the device stores */
 operand *add_operand(test *t, const char *name, role r, kind k, double scale, int ndim, const int64_t *dim);
+operand *add_want(test *t, int heads); /* of predictors: who wants a new mask, by skip= and first= of the line */
 #define OPERAND(t, name, role, kind, scale, ...)                                                                       \
     add_operand(t, name, role, kind, scale, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),                 \
                 (int64_t[]){__VA_ARGS__})
