@@ -55,22 +55,25 @@ static void score_means(hs_attn *a, hs_attn_memory *m, hs_buf qkv, hs_buf scores
 static void score_clusters(hs_attn *a, hs_attn_memory *m, hs_buf qkv, int layer, hs_buf scores) {
     const int clusters[2] = {a->rows, a->cols};
     hs_buf order[2] = {m->mask.q_order, m->mask.k_order}, start[2] = {m->mask.q_start, m->mask.k_start};
+    hs_cluster of[2];
     for (int s = HS_Q; s <= HS_K; s++)
-        hs_op_cluster(a->dev, &(hs_cluster){.x = part(a, qkv, s),
-                                            .centroids = m->centroid[s],
-                                            .want = m->want,
-                                            .label = a->label,
-                                            .order = order[s],
-                                            .start = start[s],
-                                            .len = a->n,
-                                            .ld = 3 * a->d,
-                                            .heads = a->heads,
-                                            .head_dim = a->head_dim,
-                                            .clusters = clusters[s],
-                                            .iters_first = m->started ? a->p.iters_next : a->p.iters_first,
-                                            .iters_next = a->p.iters_next,
-                                            .compat = a->p.compat,
-                                            .seed = (uint64_t)layer * 2 + (uint64_t)s});
+        of[s] = (hs_cluster){.x = part(a, qkv, s),
+                             .centroids = m->centroid[s],
+                             .want = m->want,
+                             .label = a->label[s],
+                             .order = order[s],
+                             .start = start[s],
+                             .len = a->n,
+                             .ld = 3 * a->d,
+                             .heads = a->heads,
+                             .head_dim = a->head_dim,
+                             .clusters = clusters[s],
+                             .iters_first = m->started ? a->p.iters_next : a->p.iters_first,
+                             .iters_next = a->p.iters_next,
+                             .compat = a->p.compat,
+                             .seed = (uint64_t)layer * 2 + (uint64_t)s};
+    of[HS_Q].beside = &of[HS_K];
+    hs_op_cluster(a->dev, &of[HS_Q]);
     hs_op_centroid_scores(a->dev, &(hs_centroid_scores){.cq = m->centroid[HS_Q],
                                                         .ck = m->centroid[HS_K],
                                                         .start = m->mask.k_start,

@@ -46,7 +46,8 @@ static int each(hs_attn *a, visitor see, void *user) {
         if ((r = see(user, &a->scores[b], HS_F32, h * a->rows * a->score_cols, "block scores"))) return r;
     if ((r = see(user, &a->top_p, HS_F32, h * a->layers * a->p.intervals, "thresholds")) ||
         (r = see(user, &a->every, HS_U8, h, "thresholds")) ||
-        (svg2 && (r = see(user, &a->label, HS_I32, h * a->n, "token orders"))))
+        (svg2 && ((r = see(user, &a->label[HS_Q], HS_I32, h * a->n, "token orders")) ||
+                  (r = see(user, &a->label[HS_K], HS_I32, h * a->n, "token orders")))))
         return r;
     for (int s = HS_Q; s <= HS_V && !svg2; s++)
         if ((a->p.method == HS_POOLED || a->p.compensate) &&

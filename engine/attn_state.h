@@ -40,7 +40,7 @@ struct hs_attn {
     hs_attn_scored scored[HS_BRANCH_COUNT];
     hs_buf top_p;                /* F32 [intervals, layers, heads]; a call's own thresholds lie in the first table */
     hs_buf every;                /* U8 [heads] of ones */
-    hs_buf label;                /* I32 [heads, N] */
+    hs_buf label[2];             /* I32 [heads, N] */
     hs_buf pooled[3];            /* F32 [heads, blocks, D]: block means of q, k, v */
     hs_buf want, drift, density; /* U8, F32, F32 [HS_BRANCH_COUNT, layers, heads]: a download each for a report */
     int top_p_is_host;           /* top_p holds the session's thresholds */

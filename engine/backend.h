@@ -224,8 +224,11 @@ enum { HS_CLUSTER_HEADS = 128 }; /* of a call, at most */
  * want 1 start from the centroids [heads, clusters, D] F32 as they are and run iters_next. Labels are of the assignment
  * before the last update; a head stops early when no centroid moves by 1e-4 or more (that update is dropped; compat:
  * only all wanted heads together). label I32 [heads, len]; order I32 [heads, len]: tokens grouped by label, in token
- * order within a group; start I32 [heads, clusters + 1]. */
+ * order within a group; start I32 [heads, clusters + 1]. A device may take a centroid as rounded to the type of x when
+ * it looks for the nearest, which is all that the published code keeps of it. beside: other tokens (keys beside
+ * queries) with as many heads of the same size, which a device may group at the same time; has none beside itself. */
 typedef struct hs_cluster {
+    const struct hs_cluster *beside; /* NULL, or the other side */
     hs_buf x, centroids, want, label, order, start;
     int64_t len, ld;
     int heads, head_dim, clusters, iters_first, iters_next, compat;

@@ -203,31 +203,54 @@ void hs_op_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int he
         dev->ops->block_means(dev, x, len, ld, heads, head_dim, block, want, y);
 }
 
+static hs_cluster checked_cluster(const call *c, const hs_cluster *a) {
+    hs_cluster k = *a;
+    range(c, "heads", k.heads, 1, HS_CLUSTER_HEADS);
+    range(c, "head_dim", k.head_dim, 1, MAX_HEAD_DIM);
+    range(c, "clusters", k.clusters, 1, HS_MASK_MAX_COLS);
+    range(c, "len", k.len, 1, INT32_MAX);
+    range(c, "iters_first", k.iters_first, 1, MAX_ROUNDS);
+    range(c, "iters_next", k.iters_next, 1, MAX_ROUNDS);
+    k.x = need(c, "x", k.x, act(c->dev), extent(c, "x", k.len, k.ld, VOLUME(c, "x", k.heads, k.head_dim)));
+    k.centroids = need(c, "centroids", k.centroids, T_F32, VOLUME(c, "centroids", k.heads, k.clusters, k.head_dim));
+    k.want = need(c, "want", k.want, T_U8, k.heads);
+    k.label = need(c, "label", k.label, T_I32, VOLUME(c, "label", k.heads, k.len));
+    k.order = need(c, "order", k.order, T_I32, VOLUME(c, "order", k.heads, k.len));
+    k.start = need(c, "start", k.start, T_I32, VOLUME(c, "start", k.heads, (int64_t)k.clusters + 1));
+    return k;
+}
+
 void hs_op_cluster(hs_device *dev, const hs_cluster *a) {
     const call c = {dev, "cluster"};
-    hs_cluster k = *a;
-    range(&c, "heads", k.heads, 1, HS_CLUSTER_HEADS);
-    range(&c, "head_dim", k.head_dim, 1, MAX_HEAD_DIM);
-    range(&c, "clusters", k.clusters, 1, HS_MASK_MAX_COLS);
-    range(&c, "len", k.len, 1, INT32_MAX);
-    range(&c, "iters_first", k.iters_first, 1, MAX_ROUNDS);
-    range(&c, "iters_next", k.iters_next, 1, MAX_ROUNDS);
-    k.x = need(&c, "x", k.x, act(dev), extent(&c, "x", k.len, k.ld, VOLUME(&c, "x", k.heads, k.head_dim)));
-    k.centroids = need(&c, "centroids", k.centroids, T_F32, VOLUME(&c, "centroids", k.heads, k.clusters, k.head_dim));
-    k.want = need(&c, "want", k.want, T_U8, k.heads);
-    k.label = need(&c, "label", k.label, T_I32, VOLUME(&c, "label", k.heads, k.len));
-    k.order = need(&c, "order", k.order, T_I32, VOLUME(&c, "order", k.heads, k.len));
-    k.start = need(&c, "start", k.start, T_I32, VOLUME(&c, "start", k.heads, (int64_t)k.clusters + 1));
-    const struct {
+    hs_cluster k[2] = {checked_cluster(&c, a)};
+    int n = 1;
+    if (a->beside) {
+        if (a->beside->beside) bad(&c, "more than two sets of tokens");
+        if (a->beside->heads != a->heads || a->beside->head_dim != a->head_dim)
+            bad(&c, "both sets of tokens must have as many heads of the same size");
+        k[n++] = checked_cluster(&c, a->beside);
+        k[0].beside = &k[1];
+    }
+    struct {
         const char *name;
         hs_buf b;
-    } out[] = {{"centroids", k.centroids}, {"label", k.label}, {"order", k.order}, {"start", k.start}};
-    for (int i = 0; i < 4; i++) {
-        apart(&c, out[i].name, out[i].b, "x", k.x);
-        apart(&c, out[i].name, out[i].b, "want", k.want);
+    } out[8];
+    for (int i = 0; i < n; i++) {
+        const hs_buf each[4] = {k[i].centroids, k[i].label, k[i].order, k[i].start};
+        static const char *const name[4] = {"centroids", "label", "order", "start"};
+        for (int o = 0; o < 4; o++) {
+            out[i * 4 + o].name = name[o];
+            out[i * 4 + o].b = each[o];
+        }
+    }
+    for (int i = 0; i < 4 * n; i++) {
+        for (int j = 0; j < n; j++) {
+            apart(&c, out[i].name, out[i].b, "x", k[j].x);
+            apart(&c, out[i].name, out[i].b, "want", k[j].want);
+        }
         for (int j = 0; j < i; j++) apart(&c, out[i].name, out[i].b, out[j].name, out[j].b);
     }
-    if (offers(&c, dev->ops->cluster != NULL)) dev->ops->cluster(dev, &k);
+    if (offers(&c, dev->ops->cluster != NULL)) dev->ops->cluster(dev, k);
 }
 
 void hs_op_reuse(hs_device *dev, const hs_reuse *a) {

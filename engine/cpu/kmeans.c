@@ -288,4 +288,5 @@ void hs_cpu_cluster(hs_device *dev, const hs_cluster *a) {
         m.heads = (int)hs_min64(heads, a->heads - m.from);
         cluster_heads(&m, threads, local);
     }
+    if (a->beside) hs_cpu_cluster(dev, a->beside);
 }

@@ -1,9 +1,9 @@
 /* k-means of the tokens of each head, for SVG2's masks. spec haste.md 4.2
  *
- * A call is one launch: blocks that are all on the GPU at once go through the steps of every round together and wait
- * for each other in between: assign, scan, place, add, mean. Every block decides for itself which heads still run, by
- * the same numbers; a head that has stopped or reuses is passed over, and where no head wants anything the launch ends
- * at once.
+ * A call is one launch, for queries and keys together: blocks that are all on the GPU at once go through the steps of
+ * every round together and wait for each other in between: assign, scan, place, add, mean. Every block decides for
+ * itself which heads still run, by the same numbers; a head that has stopped or reuses is passed over, and where no
+ * head wants anything the launch ends at once.
  *
  * The nearest centroid c of a token x has the largest x.c - |c|^2 / 2. On tensor cores a centroid is the sum of two
  * 16-bit halves, after a power of two that brings its largest component to [1/2, 1): that keeps 16 (bf16) or 22 bits of
@@ -83,15 +83,24 @@ static __device__ __forceinline__ void write_labels(const kmeans &m, int head, i
     write_label(m, head, token, label[threadIdx.x][0]);
 }
 
+/* Blocks share the tiles of all heads that run: work(side, head, first token). */
+template <typename W> static __device__ __forceinline__ void share_tiles(const kmeans_call &call, W work) {
+    for (int s = 0; s < call.sides; s++) {
+        const kmeans &m = call.side[s];
+        const int64_t tiles = (m.len + TILE - 1) / TILE;
+        for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
+            if (states(m)[item / tiles] & RUNS) work(m, (int)(item / tiles), item % tiles * TILE);
+    }
+}
+
 /* 128 tokens of a head against all its centroids: the tokens stay in shared memory, centroids stream past. */
 template <typename T> struct near_by_mma {
     using type = T;
-    enum { THREADS = mma_tile::THREADS, BLOCKS = 2, HALVES = 2, COLS = TILE };
+    enum { THREADS = mma_tile::THREADS, BLOCKS = 2, HALVES = 2 };
+    static int width(int) { return TILE; }
     __device__ __forceinline__ void begin() {}
-    __device__ __forceinline__ void assign(const kmeans &m, int, unsigned char *shared) {
-        const int64_t tiles = (m.len + TILE - 1) / TILE;
-        for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
-            if (states()[item / tiles] & RUNS) tile(m, (int)(item / tiles), item % tiles * TILE, (T *)shared);
+    __device__ __forceinline__ void assign(const kmeans_call &call, int, unsigned char *shared) {
+        share_tiles(call, [&](const kmeans &m, int head, int64_t first) { tile(m, head, first, (T *)shared); });
     }
     static __device__ __forceinline__ void tile(const kmeans &m, int head, int64_t first, T *tokens) {
         const int chunk = threadIdx.x % CHUNK, wide = 2 * m.slabs, steps = (int)(m.padded / TILE) * wide;
@@ -136,13 +145,12 @@ template <typename T> struct near_by_mma {
 
 template <typename T> struct near_by_fma {
     using type = T;
-    enum { THREADS = fma_tile::THREADS, BLOCKS = 1, HALVES = 0, COLS = TILE };
+    enum { THREADS = fma_tile::THREADS, BLOCKS = 1, HALVES = 0 };
+    static int width(int) { return TILE; }
     __device__ __forceinline__ void begin() {}
-    __device__ __forceinline__ void assign(const kmeans &m, int round, unsigned char *shared) {
-        const int64_t tiles = (m.len + TILE - 1) / TILE;
-        for (int64_t item = blockIdx.x; item < m.heads * tiles; item += gridDim.x)
-            if (states()[item / tiles] & RUNS)
-                tile(m, round, (int)(item / tiles), item % tiles * TILE, (float *)shared);
+    __device__ __forceinline__ void assign(const kmeans_call &call, int round, unsigned char *shared) {
+        share_tiles(call,
+                    [&](const kmeans &m, int head, int64_t first) { tile(m, round, head, first, (float *)shared); });
     }
     static __device__ __forceinline__ void tile(const kmeans &m, int round, int head, int64_t first, float *shared) {
         const T *x = (const T *)m.x + (int64_t)head * m.dim;
@@ -166,41 +174,50 @@ template <typename T> struct near_by_fma {
 /* ---- the rounds ------------------------------------------------------------------------------------------------- */
 
 template <typename Near>
-__global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __grid_constant__ kmeans m) {
+__global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __grid_constant__ kmeans_call call) {
     using T = typename Near::type;
     extern __shared__ __align__(1024) unsigned char shared[];
     static_assert(Near::THREADS >= HS_CLUSTER_HEADS, "a thread for every head");
-    const bool one = threadIdx.x < m.heads;
-    if (!__syncthreads_or(one && m.want[threadIdx.x])) return;
+    auto each = [&](auto work) {
+        for (int s = 0; s < call.sides; s++) work(call.side[s]);
+    };
+    auto any = [&](auto is) { /* of the heads, a thread each */
+                              int found = 0;
+                              each([&](const kmeans &m) { found |= (int)threadIdx.x < m.heads && is(m, threadIdx.x); });
+                              return __syncthreads_or(found);
+    };
+    if (!any([](const kmeans &m, int h) { return m.want[h]; })) return;
     const cooperative_groups::grid_group all = cooperative_groups::this_grid();
     constexpr int V1 = Near::HALVES == 1 ? 4 : 1; /* on Hopper always fours */
-    const bool fours = V1 == 4 || m.fours;
     Near near;
     near.begin();
-    if (fours)
-        start<T, Near::HALVES, 4>(m);
-    else
-        start<T, Near::HALVES, V1>(m);
+    each([&](const kmeans &m) {
+        if (V1 == 4 || m.fours)
+            start<T, Near::HALVES, 4>(m);
+        else
+            start<T, Near::HALVES, V1>(m);
+    });
     for (int round = 0;; round++) {
         fence_async_all(); /* the halves, for copies of others */
         all.sync();
-        if (round) decide(m, round - 1);
-        if (!__syncthreads_or(one && states()[threadIdx.x] & RUNS)) break;
-        near.assign(m, round, shared);
+        if (round) each([&](const kmeans &m) { decide(m, round - 1); });
+        if (!any([](const kmeans &m, int h) { return states(m)[h] & RUNS; })) break;
+        near.assign(call, round, shared);
         all.sync();
-        settle(m);
-        scan(m, round);
+        each([&](const kmeans &m) { settle(m), scan(m, round); });
         all.sync();
-        place(m, shared);
+        each([&](const kmeans &m) { place(m, shared); });
         all.sync();
-        add<T>(m, shared);
+        each([&](const kmeans &m) { add<T>(m, shared); });
         all.sync();
-        if (fours)
-            mean<T, Near::HALVES, 4>(m, round);
-        else
-            mean<T, Near::HALVES, V1>(m, round);
+        each([&](const kmeans &m) {
+            if (V1 == 4 || m.fours)
+                mean<T, Near::HALVES, 4>(m, round);
+            else
+                mean<T, Near::HALVES, V1>(m, round);
+        });
     }
-    settle(m);
+    each([](const kmeans &m) { settle(m); });
 }
 
 /* Cuts bytes off the room. */
@@ -210,40 +227,47 @@ static void *take(char **room, int64_t bytes) {
     return at;
 }
 
-/* Places everything; returns how many bytes it takes. */
-static int64_t lay_out(kmeans *m, char *room, int halves) {
-    char *end = room;
+/* Places everything of a side from `room` on. */
+static void lay_out(kmeans *m, char **room, int halves) {
     const int64_t heads = m->heads, clusters = m->clusters, dim = m->dim;
-    m->most = (int *)take(&end, 2 * heads * 4);
-    m->bias = (float2 *)take(&end, halves == 1 ? 0 : heads * m->padded * 8);
-    m->squares = (float *)take(&end, halves == 1 ? heads * m->padded * 4 : 0);
-    m->halves = take(&end, heads * m->padded * halves * m->slabs * SLAB * 2);
-    m->counts = (int *)take(&end, heads * m->runs * clusters * 4);
-    m->totals = (int *)take(&end, heads * clusters * 4);
-    m->sums = (float *)take(&end, heads * (m->segments + clusters) * dim * 4);
-    m->other = (float *)take(&end, heads * clusters * dim * 4);
-    return end - room;
+    m->most = (int *)take(room, 2 * heads * 4);
+    m->bias = (float2 *)take(room, halves == 1 ? 0 : heads * m->padded * 8);
+    m->squares = (float *)take(room, halves == 1 ? heads * m->padded * 4 : 0);
+    m->halves = take(room, heads * m->padded * halves * m->slabs * SLAB * 2);
+    m->counts = (int *)take(room, heads * m->runs * clusters * 4);
+    m->totals = (int *)take(room, heads * clusters * 4);
+    m->sums = (float *)take(room, heads * (m->segments + clusters) * dim * 4);
+    m->other = (float *)take(room, heads * clusters * dim * 4);
+}
+
+/* What the copies see of a side; 0: it cannot be described. */
+static int map_side(kmeans *m, bool bf16, int width) {
+    const int64_t depth = m->slabs * SLAB;
+    m->high = -NEAR_NUMBERS;
+    return hopper_map(&m->tokens, bf16, m->x, m->dim, m->len, m->heads, m->ld, m->dim, NEAR_ROWS) &&
+           hopper_map(&m->rounded, bf16, m->halves, depth, m->padded, m->heads, depth, m->padded * depth, width);
 }
 
 /* 0: this way of assigning does not fit; 1 also after a sticky error. */
-template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t shared) {
+template <typename Near> static int launch(hs_device *dev, kmeans_call *call, size_t shared) {
     const hs_cuda *c = hs_cuda_of(dev);
+    char *room = nullptr, *end = nullptr;
     if (shared > c->shared_max) return 0;
-    m->shared = (int)shared;
-    m->padded = (int64_t)(m->clusters + Near::COLS - 1) / Near::COLS * Near::COLS;
-    char *room = (char *)hs_cuda_scratch(dev, (size_t)lay_out(m, nullptr, Near::HALVES));
-    if (!room) return 1;
-    lay_out(m, room, Near::HALVES);
-    if (Near::HALVES == 1) {
-        const bool bf16 = dev->act == HS_BF16;
-        const int64_t width = m->slabs * SLAB;
-        m->high = -NEAR_NUMBERS;
-        if (!hopper_map(&m->tokens, bf16, m->x, m->dim, m->len, m->heads, m->ld, m->dim, NEAR_ROWS) ||
-            !hopper_map(&m->rounded, bf16, m->halves, width, m->padded, m->heads, width, m->padded * width, Near::COLS))
+    for (int s = 0; s < call->sides; s++) {
+        kmeans *m = &call->side[s];
+        const int width = Near::width(m->clusters);
+        m->shared = (int)shared;
+        m->padded = (int64_t)(m->clusters + width - 1) / width * width;
+        lay_out(m, &end, Near::HALVES); /* to know how much it is */
+    }
+    if (!(room = (char *)hs_cuda_scratch(dev, (size_t)(end - room)))) return 1;
+    for (int s = 0; s < call->sides; s++) {
+        lay_out(&call->side[s], &room, Near::HALVES);
+        if (Near::HALVES == 1 && !map_side(&call->side[s], dev->act == HS_BF16, Near::width(call->side[s].clusters)))
             return 0;
     }
     int blocks = 0;
-    void *args[] = {m};
+    void *args[] = {call};
     const void *kernel = (const void *)rounds<Near>;
     if (!hs_cuda_ok(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
                     "clusters") ||
@@ -258,28 +282,25 @@ template <typename Near> static int launch(hs_device *dev, kmeans *m, size_t sha
     return 1;
 }
 
-/* Tiles as wide as leaves least of the last one empty. */
-template <typename T> static int launch_hopper(hs_device *dev, kmeans *m) {
-    using narrow = near_by_wgmma<T, 104>;
-    using wide = near_by_wgmma<T, 128>;
-    const int left[2] = {(narrow::COLS - m->clusters % narrow::COLS) % narrow::COLS,
-                         (wide::COLS - m->clusters % wide::COLS) % wide::COLS};
-    return left[0] < left[1] ? launch<narrow>(dev, m, narrow::SHARED) : launch<wide>(dev, m, wide::SHARED);
-}
-
 /* 16-bit types go to tensor cores where they can. */
-template <typename T> static void launch_fast(hs_device *dev, kmeans *m) {
-    const int reach = copies_reach(m->x, m->ld, m->dim);
-    if (hs_cuda_hopper(dev) && reach && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS &&
-        launch_hopper<T>(dev, m))
+template <typename T> static void launch_fast(hs_device *dev, kmeans_call *call) {
+    bool hopper = hs_cuda_hopper(dev), reach = true;
+    int slabs = 0;
+    for (int s = 0; s < call->sides; s++) {
+        const kmeans *m = &call->side[s];
+        reach = reach && m->ahead;
+        hopper = hopper && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS;
+        if (slabs < m->slabs) slabs = m->slabs;
+    }
+    if (hopper && reach && launch<near_by_wgmma<T>>(dev, call, NEAR_SHARED)) return;
+    if (reach && slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, call, (size_t)(slabs + STAGES) * SLAB_SIZE * 2))
         return;
-    if (reach && m->slabs <= MAX_SLABS && launch<near_by_mma<T>>(dev, m, (size_t)(m->slabs + STAGES) * SLAB_SIZE * 2))
-        return;
-    launch<near_by_fma<T>>(dev, m, FMA_SHARED);
+    launch<near_by_fma<T>>(dev, call, FMA_SHARED);
 }
 
-void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
+static kmeans side_of(const hs_cluster *a, int side) {
     kmeans m = {};
+    m.side = side;
     m.x = a->x.p;
     m.want = (const uint8_t *)a->want.p;
     m.centroids = (float *)a->centroids.p;
@@ -300,9 +321,15 @@ void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
     m.compat = a->compat;
     m.fours = m.dim % 4 == 0 && m.ld % 4 == 0 && (uintptr_t)m.x % 16 == 0 && (uintptr_t)m.centroids % 16 == 0;
     m.ahead = copies_reach(m.x, m.ld, m.dim);
+    return m;
+}
+
+void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
+    kmeans_call call = {};
+    for (; a; a = a->beside, call.sides++) call.side[call.sides] = side_of(a, call.sides);
     switch (dev->act) {
-    case HS_BF16: launch_fast<__nv_bfloat16>(dev, &m); break;
-    case HS_F16: launch_fast<__half>(dev, &m); break;
-    default: launch<near_by_fma<float>>(dev, &m, FMA_SHARED);
+    case HS_BF16: launch_fast<__nv_bfloat16>(dev, &call); break;
+    case HS_F16: launch_fast<__half>(dev, &call); break;
+    default: launch<near_by_fma<float>>(dev, &call, FMA_SHARED);
     }
 }

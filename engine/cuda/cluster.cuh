@@ -6,6 +6,7 @@
 
 enum { RUN = 512 }; /* tokens whose labels are counted together */
 
+/* The tokens of one side, queries or keys. */
 struct kmeans {
     CUtensorMap tokens, rounded; /* Hopper: x and halves, as the copies see them */
     const void *x;
@@ -23,6 +24,7 @@ struct kmeans {
     int64_t len, ld;
     int64_t runs, segments, padded; /* padded: clusters, up to whole tiles */
     uint64_t seed;
+    int side; /* of the launch */
     int heads, dim, clusters, slabs, iters_first, iters_next, compat;
     int fours;  /* vectors can be read four elements at a time */
     int ahead;  /* 16-byte copies can bring them */
@@ -30,13 +32,19 @@ struct kmeans {
     int high;   /* Hopper: the bits of a key that are of a distance */
 };
 
+enum { SIDES = 2 };
+struct kmeans_call {
+    kmeans side[SIDES];
+    int sides;
+};
+
 static const float NEVER = 3e38f; /* half the square of a centroid that is none */
 
 /* What every block knows of every head: does it take part in this round; has it ended with its centroids in `other`? */
 enum { RUNS = 1, ENDED = 2 };
-static __device__ __forceinline__ uint8_t *states() {
-    __shared__ uint8_t of_head[HS_CLUSTER_HEADS];
-    return of_head;
+static __device__ __forceinline__ uint8_t *states(const kmeans &m) {
+    __shared__ uint8_t of_head[SIDES][HS_CLUSTER_HEADS];
+    return of_head[m.side];
 }
 /* The centroids of a round. */
 static __device__ __forceinline__ float *centroids_of(const kmeans &m, int round) {

@@ -1,9 +1,9 @@
 /* Tokens to their nearest centroids on Hopper: TMA and wgmma, a running choice of the best in registers.
  *
  * A producer thread and three warpgroups of 64 tokens each: the tokens of a tile stay in shared memory, tiles of 128
- * centroids stream past. Warpgroups take turns: one multiplies while the others choose. Products are of tokens and
- * negative centroids and begin with the halves of both squares, so sums are |x - c|^2 / 2 as they come, and floats that
- * are not negative are ordered as integers are. Centroids are rounded to the type of the tokens, which halves the
+ * or 104 centroids stream past. Warpgroups take turns: one multiplies while the others choose. Products are of tokens
+ * and negative centroids and begin with the halves of both squares, so sums are |x - c|^2 / 2 as they come, and floats
+ * that are not negative are ordered as integers are. Centroids are rounded to the type of the tokens, which halves the
  * products: labels are exact for the rounded ones, as are those of the published code, which keeps no others.
  */
 #ifndef HS_CLUSTER_HOPPER_CUH
@@ -13,23 +13,29 @@
 enum {
     NEAR_GROUPS = 3,              /* warpgroups that multiply */
     NEAR_ROWS = NEAR_GROUPS * 64, /* tokens of a tile */
+    NEAR_WIDE = 128,              /* centroids of a tile */
+    NEAR_NARROW = 104,            /* ... where that leaves less of the last one empty: 200 clusters, 300, 400 */
     NEAR_STAGES = 3,              /* tiles of centroids under way */
     NEAR_SLABS = 2,               /* of 64 elements: head sizes of 128, and of 64 with zeros */
     NEAR_BOX = NEAR_ROWS * SLAB * 2,
     NEAR_TOKENS = NEAR_SLABS * NEAR_BOX, /* bytes */
+    NEAR_CENTROIDS = NEAR_SLABS * NEAR_WIDE * SLAB * 2,
+    NEAR_SQUARES = NEAR_WIDE * 4, /* bytes, of half squares */
+    NEAR_SHARED = 2 * NEAR_TOKENS + NEAR_STAGES * (NEAR_CENTROIDS + NEAR_SQUARES),
     NEAR_BARRIERS = 2 * NEAR_STAGES + 4,
-    NEAR_NUMBERS = 32, /* of columns of a tile that a thread sees: 26 or all */
+    NEAR_NUMBERS = 32, /* of columns of a tile that a thread sees */
 };
 
 /* The nearest of the centroids that a thread has seen of a row. A key is the bits of half a squared distance, the last
  * five being the number of its column in the tile instead. NaN is above all; what rounding has made negative is below
  * all. */
 struct nearest_key {
-    int key, tile;
+    int half, number, tile;
 };
 
 /* Half the squared distances of 64 tokens to a tile of centroids become choices, in four chains: in one each would wait
- * for the one before. high: -NEAR_NUMBERS, not known to the compiler: an instruction has room for one constant. */
+ * for the one before. Of equals the first one stays. high: -NEAR_NUMBERS, but the compiler must not know it: an
+ * instruction has room for one constant. */
 template <int COLS>
 static __device__ __forceinline__ void look_near(const float (&acc)[COLS / 2], int high, int tile,
                                                  nearest_key (&row)[2]) {
@@ -47,7 +53,7 @@ static __device__ __forceinline__ void look_near(const float (&acc)[COLS / 2], i
             best[j % 4] = __vimin3_s32(best[j % 4], key[0], key[1]);
         }
         const int least = __vimin3_s32(best[0], best[1], min(best[2], best[3]));
-        if (least < row[i].key) row[i] = {least, tile};
+        if ((least & high) < row[i].half) row[i] = {least & high, least & ~high, tile};
     }
 }
 
@@ -58,8 +64,7 @@ static __device__ __forceinline__ void finish_near(const kmeans &m, int head, in
     const int quad = (int)threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int in_tile = row[i].key & (NEAR_NUMBERS - 1);
-        int half = row[i].key & -NEAR_NUMBERS, label = row[i].tile * COLS + in_tile / 2 * 8 + quad * 2 + in_tile % 2;
+        int half = row[i].half, label = row[i].tile * COLS + row[i].number / 2 * 8 + quad * 2 + row[i].number % 2;
 #pragma unroll
         for (int d = 1; d < 4; d *= 2) {
             const int other = __shfl_xor_sync(~0u, half, d), its = __shfl_xor_sync(~0u, label, d);
@@ -70,19 +75,9 @@ static __device__ __forceinline__ void finish_near(const kmeans &m, int head, in
     }
 }
 
-/* WIDTH: centroids of a tile. */
-template <typename T, int WIDTH> struct near_by_wgmma {
-    using type = T;
-    enum {
-        THREADS = NEAR_GROUPS * 128 + 128,
-        BLOCKS = 1,
-        HALVES = 1,
-        COLS = WIDTH,
-        CENTROIDS = NEAR_SLABS * COLS * SLAB * 2, /* bytes */
-        SQUARES = COLS * 4,
-        SHARED = 2 * NEAR_TOKENS + NEAR_STAGES * (CENTROIDS + SQUARES),
-    };
-    unsigned barriers;         /* of every stage full, empty; of both halves of tokens full, empty */
+/* What producer and consumers know of each other. */
+struct near_ring {
+    unsigned barriers;         /* of every stage full, empty; of both places for tokens full, empty */
     unsigned centroids, tiles; /* tiles of centroids, of tokens that came */
 
     __device__ __forceinline__ unsigned full(unsigned n) const { return barriers + 8 * (n % NEAR_STAGES); }
@@ -95,79 +90,47 @@ template <typename T, int WIDTH> struct near_by_wgmma {
     __device__ __forceinline__ unsigned tokens_empty(unsigned n) const {
         return barriers + 8 * (2 * NEAR_STAGES + 2 + n % 2);
     }
-
-    __device__ __forceinline__ void begin() {
-#if HS_HOPPER
-        __shared__ uint64_t room[NEAR_BARRIERS];
-        barriers = shared_address(room);
-        centroids = tiles = 0;
-        if (threadIdx.x == 0) {
-            for (int s = 0; s < NEAR_STAGES; s++) {
-                barrier_init(full(s), 1);
-                barrier_init(empty(s), NEAR_GROUPS * 4);
-            }
-            for (int s = 0; s < 2; s++) {
-                barrier_init(tokens_full(s), 1);
-                barrier_init(tokens_empty(s), NEAR_GROUPS * 4);
-            }
-            barrier_init_done();
-        }
-        __syncthreads();
-        if (threadIdx.x / 128 == NEAR_GROUPS - 1) named_arrive(1, 256); /* the first turn is the first one's */
-#endif
-    }
-
-    __device__ __forceinline__ void assign(const kmeans &m, int, unsigned char *shared) {
-#if HS_HOPPER
-        const launch_place place;
-        const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-        const int tiles_of_head = (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS), cols = (int)(m.padded / COLS);
-        auto share = [&](auto work) {
-            for (int item = (int)place.block; item < m.heads * tiles_of_head; item += (int)place.blocks) {
-                const int head = item / tiles_of_head;
-                if (states()[head] & RUNS) work(head, item % tiles_of_head * NEAR_ROWS);
-            }
-        };
-        if (group == NEAR_GROUPS) {
-            if (threadIdx.x % 128 == 0)
-                share([&](int head, int first) { produce(m, head, first, cols, shared_address(shared)); });
-            __syncwarp();
-        } else {
-            share([&](int head, int first) { consume(m, head, first, cols, shared, group); });
-        }
-#endif
-    }
-
     /* Places in shared memory: of the nth tile of tokens, the nth tile of centroids, their half squares. */
     static __device__ __forceinline__ unsigned tokens_at(unsigned shared, unsigned n) {
         return shared + n % 2 * NEAR_TOKENS;
     }
     static __device__ __forceinline__ unsigned centroids_at(unsigned shared, unsigned n) {
-        return shared + 2 * NEAR_TOKENS + n % NEAR_STAGES * CENTROIDS;
+        return shared + 2 * NEAR_TOKENS + n % NEAR_STAGES * NEAR_CENTROIDS;
     }
     static __device__ __forceinline__ unsigned squares_at(unsigned shared, unsigned n) {
-        return shared + 2 * NEAR_TOKENS + NEAR_STAGES * CENTROIDS + n % NEAR_STAGES * SQUARES;
+        return shared + 2 * NEAR_TOKENS + NEAR_STAGES * NEAR_CENTROIDS + n % NEAR_STAGES * NEAR_SQUARES;
     }
-    __device__ __forceinline__ void produce(const kmeans &m, int head, int first, int cols, unsigned shared) {
-        barrier_wait(tokens_empty(tiles), tiles / 2 % 2 ^ 1);
-        barrier_expect(tokens_full(tiles), NEAR_TOKENS);
+};
+
+/* The tiles of a block, COLS centroids at a time. */
+template <typename T, int COLS> struct near_tiles {
+    near_ring &ring;
+    const kmeans &m;
+    unsigned char *shared;
+
+    __device__ __forceinline__ void produce(int head, int first, int cols) {
+        const unsigned at = shared_address(shared);
+        barrier_wait(ring.tokens_empty(ring.tiles), ring.tiles / 2 % 2 ^ 1);
+        barrier_expect(ring.tokens_full(ring.tiles), NEAR_TOKENS);
         for (int s = 0; s < NEAR_SLABS; s++)
-            tma_load(tokens_at(shared, tiles) + s * NEAR_BOX, &m.tokens, tokens_full(tiles), s * SLAB, first, head);
-        tiles++;
-        for (int c = 0; c < cols; c++, centroids++) {
-            barrier_wait(empty(centroids), centroids / NEAR_STAGES % 2 ^ 1);
-            barrier_expect(full(centroids), CENTROIDS + SQUARES);
-            bulk_load(squares_at(shared, centroids), m.squares + head * m.padded + c * COLS, SQUARES, full(centroids));
+            tma_load(ring.tokens_at(at, ring.tiles) + s * NEAR_BOX, &m.tokens, ring.tokens_full(ring.tiles), s * SLAB,
+                     first, head);
+        ring.tiles++;
+        for (int c = 0; c < cols; c++, ring.centroids++) {
+            const unsigned full = ring.full(ring.centroids);
+            barrier_wait(ring.empty(ring.centroids), ring.centroids / NEAR_STAGES % 2 ^ 1);
+            barrier_expect(full, NEAR_SLABS * COLS * SLAB * 2 + COLS * 4);
+            bulk_load(ring.squares_at(at, ring.centroids), m.squares + head * m.padded + c * COLS, COLS * 4, full);
             for (int s = 0; s < NEAR_SLABS; s++)
-                tma_load(centroids_at(shared, centroids) + s * (CENTROIDS / NEAR_SLABS), &m.rounded, full(centroids),
-                         s * SLAB, c * COLS, head);
+                tma_load(ring.centroids_at(at, ring.centroids) + s * COLS * SLAB * 2, &m.rounded, full, s * SLAB,
+                         c * COLS, head);
         }
     }
 
     /* Waits for the next tile's tokens. square: |x|^2 / 2 of this thread's rows. */
-    __device__ __forceinline__ void take_tokens(const unsigned char *shared, int group, float (&square)[2]) const {
+    __device__ __forceinline__ void take_tokens(int group, float (&square)[2]) const {
         const int lane = threadIdx.x % 32, quad = lane % 4;
-        barrier_wait(tokens_full(tiles), tiles / 2 % 2);
+        barrier_wait(ring.tokens_full(ring.tiles), ring.tiles / 2 % 2);
 #pragma unroll
         for (int i = 0; i < 2; i++) { /* a quad shares a row: two pieces of eight values of each slab a lane */
             const int at = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4 + 8 * i;
@@ -175,7 +138,7 @@ template <typename T, int WIDTH> struct near_by_wgmma {
 #pragma unroll
             for (int n = 0; n < 2 * NEAR_SLABS; n++) {
                 const several<T, 8> v =
-                    *(const several<T, 8> *)(const void *)(shared + tokens_at(0, tiles) + n / 2 * NEAR_BOX +
+                    *(const several<T, 8> *)(const void *)(shared + ring.tokens_at(0, ring.tiles) + n / 2 * NEAR_BOX +
                                                            at * SLAB * 2 + ((quad + n % 2 * 4) ^ (at % 8)) * 16);
 #pragma unroll
                 for (int e = 0; e < 8; e++) sum = fmaf(to_f32(v.at[e]), to_f32(v.at[e]), sum);
@@ -186,13 +149,14 @@ template <typename T, int WIDTH> struct near_by_wgmma {
     }
 
     /* Half squared distances of this warpgroup's tokens to the next tile of centroids. */
-    __device__ __forceinline__ void multiply(float (&acc)[COLS / 2], unsigned char *shared, int group,
-                                             const float (&square)[2]) const {
+    __device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int group, const float (&square)[2]) const {
         /* shuffled so that the compiler knows it to be the same in a warp: descriptors live in uniform registers */
-        const unsigned x = __shfl_sync(~0u, tokens_at(shared_address(shared), tiles) + group * 64 * SLAB * 2, 0);
-        const unsigned c = __shfl_sync(~0u, centroids_at(shared_address(shared), centroids), 0);
-        barrier_wait(full(centroids), centroids / NEAR_STAGES % 2);
-        const float2 *halves = (const float2 *)(const void *)(shared + squares_at(0, centroids)) + threadIdx.x % 4;
+        const unsigned at = shared_address(shared);
+        const unsigned x = __shfl_sync(~0u, ring.tokens_at(at, ring.tiles) + group * 64 * SLAB * 2, 0);
+        const unsigned c = __shfl_sync(~0u, ring.centroids_at(at, ring.centroids), 0);
+        barrier_wait(ring.full(ring.centroids), ring.centroids / NEAR_STAGES % 2);
+        const float2 *halves =
+            (const float2 *)(const void *)(shared + ring.squares_at(0, ring.centroids)) + threadIdx.x % 4;
 #pragma unroll
         for (int j = 0; j < COLS / 8; j++) {
             const float2 two = halves[4 * j];
@@ -207,33 +171,88 @@ template <typename T, int WIDTH> struct near_by_wgmma {
 #pragma unroll
             for (int k = 0; k < SLAB / 16; k++)
                 product_ss<T, COLS>(acc, operand_by_rows(x + s * NEAR_BOX) + 2 * k,
-                                    operand_by_rows(c + s * (CENTROIDS / NEAR_SLABS)) + 2 * k, 1);
+                                    operand_by_rows(c + s * COLS * SLAB * 2) + 2 * k, 1);
         products_commit();
-#if TRY_EARLY
-        named_arrive(1 + (group + 1) % NEAR_GROUPS, 256);
-        products_wait<0>();
-#else
         products_wait<0>();
         named_arrive(1 + (group + 1) % NEAR_GROUPS, 256);
-#endif
         keep(acc);
     }
 
-    __device__ __forceinline__ void consume(const kmeans &m, int head, int first, int cols, unsigned char *shared,
-                                            int group) {
+    __device__ __forceinline__ void consume(int head, int first, int cols, int group) {
         const int lane = threadIdx.x % 32, row = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
         float square[2];
-        nearest_key best[2] = {{INT32_MAX, 0}, {INT32_MAX, 0}};
-        take_tokens(shared, group, square);
-        for (int c = 0; c < cols; c++, centroids++) {
+        nearest_key best[2] = {{INT32_MAX, 0, 0}, {INT32_MAX, 0, 0}};
+        take_tokens(group, square);
+        for (int c = 0; c < cols; c++, ring.centroids++) {
             float acc[COLS / 2];
-            multiply(acc, shared, group, square);
-            if (lane == 0) barrier_arrive(empty(centroids));
-            if (lane == 0 && c == cols - 1) barrier_arrive(tokens_empty(tiles));
+            multiply(acc, group, square);
+            if (lane == 0) barrier_arrive(ring.empty(ring.centroids));
+            if (lane == 0 && c == cols - 1) barrier_arrive(ring.tokens_empty(ring.tiles));
             look_near<COLS>(acc, m.high, c, best);
         }
-        tiles++;
+        ring.tiles++;
         finish_near<COLS>(m, head, (int64_t)first + row, best);
+    }
+
+    /* before: tiles of the sides before, so that blocks have equally many of all together. */
+    __device__ __forceinline__ void share(int before) {
+        const launch_place place;
+        const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), blocks = (int)place.blocks;
+        const int tiles_of_head = (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS), cols = (int)(m.padded / COLS);
+        const int begin = ((int)place.block + blocks - before % blocks) % blocks;
+        if (group == NEAR_GROUPS && threadIdx.x % 128) return;
+        for (int item = begin; item < m.heads * tiles_of_head; item += blocks) {
+            const int head = item / tiles_of_head, first = item % tiles_of_head * NEAR_ROWS;
+            if (!(states(m)[head] & RUNS)) continue;
+            if (group == NEAR_GROUPS)
+                produce(head, first, cols);
+            else
+                consume(head, first, cols, group);
+        }
+    }
+};
+
+template <typename T> struct near_by_wgmma {
+    using type = T;
+    enum { THREADS = NEAR_GROUPS * 128 + 128, BLOCKS = 1, HALVES = 1 };
+    near_ring ring;
+
+    static int width(int clusters) {
+        const int narrow = (NEAR_NARROW - clusters % NEAR_NARROW) % NEAR_NARROW;
+        return narrow < (NEAR_WIDE - clusters % NEAR_WIDE) % NEAR_WIDE ? NEAR_NARROW : NEAR_WIDE;
+    }
+    __device__ __forceinline__ void begin() {
+#if HS_HOPPER
+        __shared__ uint64_t room[NEAR_BARRIERS];
+        ring = {shared_address(room), 0, 0};
+        if (threadIdx.x == 0) {
+            for (int s = 0; s < NEAR_STAGES; s++) {
+                barrier_init(ring.full(s), 1);
+                barrier_init(ring.empty(s), NEAR_GROUPS * 4);
+            }
+            for (int s = 0; s < 2; s++) {
+                barrier_init(ring.tokens_full(s), 1);
+                barrier_init(ring.tokens_empty(s), NEAR_GROUPS * 4);
+            }
+            barrier_init_done();
+        }
+        __syncthreads();
+        if (threadIdx.x / 128 == NEAR_GROUPS - 1) named_arrive(1, 256); /* the first turn is the first one's */
+#endif
+    }
+    /* Keys first: they have more clusters, and long tiles had better not come last. */
+    __device__ __forceinline__ void assign(const kmeans_call &call, int, unsigned char *shared) {
+#if HS_HOPPER
+        for (int s = call.sides - 1, before = 0; s >= 0; s--) {
+            const kmeans &m = call.side[s];
+            if (m.padded % NEAR_WIDE)
+                near_tiles<T, NEAR_NARROW>{ring, m, shared}.share(before);
+            else
+                near_tiles<T, NEAR_WIDE>{ring, m, shared}.share(before);
+            __syncwarp();
+            before += m.heads * (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS);
+        }
+#endif
     }
 };
 #endif

@@ -24,8 +24,11 @@ struct launch_place {
     }
     __device__ __forceinline__ int lane() const { return (int)(thread % 32); }
     __device__ __forceinline__ int warps() const { return (int)(blocks * (blockDim.x / 32)); }
-    /* neighbours are in different blocks, so that few items keep all processors busy */
-    __device__ __forceinline__ int warp() const { return (int)(thread / 32 * blocks + block); }
+    /* Neighbours are in different blocks, so that few items keep all processors busy; each side begins elsewhere. */
+    __device__ __forceinline__ int warp(const kmeans &m, int warps) const {
+        const int w = (int)(thread / 32 * blocks + block) + m.side * (warps / 2);
+        return w < warps ? w : w - warps;
+    }
 };
 
 /* The warps of the launch share `items` of every head that is in one of these states (0: in any), N at a time:
@@ -34,12 +37,12 @@ template <int N, typename W>
 static __device__ __forceinline__ void share_by_warps(const kmeans &m, int which, int items, W work) {
     const launch_place at;
     const int stride = at.warps();
-    for (int i = at.warp(); i < m.heads * items; i += N * stride) {
+    for (int i = at.warp(m, stride); i < m.heads * items; i += N * stride) {
         int head[N], item[N];
 #pragma unroll
         for (int n = 0; n < N; n++) {
             head[n] = (i + n * stride) / items, item[n] = (i + n * stride) % items;
-            if (head[n] >= m.heads || (which && !(states()[head[n]] & which))) head[n] = -1;
+            if (head[n] >= m.heads || (which && !(states(m)[head[n]] & which))) head[n] = -1;
         }
         work(head, item);
     }
@@ -79,10 +82,12 @@ static __device__ void scan(const kmeans &m, int round) {
  * this one. The first run of a head also says where clusters start. */
 static __device__ void place(const kmeans &m, unsigned char *shared) {
     const int lane = launch_place().lane();
-    const bool fits = (int64_t)m.clusters * 4 * (blockDim.x / 32) <= m.shared;
+    const int own =
+        m.shared / 4 / ((int)blockDim.x / 32); /* of a warp, the same for both sides: warps are not in step */
+    const bool fits = m.clusters <= own;
     share_by_warps(m, RUNS, (int)m.runs, [&](int head, int run) {
         int *counts = m.counts + (head * m.runs + run) * m.clusters; /* nobody else reads this run's */
-        int *next = fits ? (int *)shared + threadIdx.x / 32 * m.clusters : counts, before = 0;
+        int *next = fits ? (int *)shared + threadIdx.x / 32 * own : counts, before = 0;
         const int *totals = m.totals + (int64_t)head * m.clusters;
         for (int c0 = 0; c0 < m.clusters; c0 += 32 * AT_ONCE) {
             int total[AT_ONCE], earlier[AT_ONCE];
@@ -181,7 +186,7 @@ template <typename T> static __device__ void add_ahead(const kmeans &m, int warp
     unsigned char *room = shared + at.thread / 32 * 2 * SEGMENT * m.dim * sizeof(T);
     if ((int)at.thread / 32 >= warps) return;
     auto next = [&](int i) {
-        while (i < items && !(states()[i / segments] & RUNS)) i += stride;
+        while (i < items && !(states(m)[i / segments] & RUNS)) i += stride;
         return i;
     };
     auto fetch = [&](int i,
@@ -200,7 +205,7 @@ template <typename T> static __device__ void add_ahead(const kmeans &m, int warp
                                  }
                                  return token < 0 ? -1 : m.label[head * m.len + token];
     };
-    int i = next(at.warp()), half = 0;
+    int i = next(at.warp(m, stride)), half = 0;
     int label = i < items ? fetch(i, 0) : -1;
     copy_commit();
     while (i < items) {
@@ -386,7 +391,7 @@ template <typename T, int HALVES, int V> static __device__ void start(const kmea
     constexpr int N = HALVES == 1 ? MEANS : 1;
     const int lane = launch_place().lane();
     for (int h = (int)threadIdx.x; h < m.heads; h += (int)blockDim.x) {
-        states()[h] = rounds_of(m, h) > 0 ? RUNS : 0;
+        states(m)[h] = rounds_of(m, h) > 0 ? RUNS : 0;
         if (blockIdx.x == 0) m.most[h] = 0;
     }
     __syncthreads();
@@ -432,10 +437,10 @@ template <typename T, int HALVES, int V> static __device__ void start(const kmea
 static __device__ void decide(const kmeans &m, int round) {
     const int *most = m.most + round % 2 * m.heads, h = (int)threadIdx.x;
     uint8_t state = 0;
-    if (h < m.heads && states()[h] & RUNS) {
+    if (h < m.heads && states(m)[h] & RUNS) {
         float furthest = 0;
         for (int i = m.compat ? 0 : h; i < (m.compat ? m.heads : h + 1); i++)
-            if (states()[i] & RUNS) furthest = fmaxf(furthest, __int_as_float(most[i]));
+            if (states(m)[i] & RUNS) furthest = fmaxf(furthest, __int_as_float(most[i]));
         const bool moves = !(furthest < STANDS_STILL);
         if (moves && round + 1 < rounds_of(m, h))
             state = RUNS;
@@ -443,7 +448,7 @@ static __device__ void decide(const kmeans &m, int round) {
             state = ENDED;
     }
     __syncthreads();
-    if (h < m.heads) states()[h] = state;
+    if (h < m.heads) states(m)[h] = state;
     __syncthreads();
 }
 

@@ -237,11 +237,11 @@ static void cluster_heads(const hs_cluster *a, int from, int to) {
 }
 
 void hs_ref_cluster(hs_device *dev, const hs_cluster *a) {
-    (void)dev;
     if (a->compat)
         cluster_heads(a, 0, a->heads);
     else
         for (int h = 0; h < a->heads; h++) cluster_heads(a, h, h + 1);
+    if (a->beside) hs_ref_cluster(dev, a->beside);
 }
 
 /* ---- reuse ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ typedef struct bench {
     double dense;                                      /* seconds */
     hs_buf qkv, out, want, first, none, top_p, scores; /* qkv as the model lays it out: [n, 3 * heads * DIM] */
     hs_buf bits, flags, centroids[2], means, order[2]; /* bits: of the largest mask */
-    hs_buf label, start[2], anchors[4], age, drift, density;
+    hs_buf label[2], start[2], anchors[4], age, drift, density;
 } bench;
 
 static void run(bench *b, const char *what, void (*call)(bench *, int), int arg, double flops) {
@@ -140,36 +140,42 @@ static void block_means(bench *b, int block) {
     hs_op_block_means(b->dev, part(b, 1), b->n, ld(b), b->heads, DIM, block, b->want, b->means);
 }
 
-static void cluster(bench *b, int side, hs_buf want, int first, int next) {
-    hs_op_cluster(b->dev, &(hs_cluster){.x = part(b, side),
-                                        .centroids = b->centroids[side],
-                                        .want = want,
-                                        .label = b->label,
-                                        .order = b->order[side],
-                                        .start = b->start[side],
-                                        .len = b->n,
-                                        .ld = ld(b),
-                                        .heads = b->heads,
-                                        .head_dim = DIM,
-                                        .clusters = side ? K_CLUSTERS : Q_CLUSTERS,
-                                        .iters_first = first,
-                                        .iters_next = next});
+static hs_cluster cluster_of(bench *b, int side, hs_buf want, int first, int next) {
+    return (hs_cluster){.x = part(b, side),
+                        .centroids = b->centroids[side],
+                        .want = want,
+                        .label = b->label[side],
+                        .order = b->order[side],
+                        .start = b->start[side],
+                        .len = b->n,
+                        .ld = ld(b),
+                        .heads = b->heads,
+                        .head_dim = DIM,
+                        .clusters = side ? K_CLUSTERS : Q_CLUSTERS,
+                        .iters_first = first,
+                        .iters_next = next};
+}
+
+static void cluster_both_of(bench *b, hs_buf want, int first) {
+    const hs_cluster keys = cluster_of(b, 1, want, first, ROUNDS);
+    hs_cluster queries = cluster_of(b, 0, want, first, ROUNDS);
+    queries.beside = &keys;
+    hs_op_cluster(b->dev, &queries);
 }
 
 /* From tokens, every time: centroids that have come to rest would stop before their rounds are over. */
 static void cluster_side(bench *b, int side) {
-    cluster(b, side, b->first, ROUNDS, ROUNDS);
+    const hs_cluster a = cluster_of(b, side, b->first, ROUNDS, ROUNDS);
+    hs_op_cluster(b->dev, &a);
 }
 
 static void cluster_both(bench *b, int arg) {
     (void)arg;
-    cluster_side(b, 0);
-    cluster_side(b, 1);
+    cluster_both_of(b, b->first, ROUNDS);
 }
 
 static void cluster_none(bench *b, int first) {
-    cluster(b, 0, b->none, first, ROUNDS);
-    cluster(b, 1, b->none, first, ROUNDS);
+    cluster_both_of(b, b->none, first);
 }
 
 static void centroid_scores(bench *b, int arg) {
@@ -219,7 +225,8 @@ static int fill(bench *b, hs_err *err) {
                {&b->bits, HS_I32, heads * most * hs_mask_words((int)most)},
                {&b->flags, HS_U8, heads},
                {&b->means, HS_F32, heads * rows * DIM},
-               {&b->label, HS_I32, heads * b->n},
+               {&b->label[0], HS_I32, heads * b->n},
+               {&b->label[1], HS_I32, heads * b->n},
                {&b->age, HS_I32, heads},
                {&b->drift, HS_F32, heads},
                {&b->density, HS_F32, heads},
@@ -263,10 +270,11 @@ static int fill(bench *b, hs_err *err) {
 }
 
 static void free_all(bench *b) {
-    const hs_buf all[] = {b->qkv,      b->out,          b->want,         b->first,      b->none,       b->top_p,
-                          b->scores,   b->bits,         b->flags,        b->means,      b->label,      b->age,
-                          b->drift,    b->centroids[0], b->centroids[1], b->order[0],   b->order[1],   b->start[0],
-                          b->start[1], b->anchors[0],   b->anchors[1],   b->anchors[2], b->anchors[3], b->density};
+    const hs_buf all[] = {b->qkv,          b->out,        b->want,       b->first,      b->none,
+                          b->top_p,        b->scores,     b->bits,       b->flags,      b->means,
+                          b->label[0],     b->label[1],   b->age,        b->drift,      b->centroids[0],
+                          b->centroids[1], b->order[0],   b->order[1],   b->start[0],   b->start[1],
+                          b->anchors[0],   b->anchors[1], b->anchors[2], b->anchors[3], b->density};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) hs_device_free(b->dev, all[i]);
 }
 

@@ -189,6 +189,12 @@ static void predictors(hs_buf a, hs_buf b, hs_buf c) {
     REFUSE("cluster: heads is 129, must be 1 to 128", CLUSTER(u.heads = 129));
     REFUSE("cluster: output order (10 elements) overlaps label", CLUSTER(u.order = cut(ints, 10)));
     REFUSE("cluster: output centroids (24 elements) overlaps x", CLUSTER(u.centroids = cut(a, 24)));
+    hs_cluster beside = g;
+    REFUSE("cluster: output centroids (24 elements) overlaps centroids", CLUSTER(u.beside = &beside));
+    beside.head_dim = 2;
+    REFUSE("cluster: both sets of tokens must have as many heads of the same size", CLUSTER(u.beside = &beside));
+    beside.beside = &g;
+    REFUSE("cluster: more than two sets of tokens", CLUSTER(u.beside = &beside));
 
     const hs_reuse r = {.policy = {.kind = HS_REUSE_DRIFT, .gate_high = 1},
                         .heads = 2,
