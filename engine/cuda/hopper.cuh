@@ -113,6 +113,15 @@ __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+/* Adds to four floats in global memory, aligned to 16 bytes; nothing waits for it. */
+__device__ __forceinline__ void add_four(float *p, const float (&v)[4]) {
+#if HS_HOPPER
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]),
+                 "f"(v[3])
+                 : "memory");
+#endif
+}
+
 /* ---- warpgroup products ----------------------------------------------------------------------------------------- */
 
 /* Operands in shared memory, tiles as above; address: of a tile's row that is a multiple of 8, or 32 bytes times the
@@ -187,6 +196,18 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
                  "%64, %65, add, 1, 1, 0, 0;\n}"                                                                       \
                  : HS_F64R(d)                                                                                          \
                  : "l"(a), "l"(b), "r"(add))
+#define HS_WGMMA_SS_192(TYPE)                                                                                          \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %98, 0;\n"                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " "                                      \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                    \
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                    \
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                    \
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "                   \
+                 "%96, %97, add, 1, 1, 0, 0;\n}"                                                                       \
+                 : HS_F64R(d), HS_F32R(d, 64)                                                                          \
+                 : "l"(a), "l"(b), "r"(add))
 #define HS_WGMMA_SS_256(TYPE)                                                                                          \
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"                                                     \
                  "wgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE " "                                      \
@@ -224,7 +245,7 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
 template <typename T, int N>
 __device__ __forceinline__ void product_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
 #if HS_HOPPER
-    static_assert(N == 64 || N == 104 || N == 128 || N == 256, "");
+    static_assert(N == 64 || N == 104 || N == 128 || N == 192 || N == 256, "");
     constexpr bool BF16 = std::is_same<T, __nv_bfloat16>::value;
     if constexpr (N == 64 && BF16) HS_WGMMA_SS_64("bf16");
     if constexpr (N == 64 && !BF16) HS_WGMMA_SS_64("f16");
@@ -232,6 +253,8 @@ __device__ __forceinline__ void product_ss(float (&d)[N / 2], uint64_t a, uint64
     if constexpr (N == 104 && !BF16) HS_WGMMA_SS_104("f16");
     if constexpr (N == 128 && BF16) HS_WGMMA_SS_128("bf16");
     if constexpr (N == 128 && !BF16) HS_WGMMA_SS_128("f16");
+    if constexpr (N == 192 && BF16) HS_WGMMA_SS_192("bf16");
+    if constexpr (N == 192 && !BF16) HS_WGMMA_SS_192("f16");
     if constexpr (N == 256 && BF16) HS_WGMMA_SS_256("bf16");
     if constexpr (N == 256 && !BF16) HS_WGMMA_SS_256("f16");
 #endif

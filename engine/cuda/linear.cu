@@ -1,9 +1,10 @@
 /* Products with prepared weights: y[M, out] = act(x[M, in] W^T + b), or y += gate * (x W^T + b).
  *
  * cuBLASLt multiplies, sums in fp32, and where its epilogue is the contract (bias, GELU in its tanh form, adding to y,
- * a gate as a factor per column) writes y itself. Everything else is a product in F32 and one pass over it (finish), a
- * piece of rows at a time so that scratch stays small. Matrices that do not consist of 16-byte vectors, and very few
- * rows, where reading W is all there is to do, go through a kernel of one warp per output.
+ * a gate as a factor per column) writes y itself. On Hopper, large products that are added to y go through a kernel of
+ * our own instead, which hides that behind products (residual_hopper.cuh). Everything else is a product in F32 and one
+ * pass over it (finish), a piece of rows at a time so that scratch stays small. Matrices that do not consist of 16-byte
+ * vectors, and very few rows, where reading W is all there is to do, go through a kernel of one warp per output.
  *
  * For every shape the library is asked once. Large products try its first few answers and keep the fastest of those
  * that give the same bits as the first: which one wins may vary from run to run, results may not.
@@ -12,7 +13,9 @@
  */
 #include "cuda/cublaslt.h"
 #include "cuda/cuda.h"
+#include "cuda/residual_hopper.cuh"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,8 +28,10 @@ enum {
     WIDE = 8, /* elements per access of W */
     FEW = 8,  /* rows up to which W is read for all of them at once, without the library */
     FINISH_THREADS = 128,
-    FINISH_ROWS = 4,   /* rows of one thread in finish: bias and gate are read once for them */
-    PIECE = 128 << 20, /* bytes of an operand or a product in scratch */
+    FINISH_ROWS = 4,      /* rows of one thread in finish: bias and gate are read once for them */
+    PIECE = 128 << 20,    /* bytes of an operand or a product in scratch */
+    OWN_SLABS = 64,       /* of a processor, from which the residual stream is left to our own kernel */
+    UNGATED_DEPTH = 2048, /* of a product up to which it is where there is no gate */
     CANDIDATES = 5,
     TIMED_RUNS = 3,
 };
@@ -202,6 +207,7 @@ struct hs_cuda_plans {
     plan *first;
     cublasLtMatmulPreference_t limits;
     cudaEvent_t begin, end;
+    int *turns; /* of residual_wgmma */
 };
 
 typedef struct operands {
@@ -232,7 +238,9 @@ int hs_cuda_plans_open(hs_device *dev, hs_err *err) {
     if (e)
         return hs_fail(err, HS_EDEVICE, "opening %.60s: cuBLASLt does not start: %s", dev->name,
                        s->lt->GetStatusString(e));
-    if (cudaEventCreate(&s->begin) || cudaEventCreate(&s->end) || s->lt->MatmulPreferenceCreate(&s->limits) ||
+    if ((rc = hs_cuda_malloc(dev, 2 * sizeof *s->turns, "counters", (void **)&s->turns, err))) return rc;
+    if (cudaMemsetAsync(s->turns, 0, 2 * sizeof *s->turns, c->stream) || cudaEventCreate(&s->begin) ||
+        cudaEventCreate(&s->end) || s->lt->MatmulPreferenceCreate(&s->limits) ||
         set_limit(s, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &c->workspace_bytes, sizeof c->workspace_bytes) ||
         set_limit(s, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered) ||
         set_limit(s, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align, sizeof align) ||
@@ -265,6 +273,7 @@ void hs_cuda_plans_close(hs_device *dev) {
     if (s->handle) s->lt->Destroy(s->handle);
     if (s->begin) cudaEventDestroy(s->begin);
     if (s->end) cudaEventDestroy(s->end);
+    cudaFree(s->turns);
     hs_free(s);
 }
 
@@ -393,9 +402,44 @@ static int library(hs_device *dev, const shape *s, const operands *o) {
     return !e;
 }
 
+/* ---- the residual stream by Hopper's own kernel ------------------------------------------------------------------ */
+/* Whole slabs, one at least for every piece of a tile that is added; tiles that fill the processors, and many slabs for
+ * each: the library is faster with less to do, and where deep products are added without a gate. By the shape alone, so
+ * that results do not vary. */
+static bool by_wgmma(const hs_device *dev, const hs_linear *a, hs_dtype type) {
+    const int64_t in = a->w->in, out = a->w->out, sms = hs_cuda_of(dev)->sms, slabs = in / RESIDUAL_DEPTH;
+    const int64_t tiles = (a->rows + RESIDUAL_ROWS - 1) / RESIDUAL_ROWS * ((out + RESIDUAL_COLS - 1) / RESIDUAL_COLS);
+    const double area = (double)((tiles + sms - 1) / sms * sms) * RESIDUAL_ROWS * RESIDUAL_COLS;
+    return hs_cuda_hopper(dev) && a->residual && a->act == HS_ACT_NONE && type != HS_F32 && in % RESIDUAL_DEPTH == 0 &&
+           (a->gate.p || in <= UNGATED_DEPTH) && slabs >= RESIDUAL_PIECES && tiles * slabs >= OWN_SLABS * sms &&
+           tiles < INT_MAX / 256 && (double)a->rows * (double)out >= 0.8 * area &&
+           hs_cuda_of(dev)->shared_max >= RESIDUAL_SHARED;
+}
+
+/* y += gate * (x W^T + b); 0 if it cannot be launched. */
+static int run_wgmma(hs_device *dev, const void *w, hs_dtype type, const hs_buf x, int64_t rows, int64_t in,
+                     int64_t out, const rest *f, float *y) {
+    const int row_tiles = (int)((rows + RESIDUAL_ROWS - 1) / RESIDUAL_ROWS);
+    const int col_tiles = (int)((out + RESIDUAL_COLS - 1) / RESIDUAL_COLS);
+    int *turns = hs_cuda_of(dev)->plans->turns;
+    const residual r = {f->gate, f->bias, y, turns, (int)rows, (int)out, (int)in, row_tiles, col_tiles};
+    const int64_t tiles = (int64_t)row_tiles * col_tiles;
+    const unsigned blocks = (unsigned)(tiles < hs_cuda_of(dev)->sms ? tiles : hs_cuda_of(dev)->sms);
+    auto *kernel = type == HS_BF16 ? residual_wgmma<__nv_bfloat16> : residual_wgmma<__half>;
+    residual_maps maps;
+    if (!hopper_map(&maps.x, type == HS_BF16, x.p, in, rows, 1, in, in * rows, RESIDUAL_ROWS) ||
+        !hopper_map(&maps.w, type == HS_BF16, w, in, out, 1, in, in * out, RESIDUAL_COLS) ||
+        !hs_cuda_ok(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, RESIDUAL_SHARED),
+                    "linear"))
+        return 0;
+    kernel<<<blocks, RESIDUAL_THREADS, RESIDUAL_SHARED, hs_cuda_of(dev)->stream>>>(r, maps);
+    return HS_CUDA_LAUNCHED(dev, "linear");
+}
+
 /* ---- the operation ----------------------------------------------------------------------------------------------- */
 /* Ways to do it, best first; a shape that one does not offer is passed on to the next. */
 typedef enum way {
+    WGMMA,   /* our kernel for Hopper does everything */
     WHOLE,   /* the library does everything */
     PRODUCT, /* the library multiplies, finish does the rest */
     WARPS    /* few_rows multiplies */
@@ -419,6 +463,7 @@ static int run_piece(hs_device *dev, const hs_linear *a, const layout *l, way ho
     memset(&s, 0, sizeof s); /* padding too: shapes are compared as memory */
     s.rows = rows, s.out = out, s.in = in, s.type = (int)l->type;
     if (spare_rows > rows) spare_rows = rows;
+    if (how == WGMMA) return run_wgmma(dev, w, l->type, x, rows, in, out, &f, (float *)y.p);
     if (how == WHOLE) {
         const void *bias = f.gate ? gated : w + (y.type == HS_F32 ? l->bias : l->bias_typed);
         const operands o = {w, bias, x.p, f.gate, f.bias, y.p, p, spare_rows};
@@ -459,10 +504,10 @@ void hs_cuda_linear(hs_device *dev, const hs_linear *a) {
     const bool vectors = in % WIDE == 0 && out % WIDE == 0 && aligned(a->x.p) && aligned(a->y.p);
     int64_t done = 0;
     const bool whole = whole_epilogue(a, l.type) >= 0 && aligned(a->gate.p);
-    int how = a->rows <= FEW || !vectors ? WARPS : whole ? WHOLE : PRODUCT;
+    int how = a->rows <= FEW || !vectors ? WARPS : !whole ? PRODUCT : by_wgmma(dev, a, l.type) ? WGMMA : WHOLE;
     for (; how <= WARPS && done < a->rows && !dev->sticky; how++) {
         const hs_dtype x_type = how == WARPS ? HS_F32 : l.type;
-        const bool apart = how != WHOLE && (a->residual || a->y.type != HS_F32); /* the product from y */
+        const bool apart = how > WHOLE && (a->residual || a->y.type != HS_F32); /* the product from y */
         const size_t x_row = a->x.type != x_type ? (size_t)in * hs_dtype_size(x_type) : 0;
         int64_t step = piece_rows(a->rows, x_row, PIECE);
         if (apart) step = piece_rows(step, p_row, PIECE);

@@ -54,6 +54,14 @@ static void linear_list(void) {
         emit("rows=37 in=64 out=40 x=act y=f32 residual=1 gate=%d bias=%d wt=bf16", i / 2, i % 2);
         emit("rows=130 in=72 out=264 x=f32 y=f32 residual=1 gate=%d bias=%d wt=f32", i / 2, i % 2);
     }
+    /* Tiles of 128 x 192 for 132 processors, 64 slabs of 64 each or more: one tile a processor and up to six, last rows
+     * and columns cut, numbers of slabs that are no multiple of the places they have (5) nor of a tile's pieces (12).
+     */
+    emit("rows=1407 in=5184 out=1912 x=act y=f32 residual=1 gate=1 bias=1 wt=bf16 many=1");
+    emit("rows=3065 in=2048 out=2104 x=act y=f32 residual=1 bias=1 wt=f32 outlier=1 many=1");
+    emit("rows=2047 in=4224 out=1536 x=f32 y=f32 residual=1 gate=1 wt=bf16 many=1");
+    emit("rows=7417 in=1088 out=1544 x=act y=f32 residual=1 gate=1 bias=1 wt=f16 many=1");
+    emit("rows=12257 in=768 out=1536 x=act y=f32 residual=1 gate=1 wt=bf16 many=1");
 }
 
 static void linear_setup(test *t) {
@@ -94,6 +102,7 @@ static void linear_plain(test *t) {
     const int64_t rows = y->dim[0], in = t->o[0].dim[1], out = y->dim[1], residual = get(t, "residual"),
                   gated = get(t, "gate");
     const hs_act act = linear_act(t);
+#pragma omp parallel for schedule(static)
     for (int64_t m = 0; m < rows; m++)
         for (int64_t o = 0; o < out; o++) {
             float sum = 0;
