@@ -98,8 +98,8 @@ template <typename T> struct near_by_mma {
     using type = T;
     enum { THREADS = mma_tile::THREADS, BLOCKS = 2, HALVES = 2 };
     static int width(int) { return TILE; }
-    static __device__ __forceinline__ void begin() {}
-    static __device__ __forceinline__ void assign(const kmeans_call &call, int, unsigned char *shared) {
+    __device__ __forceinline__ void begin() {}
+    __device__ __forceinline__ void assign(const kmeans_call &call, int, unsigned char *shared) {
         share_tiles(call, [&](const kmeans &m, int head, int64_t first) { tile(m, head, first, (T *)shared); });
     }
     static __device__ __forceinline__ void tile(const kmeans &m, int head, int64_t first, T *tokens) {
@@ -147,8 +147,8 @@ template <typename T> struct near_by_fma {
     using type = T;
     enum { THREADS = fma_tile::THREADS, BLOCKS = 1, HALVES = 0 };
     static int width(int) { return TILE; }
-    static __device__ __forceinline__ void begin() {}
-    static __device__ __forceinline__ void assign(const kmeans_call &call, int round, unsigned char *shared) {
+    __device__ __forceinline__ void begin() {}
+    __device__ __forceinline__ void assign(const kmeans_call &call, int round, unsigned char *shared) {
         share_tiles(call,
                     [&](const kmeans &m, int head, int64_t first) { tile(m, round, head, first, (float *)shared); });
     }
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __gr
     if (!any([](const kmeans &m, int h) { return m.want[h]; })) return;
     const cooperative_groups::grid_group all = cooperative_groups::this_grid();
     constexpr int V1 = Near::HALVES == 1 ? 4 : 1; /* on Hopper always fours */
-    Near::begin();
+    Near near;
+    near.begin();
     each([&](const kmeans &m) {
         if (V1 == 4 || m.fours)
             start<T, Near::HALVES, 4>(m);
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(Near::THREADS, Near::BLOCKS) rounds(const __gr
         all.sync();
         if (round) each([&](const kmeans &m) { decide(m, round - 1); });
         if (!any([](const kmeans &m, int h) { return states(m)[h] & RUNS; })) break;
-        Near::assign(call, round, shared);
+        near.assign(call, round, shared);
         all.sync();
         each([&](const kmeans &m) { settle(m), scan(m, round); });
         all.sync();
@@ -231,7 +232,7 @@ static void lay_out(kmeans *m, char **room, int halves) {
     const int64_t heads = m->heads, clusters = m->clusters, dim = m->dim;
     m->most = (int *)take(room, 2 * heads * 4);
     m->bias = (float2 *)take(room, halves == 1 ? 0 : heads * m->padded * 8);
-    m->squares = (uint4 *)take(room, halves == 1 ? heads * m->padded * 16 : 0);
+    m->squares = (float *)take(room, halves == 1 ? heads * m->padded * 4 : 0);
     m->halves = take(room, heads * m->padded * halves * m->slabs * SLAB * 2);
     m->counts = (int *)take(room, heads * m->runs * clusters * 4);
     m->totals = (int *)take(room, heads * clusters * 4);
@@ -288,7 +289,8 @@ template <typename T> static void launch_fast(hs_device *dev, kmeans_call *call)
     for (int s = 0; s < call->sides; s++) {
         const kmeans *m = &call->side[s];
         reach = reach && m->ahead;
-        hopper = hopper && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS;
+        hopper =
+            hopper && m->fours && m->dim % SLAB == 0 && m->slabs <= NEAR_SLABS && m->clusters <= NEAR_MOST - NEAR_WIDE;
         if (slabs < m->slabs) slabs = m->slabs;
     }
     if (hopper && reach && launch<near_by_wgmma<T>>(dev, call, NEAR_SHARED)) return;

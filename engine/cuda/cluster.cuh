@@ -15,7 +15,7 @@ struct kmeans {
     int32_t *label, *order, *start;
     int *most;      /* [2, heads] the bits of the furthest move of the even, the odd rounds */
     float2 *bias;   /* [heads, padded] power of two that a product is to be multiplied with, |c|^2 / 2 */
-    uint4 *squares; /* [heads, padded] Hopper: |c|^2 / 4 in three parts as bf16, three times 1, 0, 0 */
+    float *squares; /* [heads, padded] Hopper: |c|^2 / 2 of the rounded centroid */
     void *halves;   /* [heads, padded, 2 or 1, slabs * SLAB] of x's type */
     int *counts;    /* [heads, runs, clusters] labels; after scan: those of earlier runs */
     int *totals;    /* [heads, clusters] */
@@ -55,20 +55,6 @@ static __device__ __forceinline__ void write_label(const kmeans &m, int head, in
     m.label[head * m.len + token] = label;
     atomicAdd(&m.counts[(head * m.runs + token / RUN) * m.clusters + label], 1);
 }
-/* A number as the sum of three of 8 bits. */
-struct parts {
-    float at[3];
-    __device__ __forceinline__ explicit parts(float x) {
-#pragma unroll
-        for (int n = 0; n < 3; n++) {
-            at[n] = to_f32(from_f32<__nv_bfloat16>(x));
-            x -= at[n];
-        }
-    }
-    static __device__ __forceinline__ unsigned pair(float low, float high) {
-        return pack<__nv_bfloat16>(low, high);
-    }
-};
 /* V neighbours of a vector at once. */
 template <typename T, int V> struct alignas(V * sizeof(T)) several { T at[V]; };
 #endif

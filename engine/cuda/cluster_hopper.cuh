@@ -20,10 +20,9 @@ enum {
     NEAR_BOX = NEAR_ROWS * SLAB * 2,
     NEAR_TOKENS = NEAR_SLABS * NEAR_BOX, /* bytes */
     NEAR_CENTROIDS = NEAR_SLABS * NEAR_WIDE * SLAB * 2,
-    NEAR_SQUARES = NEAR_WIDE * 16, /* bytes, of quarter squares in parts */
-    NEAR_OWN = NEAR_ROWS * 16,     /* the same of the tokens of a tile */
-    NEAR_BEHIND = 1024, /* memcheck takes the two halves of an operand that are the same for one behind the other */
-    NEAR_SHARED = 2 * (NEAR_TOKENS + NEAR_OWN) + NEAR_STAGES * (NEAR_CENTROIDS + NEAR_SQUARES) + NEAR_BEHIND,
+    NEAR_MOST = 4096,             /* centroids of a head, up to whole tiles */
+    NEAR_SQUARES = NEAR_MOST * 4, /* bytes, of the half squares of all centroids of a head */
+    NEAR_SHARED = 2 * (NEAR_TOKENS + NEAR_SQUARES) + NEAR_STAGES * NEAR_CENTROIDS,
     NEAR_BARRIERS = 2 * NEAR_STAGES + 4,
     NEAR_NUMBERS = 32, /* of columns of a tile that a thread sees */
 };
@@ -32,7 +31,7 @@ enum {
  * five being the number of its column in the tile instead. NaN is above all; what rounding has made negative is below
  * all. */
 struct nearest_key {
-    int key, tile;
+    int half, number, tile;
 };
 
 /* Half the squared distances of 64 tokens to a tile of centroids become choices, in four chains: in one each would wait
@@ -55,7 +54,7 @@ static __device__ __forceinline__ void look_near(const float (&acc)[COLS / 2], i
             best[j % 4] = __vimin3_s32(best[j % 4], key[0], key[1]);
         }
         const int least = __vimin3_s32(best[0], best[1], min(best[2], best[3]));
-        if ((least & high) < (row[i].key & high)) row[i] = {least, tile};
+        if ((least & high) < row[i].half) row[i] = {least & high, least & ~high, tile};
     }
 }
 
@@ -66,8 +65,7 @@ static __device__ __forceinline__ void finish_near(const kmeans &m, int head, in
     const int quad = (int)threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int number = row[i].key & (NEAR_NUMBERS - 1);
-        int half = row[i].key & -NEAR_NUMBERS, label = row[i].tile * COLS + number / 2 * 8 + quad * 2 + number % 2;
+        int half = row[i].half, label = row[i].tile * COLS + row[i].number / 2 * 8 + quad * 2 + row[i].number % 2;
 #pragma unroll
         for (int d = 1; d < 4; d *= 2) {
             const int other = __shfl_xor_sync(~0u, half, d), its = __shfl_xor_sync(~0u, label, d);
@@ -80,34 +78,28 @@ static __device__ __forceinline__ void finish_near(const kmeans &m, int head, in
 
 /* What producer and consumers know of each other. */
 struct near_ring {
-    unsigned barriers;     /* of every stage full, empty; of both places for tokens full, empty */
-    unsigned stage, phase; /* of the next tile of centroids */
-    unsigned tiles;        /* of tokens that came */
+    unsigned barriers;         /* of every stage full, empty; of both places for tokens full, empty */
+    unsigned centroids, tiles; /* tiles of centroids, of tokens that came */
 
-    __device__ __forceinline__ unsigned full() const { return barriers + 8 * stage; }
-    __device__ __forceinline__ unsigned empty() const { return barriers + 8 * (NEAR_STAGES + stage); }
+    __device__ __forceinline__ unsigned full(unsigned n) const { return barriers + 8 * (n % NEAR_STAGES); }
+    __device__ __forceinline__ unsigned empty(unsigned n) const {
+        return barriers + 8 * (NEAR_STAGES + n % NEAR_STAGES);
+    }
     __device__ __forceinline__ unsigned tokens_full(unsigned n) const {
         return barriers + 8 * (2 * NEAR_STAGES + n % 2);
     }
     __device__ __forceinline__ unsigned tokens_empty(unsigned n) const {
         return barriers + 8 * (2 * NEAR_STAGES + 2 + n % 2);
     }
-    __device__ __forceinline__ void next() {
-        stage = stage + 1 < NEAR_STAGES ? stage + 1 : 0;
-        phase ^= stage == 0;
-    }
-    /* Places in shared memory: of the nth tile of tokens, their quarter squares, the next tile of centroids, theirs. */
+    /* Places in shared memory: of the nth tile of tokens, the nth tile of centroids, the squares beside the tokens. */
     static __device__ __forceinline__ unsigned tokens_at(unsigned shared, unsigned n) {
         return shared + n % 2 * NEAR_TOKENS;
     }
-    static __device__ __forceinline__ unsigned own_at(unsigned shared, unsigned n) {
-        return shared + 2 * NEAR_TOKENS + n % 2 * NEAR_OWN;
+    static __device__ __forceinline__ unsigned centroids_at(unsigned shared, unsigned n) {
+        return shared + 2 * NEAR_TOKENS + n % NEAR_STAGES * NEAR_CENTROIDS;
     }
-    __device__ __forceinline__ unsigned centroids_at(unsigned shared) const {
-        return shared + 2 * (NEAR_TOKENS + NEAR_OWN) + stage * NEAR_CENTROIDS;
-    }
-    __device__ __forceinline__ unsigned squares_at(unsigned shared) const {
-        return shared + 2 * (NEAR_TOKENS + NEAR_OWN) + NEAR_STAGES * NEAR_CENTROIDS + stage * NEAR_SQUARES;
+    static __device__ __forceinline__ unsigned squares_at(unsigned shared, unsigned n) {
+        return shared + 2 * NEAR_TOKENS + NEAR_STAGES * NEAR_CENTROIDS + n % 2 * NEAR_SQUARES;
     }
 };
 
@@ -118,26 +110,29 @@ template <typename T, int COLS> struct near_tiles {
     unsigned char *shared;
 
     __device__ __forceinline__ void produce(int head, int first, int cols) {
-        const unsigned at = shared_address(shared), tokens = ring.tokens_full(ring.tiles);
+        const unsigned at = shared_address(shared);
         barrier_wait(ring.tokens_empty(ring.tiles), ring.tiles / 2 % 2 ^ 1);
-        barrier_expect(tokens, NEAR_TOKENS);
+        barrier_expect(ring.tokens_full(ring.tiles), NEAR_TOKENS + (unsigned)m.padded * 4);
+        bulk_load(ring.squares_at(at, ring.tiles), m.squares + head * m.padded, (unsigned)m.padded * 4,
+                  ring.tokens_full(ring.tiles));
         for (int s = 0; s < NEAR_SLABS; s++)
-            tma_load(ring.tokens_at(at, ring.tiles) + s * NEAR_BOX, &m.tokens, tokens, s * SLAB, first, head);
+            tma_load(ring.tokens_at(at, ring.tiles) + s * NEAR_BOX, &m.tokens, ring.tokens_full(ring.tiles), s * SLAB,
+                     first, head);
         ring.tiles++;
-        for (int c = 0; c < cols; c++, ring.next()) {
-            barrier_wait(ring.empty(), ring.phase ^ 1);
-            barrier_expect(ring.full(), NEAR_SLABS * COLS * SLAB * 2 + COLS * 16);
-            bulk_load(ring.squares_at(at), m.squares + head * m.padded + c * COLS, COLS * 16, ring.full());
+        for (int c = 0; c < cols; c++, ring.centroids++) {
+            const unsigned full = ring.full(ring.centroids);
+            barrier_wait(ring.empty(ring.centroids), ring.centroids / NEAR_STAGES % 2 ^ 1);
+            barrier_expect(full, NEAR_SLABS * COLS * SLAB * 2);
             for (int s = 0; s < NEAR_SLABS; s++)
-                tma_load(ring.centroids_at(at) + s * COLS * SLAB * 2, &m.rounded, ring.full(), s * SLAB, c * COLS,
-                         head);
+                tma_load(ring.centroids_at(at, ring.centroids) + s * COLS * SLAB * 2, &m.rounded, full, s * SLAB,
+                         c * COLS, head);
         }
     }
 
-    /* Waits for the nth tile's tokens and gives the products their quarter squares. */
-    __device__ __forceinline__ void take_tokens(int group, unsigned tile) const {
+    /* Waits for the next tile's tokens. square: |x|^2 / 2 of this thread's rows. */
+    __device__ __forceinline__ void take_tokens(int group, float (&square)[2]) const {
         const int lane = threadIdx.x % 32, quad = lane % 4;
-        barrier_wait(ring.tokens_full(tile), tile / 2 % 2);
+        barrier_wait(ring.tokens_full(ring.tiles), ring.tiles / 2 % 2);
 #pragma unroll
         for (int i = 0; i < 2; i++) { /* a quad shares a row: two pieces of eight values of each slab a lane */
             const int at = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4 + 8 * i;
@@ -145,34 +140,35 @@ template <typename T, int COLS> struct near_tiles {
 #pragma unroll
             for (int n = 0; n < 2 * NEAR_SLABS; n++) {
                 const several<T, 8> v =
-                    *(const several<T, 8> *)(const void *)(shared + ring.tokens_at(0, tile) + n / 2 * NEAR_BOX +
+                    *(const several<T, 8> *)(const void *)(shared + ring.tokens_at(0, ring.tiles) + n / 2 * NEAR_BOX +
                                                            at * SLAB * 2 + ((quad + n % 2 * 4) ^ (at % 8)) * 16);
 #pragma unroll
                 for (int e = 0; e < 8; e++) sum = fmaf(to_f32(v.at[e]), to_f32(v.at[e]), sum);
             }
             sum += __shfl_xor_sync(~0u, sum, 1);
-            sum += __shfl_xor_sync(~0u, sum, 2);
-            const parts own(sum / 4);
-            if (quad == 0) /* ones for the centroid's parts, its own for the centroid's ones */
-                *(uint4 *)(void *)(shared + ring.own_at(0, tile) + at * 16) =
-                    make_uint4(parts::pair(1, 1), parts::pair(1, own.at[0]), parts::pair(own.at[1], own.at[2]), 0);
+            square[i] = (sum + __shfl_xor_sync(~0u, sum, 2)) / 2;
         }
-        fence_async();
-        named_sync(1 + NEAR_GROUPS + group, 128);
     }
 
-    /* Begins the half squared distances of this warpgroup's tokens to the next tile of centroids. */
-    __device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int group) const {
+    /* Half squared distances of this warpgroup's tokens to the next tile of centroids, the head's tile number `col`. */
+    __device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int group, int col,
+                                             const float (&square)[2]) const {
         /* shuffled so that the compiler knows it to be the same in a warp: descriptors live in uniform registers */
         const unsigned at = shared_address(shared);
         const unsigned x = __shfl_sync(~0u, ring.tokens_at(at, ring.tiles) + group * 64 * SLAB * 2, 0);
-        const unsigned own = __shfl_sync(~0u, ring.own_at(at, ring.tiles) + group * 64 * 16, 0);
-        const unsigned c = __shfl_sync(~0u, ring.centroids_at(at), 0);
-        const unsigned squares = __shfl_sync(~0u, ring.squares_at(at), 0);
-        barrier_wait(ring.full(), ring.phase);
+        const unsigned c = __shfl_sync(~0u, ring.centroids_at(at, ring.centroids), 0);
+        barrier_wait(ring.full(ring.centroids), ring.centroids / NEAR_STAGES % 2);
+        const float2 *halves =
+            (const float2 *)(const void *)(shared + ring.squares_at(0, ring.tiles) + col * COLS * 4) + threadIdx.x % 4;
+#pragma unroll
+        for (int j = 0; j < COLS / 8; j++) {
+            const float2 two = halves[4 * j];
+#pragma unroll
+            for (int e = 0; e < 4; e++) acc[4 * j + e] = square[e / 2] + (e % 2 ? two.y : two.x);
+        }
+        keep(acc);
         named_sync(1 + group, 256);
         products_begin();
-        product_ss<__nv_bfloat16, COLS>(acc, operand_of_eights(own), operand_of_eights(squares), 0);
 #pragma unroll
         for (int s = 0; s < NEAR_SLABS; s++)
 #pragma unroll
@@ -180,98 +176,76 @@ template <typename T, int COLS> struct near_tiles {
                 product_ss<T, COLS>(acc, operand_by_rows(x + s * NEAR_BOX) + 2 * k,
                                     operand_by_rows(c + s * COLS * SLAB * 2) + 2 * k, 1);
         products_commit();
+        products_wait<0>();
         named_arrive(1 + (group + 1) % NEAR_GROUPS, 256);
+        keep(acc);
     }
 
-    /* The next tile of heads that run, from `item` on. */
-    __device__ __forceinline__ int running(int item, int tiles_of_head, int blocks) const {
-        while (item < m.heads * tiles_of_head && !(states(m)[item / tiles_of_head] & RUNS)) item += blocks;
-        return item < m.heads * tiles_of_head ? item : -1;
+    __device__ __forceinline__ void consume(int head, int first, int cols, int group) {
+        const int lane = threadIdx.x % 32, row = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
+        float square[2];
+        nearest_key best[2] = {{INT32_MAX, 0, 0}, {INT32_MAX, 0, 0}};
+        take_tokens(group, square);
+        for (int c = 0; c < cols; c++, ring.centroids++) {
+            float acc[COLS / 2];
+            multiply(acc, group, c, square);
+            if (lane == 0) barrier_arrive(ring.empty(ring.centroids));
+            if (c == cols - 1) barrier_arrive(ring.tokens_empty(ring.tiles)); /* all have read squares */
+            look_near<COLS>(acc, m.high, c, best);
+        }
+        ring.tiles++;
+        finish_near<COLS>(m, head, (int64_t)first + row, best);
     }
 
-    /* before: tiles of the sides before, so that blocks have equally many of all together. What a tile takes besides
-     * products, at its end and before its begin, is done while those of its neighbours are under way. */
+    /* before: tiles of the sides before, so that blocks have equally many of all together. */
     __device__ __forceinline__ void share(int before) {
         const launch_place place;
-        const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), blocks = (int)place.blocks, lane = threadIdx.x % 32;
+        const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), blocks = (int)place.blocks;
         const int tiles_of_head = (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS), cols = (int)(m.padded / COLS);
-        const int row = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + lane / 4;
-        int item = running(((int)place.block + blocks - before % blocks) % blocks, tiles_of_head, blocks), last = -1;
-        nearest_key found[2]; /* in the last one */
-        auto finish = [&] {
-            finish_near<COLS>(m, last / tiles_of_head, (int64_t)(last % tiles_of_head) * NEAR_ROWS + row, found);
-        };
-        if (group == NEAR_GROUPS) {
-            if (threadIdx.x % 128) return;
-            for (; item >= 0; item = running(item + blocks, tiles_of_head, blocks))
-                produce(item / tiles_of_head, item % tiles_of_head * NEAR_ROWS, cols);
-            return;
+        const int begin = ((int)place.block + blocks - before % blocks) % blocks;
+        if (group == NEAR_GROUPS && threadIdx.x % 128) return;
+        for (int item = begin; item < m.heads * tiles_of_head; item += blocks) {
+            const int head = item / tiles_of_head, first = item % tiles_of_head * NEAR_ROWS;
+            if (!(states(m)[head] & RUNS)) continue;
+            if (group == NEAR_GROUPS)
+                produce(head, first, cols);
+            else
+                consume(head, first, cols, group);
         }
-        if (item >= 0) take_tokens(group, ring.tiles);
-        while (item >= 0) {
-            const int after = running(item + blocks, tiles_of_head, blocks);
-            nearest_key best[2] = {{INT32_MAX, 0}, {INT32_MAX, 0}};
-            for (int c = 0; c < cols; c++) {
-                float acc[COLS / 2];
-                multiply(acc, group);
-                if (c == 0 && last >= 0) finish();
-                if (c == cols - 1 && after >= 0) take_tokens(group, ring.tiles + 1);
-                products_wait<0>();
-                keep(acc);
-                if (lane == 0) barrier_arrive(ring.empty());
-                ring.next();
-                if (lane == 0 && c == cols - 1) barrier_arrive(ring.tokens_empty(ring.tiles));
-                look_near<COLS>(acc, m.high, c, best);
-            }
-            for (int i = 0; i < 2; i++) found[i] = best[i];
-            ring.tiles++;
-            last = item;
-            item = after;
-        }
-        if (last >= 0) finish();
     }
 };
 
 template <typename T> struct near_by_wgmma {
     using type = T;
     enum { THREADS = NEAR_GROUPS * 128 + 128, BLOCKS = 1, HALVES = 1 };
+    near_ring ring;
 
-    /* Of 104 or 128 centroids are the tiles that leave less of the last one empty. */
     static int width(int clusters) {
         const int narrow = (NEAR_NARROW - clusters % NEAR_NARROW) % NEAR_NARROW;
         return narrow < (NEAR_WIDE - clusters % NEAR_WIDE) % NEAR_WIDE ? NEAR_NARROW : NEAR_WIDE;
     }
-    /* Where the ring of a warpgroup stands from one round to the next: in registers the steps between would need them.
-     */
-    static __device__ __forceinline__ near_ring &kept() {
-        __shared__ near_ring of_group[NEAR_GROUPS + 1];
-        return of_group[threadIdx.x / 128];
-    }
-    static __device__ __forceinline__ void begin() {
+    __device__ __forceinline__ void begin() {
 #if HS_HOPPER
         __shared__ uint64_t room[NEAR_BARRIERS];
-        near_ring ring = {shared_address(room), 0, 0, 0};
+        ring = {shared_address(room), 0, 0};
         if (threadIdx.x == 0) {
-            for (; ring.stage < NEAR_STAGES; ring.stage++) {
-                barrier_init(ring.full(), 1);
-                barrier_init(ring.empty(), NEAR_GROUPS * 4);
+            for (int s = 0; s < NEAR_STAGES; s++) {
+                barrier_init(ring.full(s), 1);
+                barrier_init(ring.empty(s), NEAR_GROUPS * 4);
             }
-            ring.stage = 0;
             for (int s = 0; s < 2; s++) {
                 barrier_init(ring.tokens_full(s), 1);
-                barrier_init(ring.tokens_empty(s), NEAR_GROUPS * 4);
+                barrier_init(ring.tokens_empty(s), NEAR_GROUPS * 128);
             }
             barrier_init_done();
         }
-        if (threadIdx.x % 128 == 0) kept() = ring;
         __syncthreads();
         if (threadIdx.x / 128 == NEAR_GROUPS - 1) named_arrive(1, 256); /* the first turn is the first one's */
 #endif
     }
     /* Keys first: they have more clusters, and long tiles had better not come last. */
-    static __device__ __forceinline__ void assign(const kmeans_call &call, int, unsigned char *shared) {
+    __device__ __forceinline__ void assign(const kmeans_call &call, int, unsigned char *shared) {
 #if HS_HOPPER
-        near_ring ring = kept();
         for (int s = call.sides - 1, before = 0; s >= 0; s--) {
             const kmeans &m = call.side[s];
             if (m.padded % NEAR_WIDE)
@@ -281,8 +255,6 @@ template <typename T> struct near_by_wgmma {
             __syncwarp();
             before += m.heads * (int)((m.len + NEAR_ROWS - 1) / NEAR_ROWS);
         }
-        __syncthreads();
-        if (threadIdx.x % 128 == 0) kept() = ring;
 #endif
     }
 };

@@ -275,8 +275,7 @@ template <typename T, int HALVES> static __device__ void prepare(const kmeans &m
         m.bias[head * m.padded + c] = make_float2(ldexpf(1, exponent), c < m.clusters ? (float)(norm / 2) : NEVER);
 }
 
-/* The same for Hopper, which has at most four elements a lane, x: one rounding, negative, and its quarter square
- * in parts. */
+/* The same for Hopper, which has at most four elements a lane, x: one rounding, negative, and half its square. */
 template <typename T>
 static __device__ __forceinline__ void prepare_rounded(const kmeans &m, const several<float, 4> &x, int head, int c) {
     const int lane = launch_place().lane(), d = lane * 4;
@@ -289,10 +288,7 @@ static __device__ __forceinline__ void prepare_rounded(const kmeans &m, const se
     }
     norm = warp_sum(norm);
     if (d < m.dim) *(several<T, 4> *)((T *)m.halves + ((int64_t)head * m.padded + c) * m.dim + d) = half;
-    if (lane) return;
-    const parts p(c < m.clusters ? norm / 4 : NEVER / 2);
-    m.squares[head * m.padded + c] =
-        make_uint4(parts::pair(p.at[0], p.at[1]), parts::pair(p.at[2], 1), parts::pair(1, 1), 0);
+    if (lane == 0) m.squares[head * m.padded + c] = c < m.clusters ? norm / 2 : NEVER;
 }
 
 /* Where each centroid would go, and how far that is; nowhere if it has no tokens. Prepared for a round that may not

@@ -135,12 +135,6 @@ __device__ __forceinline__ uint64_t operand_by_columns(unsigned address, unsigne
     return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(next >> 4) << 16 | (uint64_t)(eight >> 4) << 32 |
            (uint64_t)1 << 62;
 }
-/* An operand of depth 16 by rows without a swizzle, of whose two halves of depth 8 the second is the first one again:
- * [rows][8] values, 16 bytes a row. */
-__device__ __forceinline__ uint64_t operand_of_eights(unsigned address) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(128 >> 4) << 32;
-}
-
 /* Before the first product after registers of it were touched by other instructions. */
 __device__ __forceinline__ void products_begin() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

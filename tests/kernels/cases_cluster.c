@@ -92,7 +92,7 @@ static hs_cluster view(const test *t, const hs_buf *b, int n) {
                         .heads = (int)get(t, "heads"),
                         .head_dim = (int)get(t, "D"),
                         .clusters = (int)get(t, n ? "beside" : "clusters"),
-                        .iters_first = (int)get(t, "rounds") + n,
+                        .iters_first = (int)get(t, "rounds") + (get(t, "loose") ? 0 : n),
                         .iters_next = (int)get(t, "rounds") / 2 + 1,
                         .compat = (int)get(t, "compat"),
                         .seed = 7 + (uint64_t)n};
