@@ -125,6 +125,7 @@ static void choose(hs_attn *a, hs_attn_memory *m, int layer, int interval, int f
 static void predict(hs_attn *a, hs_attn_memory *m, const hs_policy *call, int layer, hs_buf qkv, int exact) {
     const int interval = hs_attn_policy_interval(&a->p, call->step + exact);
     hs_reuse_policy reuse = a->p.reuse;
+    reuse.begin_age = reuse.kind == HS_REUSE_STAGGER ? layer % reuse.interval : 0;
     if (hs_attn_changes(a, layer, m->interval, interval)) reuse.kind = HS_REUSE_NONE;
     m->interval = interval;
     hs_attn_thresholds(a, NULL);

@@ -256,7 +256,7 @@ void hs_op_cluster(hs_device *dev, const hs_cluster *a) {
 void hs_op_reuse(hs_device *dev, const hs_reuse *a) {
     const call c = {dev, "reuse"};
     hs_reuse r = *a;
-    range(&c, "kind", (int64_t)r.policy.kind, HS_REUSE_NONE, HS_REUSE_FREEZE);
+    range(&c, "kind", (int64_t)r.policy.kind, HS_REUSE_NONE, HS_REUSE_STAGGER);
     const int64_t n = VOLUME(&c, "mean_q", r.heads, r.dim);
     r.mean_q = need(&c, "mean_q", r.mean_q, T_F32, n);
     r.mean_k = need(&c, "mean_k", r.mean_k, T_F32, n);

@@ -64,9 +64,11 @@ static const hs_option_row rows[] = {
     {ID_BUDGET, 0, "budget", "S", "which of its sparsity budgets, such as 0.74 [the profile's first]"},
     {ID_ATTENTION, 0, "attention", "NAME", "dense, xattention, svg2 or pooled [the profile's, else dense]"},
     {ID_TOP_P, 0, "top-p", "P", "attention mass that every head keeps, above 0 to 1 [the profile's, else 0.9]"},
-    {ID_REUSE, 0, "reuse", "NAME", "keep masks between steps: none, drift, relative, interval or freeze [drift]"},
+    {ID_REUSE, 0, "reuse", "NAME",
+     "keep masks between steps: none, drift, relative, interval, stagger\n(interval by layers in turn) or freeze "
+     "[drift]"},
     {ID_REUSE_DELTA, 0, "reuse-delta", "D", "drift, relative: predict again above D [30, svg2 8]"},
-    {ID_REUSE_INTERVAL, 0, "reuse-interval", "N", "interval: predict every N-th step [4]"},
+    {ID_REUSE_INTERVAL, 0, "reuse-interval", "N", "interval, stagger: predict every N-th step [4]"},
     {ID_DENSE_STEPS, 0, "dense-steps", "N", "the first N steps attend densely [the profile's, else 0]"},
     {ID_DENSE_LAYERS, 0, "dense-layers", "N", "the first N layers attend densely [the profile's, else 0]"},
     {ID_BLOCK, 0, "block", "N", "xattention, pooled: tokens a block, 64 or 128 [128]"},
@@ -229,7 +231,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_TOP_P: rc = hs_option_double(r->name, arg, 1e-6, 1, &o->top_p, err); break;
     case ID_REUSE:
         if (hs_reuse_parse(arg, &reuse))
-            return hs_option_bad(r->name, arg, "none, drift, relative, interval or freeze", err);
+            return hs_option_bad(r->name, arg, "none, drift, relative, interval, stagger or freeze", err);
         o->reuse = (int)reuse;
         break;
     case ID_REUSE_DELTA: rc = hs_option_double(r->name, arg, 0, 1e9, &o->reuse_delta, err); break;
@@ -308,7 +310,7 @@ static int set_reuse(const hs_options *o, hs_method method, hs_reuse_policy *r, 
                        "--reuse-delta is a limit for the drift, but reuse is %s: add --reuse drift or "
                        "leave it out",
                        hs_reuse_name(r->kind));
-    if (o->reuse_interval >= 0 && r->kind != HS_REUSE_INTERVAL)
+    if (o->reuse_interval >= 0 && !hs_reuse_counts(r->kind))
         return hs_fail(err, HS_EINVAL,
                        "--reuse-interval counts steps, but reuse is %s: add --reuse interval or leave "
                        "it out",

@@ -35,15 +35,15 @@ int hs_method_parse(const char *name, hs_method *ret) {
     return HS_EINVAL;
 }
 
-static const char *const reuse_names[] = {"none", "drift", "relative", "interval", "freeze"};
-_Static_assert(sizeof reuse_names / sizeof *reuse_names == HS_REUSE_FREEZE + 1, "a name for every kind of reuse");
+static const char *const reuse_names[] = {"none", "drift", "relative", "interval", "freeze", "stagger"};
+_Static_assert(sizeof reuse_names / sizeof *reuse_names == HS_REUSE_STAGGER + 1, "a name for every kind of reuse");
 
 const char *hs_reuse_name(hs_reuse_kind k) {
     return reuse_names[k];
 }
 
 int hs_reuse_parse(const char *name, hs_reuse_kind *ret) {
-    for (int k = 0; k <= HS_REUSE_FREEZE; k++)
+    for (int k = 0; k <= HS_REUSE_STAGGER; k++)
         if (!strcmp(name, reuse_names[k])) {
             *ret = (hs_reuse_kind)k;
             return 0;

@@ -54,7 +54,7 @@ int hs_profile_policy(const hs_profile *p, int budget, int steps, hs_attn_policy
     a.intervals = b->intervals;
     for (int i = 1; i < b->intervals; i++) a.interval_start[i] = steps_until(b->until[i - 1], steps);
     a.dense_steps = (a.dense_steps * steps + p->steps - 1) / p->steps;
-    if (a.reuse.kind == HS_REUSE_INTERVAL) {
+    if (hs_reuse_counts(a.reuse.kind)) {
         a.reuse.interval = (2 * a.reuse.interval * steps + p->steps) / (2 * p->steps);
         if (a.reuse.interval < 1) a.reuse.interval = 1;
         if (a.reuse.interval > steps)
@@ -84,7 +84,7 @@ int hs_profile_differences(const hs_profile *p, const hs_request *r, char *ret, 
     if (!steps_same && !hs_profile_policy(p, 0, r->steps, &a, NULL)) {
         if (p->policy.dense_steps)
             ADD("; %d dense steps of %d become %d of %d", p->policy.dense_steps, p->steps, a.dense_steps, r->steps);
-        if (a.reuse.kind == HS_REUSE_INTERVAL)
+        if (hs_reuse_counts(a.reuse.kind))
             ADD("; a refresh every %d steps becomes every %d", p->policy.reuse.interval, a.reuse.interval);
         for (int i = 1; i < r->attention.intervals; i++)
             ADD(i == 1 ? "; thresholds change at step %d" : ", %d", r->attention.interval_start[i]);

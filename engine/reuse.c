@@ -16,7 +16,8 @@ static int wants(const hs_reuse_policy *p, int32_t age, double drift, double nor
     case HS_REUSE_NONE: return 1;
     case HS_REUSE_DRIFT: return drift > p->delta;
     case HS_REUSE_RELATIVE: return drift > p->delta * norm;
-    case HS_REUSE_INTERVAL: return age + 1 >= p->interval;
+    case HS_REUSE_INTERVAL:
+    case HS_REUSE_STAGGER: return age + 1 >= p->interval;
     case HS_REUSE_FREEZE: return 0;
     }
     return 1;
@@ -38,7 +39,8 @@ void hs_reuse_decide(const hs_reuse_policy *p, int heads, int dim, const float *
     for (int h = 0; h < heads; h++) {
         if (none && ret_want[h] < 2) ret_want[h] = 0; /* a head without a mask cannot reuse one */
         if (all && ret_want[h] < 1) ret_want[h] = 1;
-        age[h] = ret_want[h] ? 0 : age[h] + 1;
+        const int turn = p->kind == HS_REUSE_STAGGER && age[h] >= 0;
+        age[h] = !ret_want[h] ? age[h] + 1 : turn ? 0 : p->begin_age;
         if (!ret_want[h]) continue;
         memcpy(anchor_q + (size_t)h * dim, mean_q + (size_t)h * dim, (size_t)dim * sizeof(float));
         memcpy(anchor_k + (size_t)h * dim, mean_k + (size_t)h * dim, (size_t)dim * sizeof(float));

@@ -17,14 +17,21 @@ typedef enum hs_reuse_kind {
     HS_REUSE_RELATIVE, /* drift divided by the anchor's L1 norm: no units, one delta for every model */
     HS_REUSE_INTERVAL, /* baseline: every interval-th sparse step */
     HS_REUSE_FREEZE,   /* baseline: the first mask for ever */
+    HS_REUSE_STAGGER,  /* as interval, but layers take turns, so that steps take equally long */
 } hs_reuse_kind;
 
 typedef struct hs_reuse_policy {
     hs_reuse_kind kind;
     float delta;               /* refresh above this drift */
-    int interval;              /* HS_REUSE_INTERVAL */
+    int interval;              /* HS_REUSE_INTERVAL, HS_REUSE_STAGGER */
+    int begin_age;             /* HS_REUSE_STAGGER: of this layer, after a mask that was not its turn; else 0 */
     float gate_low, gate_high; /* share of heads that want a refresh: below low none, above high all; 0, 1 = no gate */
 } hs_reuse_policy;
+
+/* Is a mask due after so many steps? */
+static inline int hs_reuse_counts(hs_reuse_kind k) {
+    return k == HS_REUSE_INTERVAL || k == HS_REUSE_STAGGER;
+}
 
 /* One layer, one branch. heads x dim means; all arrays owned by the caller (host on cpu and ref, device on a GPU).
  *   mean_q, mean_k   [heads, dim]  today's token means

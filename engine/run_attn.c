@@ -48,6 +48,7 @@ static void add_reuse(text *t, const hs_reuse_policy *r) {
     case HS_REUSE_RELATIVE: add(t, ", reuse while relative drift <= %g", (double)r->delta); break;
     case HS_REUSE_INTERVAL: add(t, ", masks predicted every %d steps", r->interval); break;
     case HS_REUSE_FREEZE: add(t, ", masks predicted once"); break;
+    case HS_REUSE_STAGGER: add(t, ", masks predicted every %d steps, layers in turn", r->interval); break;
     }
 }
 

@@ -406,7 +406,8 @@ static __device__ int wants(const hs_reuse_policy &p, int age, double drift, dou
     switch (p.kind) {
     case HS_REUSE_DRIFT: return drift > p.delta;
     case HS_REUSE_RELATIVE: return drift > p.delta * norm;
-    case HS_REUSE_INTERVAL: return age + 1 >= p.interval;
+    case HS_REUSE_INTERVAL:
+    case HS_REUSE_STAGGER: return age + 1 >= p.interval;
     case HS_REUSE_FREEZE: return 0;
     default: return 1;
     }
@@ -443,7 +444,8 @@ static __global__ void __launch_bounds__(REUSE_HEADS * 32) decide(reuse r) {
         __syncwarp();
         if (lane == 0) {
             r.want[h] = (uint8_t)want;
-            r.age[h] = want ? 0 : r.age[h] + 1;
+            const int age = r.age[h], turn = r.policy.kind == HS_REUSE_STAGGER && age >= 0;
+            r.age[h] = !want ? age + 1 : turn ? 0 : r.policy.begin_age;
         }
         for (int i = lane; i < r.dim && want; i += 32) {
             r.anchor_q[at + i] = r.mean_q[at + i];

@@ -414,7 +414,7 @@ static void plain_block_means(test *t) {
 /* ---- reuse: operands anchor_q, anchor_k, age, want, drift, mean_q, mean_k
  * ---------------------------------------------- */
 static void list_reuse(void) {
-    for (int k = HS_REUSE_NONE; k <= HS_REUSE_FREEZE; k++)
+    for (int k = HS_REUSE_NONE; k <= HS_REUSE_STAGGER; k++)
         for (int gate = 0; gate < 2; gate++) {
             emit("heads=12 dim=128 kind=%d gate=%d", k, gate);
             emit("heads=3 dim=64 kind=%d gate=%d fresh=1", k, gate); /* no anchor yet */
@@ -443,6 +443,7 @@ static hs_reuse view_reuse(const test *t, const hs_buf *b) {
     return (hs_reuse){.policy = {.kind = (hs_reuse_kind)get(t, "kind"),
                                  .delta = get(t, "kind") == HS_REUSE_RELATIVE ? 0.5f : 0.8f * dim,
                                  .interval = 3,
+                                 .begin_age = get(t, "kind") == HS_REUSE_STAGGER ? 2 : 0,
                                  .gate_low = gate ? 0.4f : 0,
                                  .gate_high = gate ? 0.6f : 1},
                       .heads = (int)get(t, "heads"),
@@ -478,7 +479,7 @@ static void plain_reuse(test *t) {
                   : a.policy.kind == HS_REUSE_NONE     ? 1
                   : a.policy.kind == HS_REUSE_DRIFT    ? drift > a.policy.delta
                   : a.policy.kind == HS_REUSE_RELATIVE ? drift > a.policy.delta * norm
-                  : a.policy.kind == HS_REUSE_INTERVAL ? age + 1 >= a.policy.interval
+                  : hs_reuse_counts(a.policy.kind)     ? age + 1 >= a.policy.interval
                                                        : 0;
         wanting += want[h] != 0;
         put(t, &t->o[4], h, age < 0 ? 0 : drift, age < 0 ? 0 : mag, age < 0 ? 0 : mag);
@@ -489,7 +490,7 @@ static void plain_reuse(test *t) {
         if (share < a.policy.gate_low && want[h] == 1) want[h] = 0;
         if (share > a.policy.gate_high && want[h] == 0) want[h] = 1;
         put(t, &t->o[3], h, want[h], 0, 0);
-        put(t, &t->o[2], h, want[h] ? 0 : age + 1, 0, 0);
+        put(t, &t->o[2], h, !want[h] ? age + 1 : age < 0 ? a.policy.begin_age : 0, 0, 0);
         for (int i = h * a.dim; i < (h + 1) * a.dim; i++)
             for (int k = 0; k < 2; k++) put(t, &t->o[k], i, t->o[want[h] ? 5 + k : k].data[i], 0, 0);
     }

@@ -205,6 +205,8 @@ Test(options, attention_flags_are_read) {
                   NULL, &flags);
     cr_assert(p.method == HS_SVG2 && p.q_clusters == 20 && p.k_clusters == 65535 && !p.compat && !p.compensate);
     cr_assert(p.reuse.kind == HS_REUSE_INTERVAL && p.reuse.interval == 7);
+    p = policy_of("-m|d|-p|p|--attention|xattention|--reuse|stagger|--reuse-interval|5", NULL, &flags);
+    cr_assert(p.reuse.kind == HS_REUSE_STAGGER && p.reuse.interval == 5);
     p = policy_of("-m|d|-p|p|--attention|pooled|--reuse|freeze|--top-p|1", NULL, &flags);
     cr_assert(p.method == HS_POOLED && p.reuse.kind == HS_REUSE_FREEZE && p.top_p == 1);
     p = policy_of("-m|d|-p|p|--attention|pooled|--reuse|relative|--reuse-delta|0.2", NULL, &flags);
@@ -297,7 +299,7 @@ Test(options, attention_flags_that_contradict) {
 Test(options, attention_values_are_strict) {
     static const char *const bad[][2] = {{"--attention|sparse", "dense, xattention, svg2 or pooled"},
                                          {"--attention|", "dense, xattention"},
-                                         {"--reuse|always", "none, drift, relative, interval or freeze"},
+                                         {"--reuse|always", "none, drift, relative, interval, stagger or freeze"},
                                          {"--top-p|0", "a number from 1e-06 to 1"},
                                          {"--top-p|1.01", "a number from"},
                                          {"--top-p|nan", "a number from"},

@@ -62,7 +62,7 @@ static void replay_step(const hs_reuse_policy *p, replay *r, int t, int heads, i
             ret_refresh[h] = p->kind == HS_REUSE_NONE;
             if (p->kind == HS_REUSE_DRIFT && d > p->delta) ret_refresh[h] = 1;
             if (p->kind == HS_REUSE_RELATIVE && d / distance(r, h, m, -1) > p->delta) ret_refresh[h] = 1;
-            if (p->kind == HS_REUSE_INTERVAL && t - m >= p->interval) ret_refresh[h] = 1;
+            if (hs_reuse_counts(p->kind) && t - m >= p->interval) ret_refresh[h] = 1;
         }
         wanting += ret_refresh[h] > 0;
     }
@@ -106,8 +106,8 @@ static int follow(const hs_reuse_policy *p, int heads, uint64_t seed) {
 }
 
 Test(reuse, equals_a_naive_replay) {
-    static const float delta[] = {[HS_REUSE_DRIFT] = 2, [HS_REUSE_RELATIVE] = 0.05f, [HS_REUSE_FREEZE] = 0};
-    for (int kind = HS_REUSE_NONE; kind <= HS_REUSE_FREEZE; kind++)
+    static const float delta[] = {[HS_REUSE_DRIFT] = 2, [HS_REUSE_RELATIVE] = 0.05f, [HS_REUSE_STAGGER] = 0};
+    for (int kind = HS_REUSE_NONE; kind <= HS_REUSE_STAGGER; kind++)
         for (int heads = 1; heads <= HEADS; heads++)
             for (int gate = 0; gate < 3; gate++) {
                 const hs_reuse_policy p = {.kind = (hs_reuse_kind)kind,
@@ -191,17 +191,22 @@ Test(reuse, baselines) {
                                              .gate_low = 0.4f,
                                              .gate_high = 0.8f},
                                  freeze = {.kind = HS_REUSE_FREEZE, .gate_low = 0.4f, .gate_high = 0.8f};
+    static const hs_reuse_policy none = {.kind = HS_REUSE_NONE, .begin_age = 2, .gate_high = 1},
+                                 turn = {.kind = HS_REUSE_STAGGER, .interval = 3, .begin_age = 2, .gate_high = 1};
     float q[HEADS * DIM], k[HEADS * DIM];
-    state a, b;
+    state a, b, c;
     begin(&a);
     begin(&b);
+    begin(&c);
     for (int t = 0; t < 20; t++) {
         walk(5, t, 4, q, k);
         decide(&interval, 4, &a, q, k);
         decide(&freeze, 4, &b, q, k);
+        decide(t == 9 ? &none : &turn, 4, &c, q, k); /* a mask out of turn: turns begin anew */
         for (int h = 0; h < 4; h++) {
             cr_assert_eq(a.want[h] != 0, t % 3 == 0);
             cr_assert_eq(b.want[h] != 0, t == 0);
+            cr_assert_eq(c.want[h] != 0, t == 0 || t == 9 || t % 3 == 1, "step %d", t);
         }
     }
 }
