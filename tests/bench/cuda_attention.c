@@ -1,14 +1,17 @@
 /* Rate of attention on a device, dense and under masks, at the sizes of Wan2.1 videos of 81 frames.
  *
  *     cuda_attention [--device cuda[:N]] [--precision auto|fp32|bf16|fp16] [--tokens N] [--heads N] [--repeats N]
+ *                    [--masks tests/bench/demo_masks.safetensors]
  *
  * Without --tokens and --heads: 32,760 and 75,600 tokens (480p, 720p), 12 and 40 heads (1.3B, 14B). Masks are random
  * bits over blocks of 128 or 64 tokens (uneven: heads keep from nothing to twice as much), or over scattered clusters
- * as SVG2 makes them. FLOPs are those of the kept pairs; the last column is the rate against dense attention of the
- * same size. A tool, not a test; exit status 77: no such device.
+ * as SVG2 makes them; with --masks also a model's own, a small video's, one tile of them beside the other. FLOPs are
+ * those of the kept pairs; the last column is the rate against dense attention of the same size. A tool, not a test;
+ * exit status 77: no such device.
  */
 #include "backend.h"
 #include "mask.h"
+#include "safetensors.h"
 
 #include <getopt.h>
 #include <math.h>
@@ -19,7 +22,7 @@
 enum { DIM = 128, MAX_REPEATS = 99, SKIP = 77, Q_CLUSTERS = 300, K_CLUSTERS = 1000, PATTERN = 1 << 20 };
 
 typedef struct options {
-    const char *device, *precision;
+    const char *device, *precision, *masks;
     int64_t tokens;
     int heads, repeats;
 } options;
@@ -29,8 +32,9 @@ typedef struct bench {
     hs_device *dev;
     int64_t n;
     int heads, repeats;
-    hs_buf qkv, out; /* [n, 3, heads, DIM], [n, heads, DIM] */
-    double dense;    /* FLOP/s without a mask */
+    hs_buf qkv, out;           /* [n, 3, heads, DIM], [n, heads, DIM] */
+    double dense;              /* FLOP/s without a mask */
+    const hs_st_tensor *tiles; /* NULL, or U8 [heads, rows, cols] of blocks of 128: masks that are repeated */
 } bench;
 
 /* A mask of host memory and its copy on the device, buffer by buffer. */
@@ -81,7 +85,15 @@ static void scatter(hs_mask *m, hs_buf order, hs_buf start, int64_t len, int n, 
     }
 }
 
-/* block 0: clusters. uneven: the first head keeps next to nothing, the last one twice the density. */
+/* Does head h keep block (r, c)? share: of random ones. */
+static int keeps(const bench *b, const hs_mask *m, int tiled, int h, int r, int c, double share) {
+    if (!tiled)
+        return (double)(hs_hash64((uint64_t)(((int64_t)h * m->rows + r) * m->cols + c)) % 1000000) < share * 1e6;
+    const int64_t *shape = b->tiles->shape;
+    return ((const uint8_t *)b->tiles->data)[(h % shape[0] * shape[1] + r % shape[1]) * shape[2] + c % shape[2]];
+}
+
+/* block 0: clusters. uneven: the first head keeps next to nothing, the last one twice the density. density 0: tiled. */
 static hs_mask make_mask(const bench *b, int block, double density, int uneven) {
     hs_mask m = {.heads = b->heads, .block = block, .len_q = b->n, .len_k = b->n};
     m.rows = block ? (int)((b->n + block - 1) / block) : Q_CLUSTERS;
@@ -90,9 +102,10 @@ static hs_mask make_mask(const bench *b, int block, double density, int uneven) 
     m.bits = host_buf(HS_I32, (int64_t)m.heads * m.rows * m.words);
     m.dense = host_buf(HS_U8, m.heads);
     for (int64_t r = 0; r < (int64_t)m.heads * m.rows; r++) {
-        const double share = uneven ? density * (double)(2 * (r / m.rows) + 1) / m.heads : density;
+        const int h = (int)(r / m.rows);
+        const double share = uneven ? density * (double)(2 * h + 1) / m.heads : density;
         for (int c = 0; c < m.cols; c++)
-            if ((double)(hs_hash64((uint64_t)(r * m.cols + c)) % 1000000) < share * 1e6)
+            if (keeps(b, &m, density == 0, h, (int)(r % m.rows), c, share))
                 hs_mask_set((int32_t *)m.bits.p + r * m.words, c);
     }
     if (block) return m;
@@ -175,7 +188,7 @@ static int measure_masked(bench *b, int block, double density, int uneven, hs_er
     double kept = 0;
     int rc = masks_new(b, block, density, uneven, &m, err);
     for (int h = 0; h < b->heads; h++) kept += hs_mask_density(&m.host, h) / b->heads;
-    if (block) snprintf(what, sizeof what, "%s %d", uneven ? "uneven" : "blocks", block);
+    if (block) snprintf(what, sizeof what, "%s %d", density == 0 ? "model" : uneven ? "uneven" : "blocks", block);
     if (!rc) rc = measure(b, what, &m.there, kept, err);
     masks_free(b, &m);
     return rc;
@@ -193,10 +206,10 @@ static void fill(const bench *b) {
     free(typed);
 }
 
-static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, hs_err *err) {
+static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, const hs_st_tensor *tiles, hs_err *err) {
     static const double densities[] = {0.5, 0.3, 0.2, 0.1};
     static const int blocks[] = {128, 64, 0};
-    bench b = {.dev = dev, .n = n, .heads = heads, .repeats = repeats};
+    bench b = {.dev = dev, .n = n, .heads = heads, .repeats = repeats, .tiles = tiles};
     const hs_dtype act = hs_device_act(dev);
     int rc = hs_device_alloc(dev, act, n * 3 * heads * DIM, "q, k, v", &b.qkv, err);
     if (!rc) rc = hs_device_alloc(dev, act, n * heads * DIM, "result", &b.out, err);
@@ -208,6 +221,7 @@ static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, hs_er
     for (int i = 0; i < 3 && !rc; i++)
         for (int k = 0; k < 4 && !rc; k++) rc = measure_masked(&b, blocks[i], densities[k], 0, err);
     if (!rc) rc = measure_masked(&b, 128, 0.3, 1, err);
+    if (!rc && tiles) rc = measure_masked(&b, 128, 0, 0, err);
     if (!rc) rc = measure(&b, "dense", NULL, 1, err); /* again: clocks change */
     hs_device_free(dev, b.qkv);
     hs_device_free(dev, b.out);
@@ -215,24 +229,37 @@ static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, hs_er
 }
 
 static int parse(int argc, char **argv, options *o) {
-    static const struct option names[] = {{"device", 1, 0, 'd'}, {"precision", 1, 0, 'p'}, {"tokens", 1, 0, 't'},
-                                          {"heads", 1, 0, 'h'},  {"repeats", 1, 0, 'r'},   {0}};
+    static const struct option names[] = {{"device", 1, 0, 'd'},
+                                          {"precision", 1, 0, 'p'},
+                                          {"tokens", 1, 0, 't'},
+                                          {"heads", 1, 0, 'h'},
+                                          {"repeats", 1, 0, 'r'},
+                                          {"masks", 1, 0, 'm'},
+                                          {0}};
     for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (c) {
         case 'd': o->device = optarg; break;
         case 'p': o->precision = optarg; break;
         case 't': o->tokens = atoll(optarg); break;
         case 'h': o->heads = atoi(optarg); break;
+        case 'm': o->masks = optarg; break;
         case 'r': o->repeats = atoi(optarg); break;
         default: return 2;
         }
     return optind < argc || o->tokens < 0 || o->heads < 0 || o->repeats < 1 || o->repeats > MAX_REPEATS ? 2 : 0;
 }
 
+static int open_tiles(const char *path, hs_st *file, const hs_st_tensor **ret, hs_err *err) {
+    const hs_st_tensor *t = *ret = hs_st_find(file, "mask");
+    if (!t || t->dtype != HS_U8 || t->ndim != 3 || !t->numel)
+        return hs_fail(err, HS_EFORMAT, "%s: expected a tensor 'mask', U8 [heads, rows, columns]", path);
+    return HS_OK;
+}
+
 int main(int argc, char **argv) {
     options o = {.device = "cuda", .precision = "auto", .repeats = 9};
     if (parse(argc, argv, &o)) {
         fprintf(stderr, "usage: cuda_attention [--device NAME] [--precision auto|fp32|bf16|fp16] [--tokens N] "
-                        "[--heads N] [--repeats 1..99]\n");
+                        "[--heads N] [--repeats 1..99] [--masks FILE]\n");
         return 2;
     }
     const int64_t tokens[] = {o.tokens ? o.tokens : 32760, o.tokens ? 0 : 75600};
@@ -240,6 +267,12 @@ int main(int argc, char **argv) {
     const hs_device_params p = {.name = o.device, .precision = o.precision};
     hs_device *dev;
     hs_err err = {0};
+    hs_st *file = NULL;
+    const hs_st_tensor *tiles = NULL;
+    if (o.masks && (hs_st_open(o.masks, &file, &err) || open_tiles(o.masks, file, &tiles, &err))) {
+        fprintf(stderr, "cuda_attention: %s\n", err.msg);
+        return 1;
+    }
     int rc = hs_device_open(&p, &dev, &err);
     if (rc) {
         fprintf(stderr, "cuda_attention: %s\n", err.msg);
@@ -248,8 +281,9 @@ int main(int argc, char **argv) {
     printf("%s\n", hs_device_name(dev));
     for (int i = 0; i < 2; i++)
         for (int k = 0; k < 2 && !rc; k++)
-            if (tokens[i] && heads[k]) rc = measure_size(dev, tokens[i], heads[k], o.repeats, &err);
+            if (tokens[i] && heads[k]) rc = measure_size(dev, tokens[i], heads[k], o.repeats, tiles, &err);
     if (rc) fprintf(stderr, "cuda_attention: %s\n", err.msg);
     hs_device_close(dev);
+    hs_st_close(file);
     return rc != 0;
 }

@@ -142,8 +142,11 @@ def mask(c):
     from safetensors.numpy import load_file
 
     given = load_file(c.mask_file)["mask"].astype(bool)
-    tokens = {-(-c.tokens(s) // BLOCK): c.tokens(s) for s in TOKENS}.get(given.shape[1], given.shape[1] * BLOCK)
-    flex_under(c, f"flex {given.shape[0]} x {tokens}, {c.mask_file.rsplit('/', 1)[-1]}", given, tokens)
+    for size in TOKENS:  # one tile beside the other, as cuda_attention --masks does
+        tokens = c.tokens(size)
+        blocks = -(-tokens // BLOCK)
+        heads, rows, cols = (np.arange(n) % m for n, m in zip((12, blocks, blocks), given.shape))
+        flex_under(c, f"flex 12 x {tokens}, {c.mask_file.rsplit('/', 1)[-1]}", given[np.ix_(heads, rows, cols)], tokens)
 
 
 def fa4(c):
@@ -184,6 +187,28 @@ def linear(c):
                       flops=2 * rows * n_in * n_out)
 
 
+def layers(c):
+    """The products of a whole forward one after the other, at the clocks that seconds of work leave."""
+    for name, rows, d, ffn, count in (
+        ("1.3B 480p", 32760, 1536, 8960, 30),
+        ("1.3B 720p", 75600, 1536, 8960, 30),
+        ("14B 720p", 75600, 5120, 13824, 40),
+    ):
+        if c.toy:
+            rows, d, ffn, count = rows // 512, d // 16, ffn // 16, 2
+        shapes = ((d, 3 * d), (d, d), (d, d), (d, d), (d, ffn), (ffn, d))  # q k v, out, cross q, cross out, up, down
+        x = {n: c.random(rows, n) for n in (d, ffn)}
+        w = [(n_in, c.random(n_out, n_in), c.random(n_out)) for n_in, n_out in shapes]
+
+        def run():
+            for _ in range(count):
+                for n_in, weight, bias in w:
+                    F.linear(x[n_in], weight, bias)
+
+        c.measure(f"F.linear {name}, {count} layers", run, repeats=3, warm=1,
+                  flops=2 * rows * count * sum(n_in * n_out for n_in, n_out in shapes))
+
+
 def forward(c, name, size):
     model = peers.transformer(name, c.device, c.toy)
     shape = peers.latent_shape((64, 64) if c.toy else peers.SIZES[size], 9 if c.toy else peers.FRAMES)
@@ -222,6 +247,7 @@ PARTS = {  # name: what it does, seconds
     "flex-480p": (lambda c: flex(c, "480p"), 60),
     "flex-720p": (lambda c: flex(c, "720p"), 60),
     "mask": (mask, 60),
+    "layers": (layers, 60),
     "linear": (linear, 20),
     "13-480p": (lambda c: forward(c, "1.3B", "480p"), 60),
     "13-720p": (lambda c: forward(c, "1.3B", "720p"), 60),
