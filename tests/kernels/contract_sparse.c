@@ -213,7 +213,7 @@ static void predictors(hs_buf a, hs_buf b, hs_buf c) {
         hs_op_reuse(dev, &u);                                                                                          \
     }
     ACCEPT(hs_op_reuse(dev, &r));
-    REFUSE("reuse: kind is 9, must be 0 to 4", REUSE(u.policy.kind = (hs_reuse_kind)9));
+    REFUSE("reuse: kind is 9, must be 0 to 5", REUSE(u.policy.kind = (hs_reuse_kind)9));
     REFUSE("reuse: anchor_k holds 7 elements, 8 needed", REUSE(u.anchor_k = hs_buf_at(b, 8, 7)));
     REFUSE("reuse: age is U8, must be I32", REUSE(u.age = cut(flags, 2)));
     REFUSE("reuse: output anchor_k (8 elements) overlaps anchor_q", REUSE(u.anchor_k = cut(b, 8)));
