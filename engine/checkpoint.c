@@ -205,8 +205,9 @@ int hs_checkpoint_request(const hs_checkpoint *c, const hs_model *m, hs_request 
         if (!text || read_field(&fields[i], text, &q))
             return hs_fail(err, HS_EFORMAT, "%s: %s is %.40s", c->path, fields[i].name, text ? text : "missing");
     }
-    if ((unsigned)q.solver > HS_EULER || q.sigmas > (int)HS_SIGMAS_D || (unsigned)q.attention.method >= HS_METHOD_COUNT)
-        return hs_fail(err, HS_EFORMAT, "%s: solver, sigmas or attention is none that exists", c->path);
+    if ((unsigned)q.solver > HS_EULER || q.sigmas > (int)HS_SIGMAS_D ||
+        (unsigned)q.attention.method >= HS_METHOD_COUNT || (unsigned)q.attention.reuse.kind > HS_REUSE_STAGGER)
+        return hs_fail(err, HS_EFORMAT, "%s: solver, sigmas, attention or reuse is none that exists", c->path);
     if (q.attention.intervals < 1 || q.attention.intervals > HS_MAX_INTERVALS)
         return hs_fail(err, HS_EFORMAT, "%s: attention.intervals is %d, expected 1 to %d", c->path,
                        q.attention.intervals, HS_MAX_INTERVALS);

@@ -248,7 +248,7 @@ template <typename T> struct near_by_wgmma {
 #if HS_HOPPER
         for (int s = call.sides - 1, before = 0; s >= 0; s--) {
             const kmeans &m = call.side[s];
-            if (m.padded % NEAR_WIDE)
+            if (m.padded % NEAR_WIDE) /* what is a multiple of both is cut into wide ones, as width() has it */
                 near_tiles<T, NEAR_NARROW>{ring, m, shared}.share(before);
             else
                 near_tiles<T, NEAR_WIDE>{ring, m, shared}.share(before);

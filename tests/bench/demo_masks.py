@@ -2,7 +2,7 @@
 
     build/haste-run -m data/demo -p "a purple triangle spinning on the left and a yellow star bouncing on the right over a gradient teal background" \\
         --seed 1 --attention xattention --block 128 --stride 16 --top-p .9 --dense-steps 3 --checkpoint run.state --checkpoint-every 15 -o null:
-    (stopped by Ctrl-C after step 15)
+    (copied while the run went on behind step 15)
     python3 tests/bench/demo_masks.py run.state tests/bench/demo_masks.safetensors
 
 Writes one tensor `mask`, U8 [heads of all layers, rows, columns]: those of the first branch. Nothing but Python is needed.

@@ -112,6 +112,9 @@ wait_for "step 3/6" err
 kill -9 "$pid"
 wait "$pid" 2>/dev/null
 pid=
+sed 's/"attention.reuse.kind":"1"/"attention.reuse.kind":"9"/' sparse >damaged
+cmp -s sparse damaged && fail "no kind of reuse to damage"
+bad 1 "reuse is none that exists" -m A --device ref --resume damaged -o null:
 refused=0
 for word in 0 1 2 3 4 5 6 7 8 9 10 11; do
     python3 - sparse damaged $word <<'P' || fail "python"
