@@ -4,19 +4,34 @@
 
 enum {
     PLAN_THREADS = 1024,
-    PLAN_COLS = 4096,  /* of a clustered mask, whose granules are counted once; more are counted for every row */
     PLAN_TILES = 4096, /* of a head; more come in their natural order */
     COPY_THREADS = 256,
     COPIES_LIMIT = 256 << 20 /* bytes of copies at a time: heads beyond it come in turn */
 };
 
-/* Granules of a column of a clustered mask. */
-static __device__ __forceinline__ int granules_of(const attn_call &a, int head, int c) {
-    return (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE;
+/* Where the granules of every column of a clustered mask begin: first [cols + 1]; by a block. */
+static __device__ void place_granules(const attn_call &a, int head, int *first) {
+    __shared__ int warps[PLAN_THREADS / 32];
+    const int tid = (int)threadIdx.x;
+    int before = 0;
+    for (int begin = 0; begin < a.cols; begin += PLAN_THREADS) {
+        const int c = begin + tid;
+        const int mine =
+            c < a.cols ? (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE : 0;
+        const int sum = sum_to_lane(mine);
+        if (tid % 32 == 31) warps[tid / 32] = sum;
+        __syncthreads();
+        if (tid < 32) warps[tid] = sum_to_lane(warps[tid]);
+        __syncthreads();
+        if (c < a.cols) first[c] = before + (tid < 32 ? 0 : warps[tid / 32 - 1]) + sum - mine;
+        before += warps[PLAN_THREADS / 32 - 1];
+        __syncthreads();
+    }
+    if (tid == 0) first[a.cols] = before;
 }
 
-/* Keys that a row of the mask keeps, clusters in whole granules; by a warp. granules: of the columns, where known. */
-static __device__ int keys_of_row(const attn_call &a, int head, int row, const int *granules) {
+/* Keys that a row of the mask keeps, clusters in whole granules; by a warp. */
+static __device__ int keys_of_row(const attn_call &a, int head, int row, const int *first) {
     const uint32_t *bits = a.bits + ((int64_t)head * a.rows + row) * a.words;
     int keys = 0;
     if (a.dense[head]) return 0; /* its bits mean nothing */
@@ -27,7 +42,7 @@ static __device__ int keys_of_row(const attn_call &a, int head, int row, const i
         else
             for (uint32_t left = word; left; left &= left - 1) {
                 const int c = w * 32 + __ffs((int)left) - 1;
-                keys += (granules ? granules[c] : granules_of(a, head, c)) * GRANULE;
+                keys += (first[c + 1] - first[c]) * GRANULE;
             }
         if (a.block && w == a.words - 1 && word >> ((a.cols - 1) % 32) & 1) keys -= a.cols * a.block - a.len_k;
     }
@@ -35,35 +50,56 @@ static __device__ int keys_of_row(const attn_call &a, int head, int row, const i
     return keys;
 }
 
-/* The tiles' keys and order; a block per head. The last head to finish ranks the heads. */
+/* Descending; n: a power of two. By a block. */
+static __device__ void sort_down(unsigned long long *v, int n) {
+    for (int run = 2; run <= n; run *= 2)
+        for (int apart = run / 2; apart; apart /= 2) {
+            for (int i = (int)threadIdx.x; i < n / 2; i += PLAN_THREADS) {
+                const int a = 2 * i - (i & (apart - 1)), b = a + apart;
+                const unsigned long long x = v[a], y = v[b];
+                if ((x < y) == !(a & run)) v[a] = y, v[b] = x;
+            }
+            __syncthreads();
+        }
+}
+
+/* The tiles' keys and order, and where columns begin in the copies of a clustered mask; a block per head. The last head
+ * to finish ranks the heads. */
 static __global__ void __launch_bounds__(PLAN_THREADS)
-    plan_tiles(const __grid_constant__ attn_call a, hopper_plan plan, int tile_rows) {
-    __shared__ int keys[PLAN_TILES], granules[PLAN_COLS], last; /* keys: of a tile; -1: there is none */
-    __shared__ unsigned long long sum;                          /* of the tiles */
-    const int head = (int)blockIdx.x, tid = (int)threadIdx.x, some = min(a.tiles, (int)PLAN_TILES);
-    const bool counted = !a.block && a.cols <= PLAN_COLS && !a.dense[head];
+    plan_tiles(const __grid_constant__ attn_call a, hopper_plan plan, int *first, int tile_rows) {
+    __shared__ unsigned long long work[PLAN_TILES], sum; /* work: keys of a tile, for 64 rows each, and its number */
+    __shared__ int last;
+    const int head = (int)blockIdx.x, tid = (int)threadIdx.x;
     if (tid == 0) sum = 0;
-    for (int c = tid; counted && c < a.cols; c += PLAN_THREADS) granules[c] = granules_of(a, head, c);
+    if (!a.block && !a.dense[head]) place_granules(a, head, first += head * (a.cols + 1));
     __syncthreads();
     for (int r = tid / 32; r < a.rows; r += PLAN_THREADS / 32) {
-        const int k = keys_of_row(a, head, r, counted ? granules : nullptr);
+        const int k = keys_of_row(a, head, r, first);
         if (tid % 32 == 0) plan.keys[head * a.rows + r] = k;
     }
     __syncthreads();
-    for (int t = tid; t < some; t += PLAN_THREADS) {
+    int n = 1;
+    while (n < a.tiles) n *= 2;
+    unsigned long long mine = 0;
+    for (int t = tid; t < n; t += PLAN_THREADS) {
         attn_tile tile;
-        const int there = attn_tile_at(a, tile_rows, (int64_t)head * a.tiles + t, &tile);
-        keys[t] = !there ? -1 : tile.bits ? plan.keys[head * a.rows + hopper_row(a, tile)] : a.len_k;
-        if (there) atomicAdd(&sum, (unsigned long long)keys[t]);
+        unsigned keys = 0; /* nothing: behind all tiles */
+        if (t < a.tiles && attn_tile_at(a, tile_rows, (int64_t)head * a.tiles + t, &tile))
+            keys = 1u + (unsigned)(tile.bits ? plan.keys[head * a.rows + hopper_row(a, tile)] : a.len_k) *
+                            (unsigned)((tile.count + 63) / 64);
+        mine += keys;
+        if (n <= PLAN_TILES)
+            work[t] = (unsigned long long)keys << 32 | (0xffffffffu - (unsigned)t);
+        else if (t < a.tiles)
+            plan.tile_order[head * a.tiles + t] = t;
     }
+    for (int d = 16; d; d /= 2) mine += __shfl_xor_sync(~0u, mine, d);
+    if (tid % 32 == 0) atomicAdd(&sum, mine);
     __syncthreads();
-    for (int t = tid; t < a.tiles; t += PLAN_THREADS) {
-        int rank = t;
-        if (a.tiles <= PLAN_TILES) {
-            rank = 0;
-            for (int i = 0; i < a.tiles; i++) rank += keys[i] > keys[t] || (keys[i] == keys[t] && i < t);
-        }
-        plan.tile_order[head * a.tiles + rank] = t;
+    if (n <= PLAN_TILES) {
+        sort_down(work, n);
+        for (int i = tid; i < a.tiles; i += PLAN_THREADS)
+            plan.tile_order[head * a.tiles + i] = (int)(0xffffffffu - (unsigned)work[i]);
     }
     if (tid == 0) {
         plan.load[head] = sum;
@@ -82,26 +118,6 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
         }
         plan.head_order[rank] = h;
     }
-}
-
-/* Where the granules of every column begin; a warp per head. */
-static __global__ void place_granules(const __grid_constant__ attn_call a, hopper_copies to) {
-    const int head = (int)blockIdx.x, lane = (int)threadIdx.x;
-    int *const first = to.first + head * (a.cols + 1);
-    int before = 0;
-    if (a.dense[head]) return; /* its columns mean nothing */
-    for (int c = lane; c - lane < a.cols; c += 32) {
-        int sum = c < a.cols ? granules_of(a, head, c) : 0;
-        const int mine = sum;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int more = __shfl_up_sync(~0u, sum, d);
-            if (lane >= d) sum += more;
-        }
-        if (c < a.cols) first[c] = before + sum - mine;
-        before += __shfl_sync(~0u, sum, 31);
-    }
-    if (lane == 0) first[a.cols] = before;
 }
 
 /* A granule of keys and of values; by a warp. */
@@ -176,17 +192,16 @@ template <typename S> static int launch_heads(hs_device *dev, hopper_call *c, ch
         c->plan.keys = (int *)part(&room, (int64_t)a->heads * a->rows * 4);
         c->plan.tile_order = (int *)part(&room, total * 4);
         c->plan.head_order = (int *)part(&room, a->heads * 4);
-        plan_tiles<<<(unsigned)a->heads, PLAN_THREADS, 0, gpu->stream>>>(*a, c->plan, S::ROWS);
+        if (S::GATHER) c->copies.first = (int *)part(&room, (int64_t)a->heads * (a->cols + 1) * 4);
+        plan_tiles<<<(unsigned)a->heads, PLAN_THREADS, 0, gpu->stream>>>(*a, c->plan, c->copies.first, S::ROWS);
         if (!HS_CUDA_LAUNCHED(dev, "attention, plan")) return 1;
     }
     if (S::GATHER) {
         const int64_t copies = (int64_t)a->heads * c->copies.granules * GRANULE_BYTES;
-        c->copies.first = (int *)part(&room, (int64_t)a->heads * (a->cols + 1) * 4);
         c->copies.k = part(&room, copies);
         c->copies.v = part(&room, copies);
         const dim3 grid((unsigned)((c->copies.granules + COPY_THREADS / 32 - 1) / (COPY_THREADS / 32)),
                         (unsigned)a->heads);
-        place_granules<<<(unsigned)a->heads, 32, 0, gpu->stream>>>(*a, c->copies);
         copy_granules<<<grid, COPY_THREADS, 0, gpu->stream>>>(*a, c->copies);
         if (!HS_CUDA_LAUNCHED(dev, "attention, copies")) return 1;
     }
@@ -217,7 +232,8 @@ template <typename S> static int launch(hs_device *dev, hopper_call *c) {
     const int64_t tiles = attn_tiles(&all, S::ROWS), granules = all.len_k / GRANULE + all.cols + 1;
     const int64_t copies = S::GATHER ? 2 * granules * GRANULE_BYTES : 0; /* of a head */
     const int64_t fit = COPIES_LIMIT / (copies ? copies : 1);
-    const int heads = fit < 1 ? 1 : fit < all.heads ? (int)fit : all.heads;
+    const int64_t turns = fit < 1 ? all.heads : (all.heads + fit - 1) / fit;
+    const int heads = (int)((all.heads + turns - 1) / turns);
     if (hopper_bytes<S>() > hs_cuda_of(dev)->shared_max || tiles * all.heads > INT32_MAX / 2 ||
         granules > INT32_MAX / 2)
         return 0;
@@ -239,7 +255,7 @@ template <typename T> static int launch_shape(hs_device *dev, const hs_mask *m, 
     if (!m || (m->block && m->block % 128 == 0))
         return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 40, 232>>(dev, c);
     if (m->block) return launch<hopper_shape<T, 1, 64, 2, false, 1, 3, 56, 200>>(dev, c);
-    return launch<hopper_shape<T, 1, 64, 2, true, 1, 3, 56, 200>>(dev, c);
+    return launch<hopper_shape<T, 2, 128, 1, true, 1, 3, 56, 224>>(dev, c);
 }
 
 int hs_cuda_attention_hopper(hs_device *dev, const hs_attention *a) {

@@ -9,9 +9,12 @@
  *
  * What the two sides tell each other goes through barriers in shared memory: `full` ends a phase when a stage is there,
  * `empty` when all consumers are done with it. Queries and the description of a tile have two places, so that the next
- * tile is under way while this one ends, and the output goes through the place of the queries. A consumer that is alone
- * takes its queries to registers instead and frees their place at once: with 64 keys a step, products that read both
- * operands from shared memory would ask for all of its bandwidth, and copies come on top.
+ * tile is under way while this one ends, and the output goes through the place of the queries. With 64 keys a step,
+ * products that read both operands from shared memory would ask for all of its bandwidth, and copies come on top: there
+ * a consumer takes its queries to registers and frees their place at once.
+ *
+ * Clusters are of any size. Two consumers share the keys of a tile of up to 128 queries by rows; a tile that has 64 or
+ * fewer they share by keys, every other step to one of them, and what they found is joined at its end.
  */
 #ifndef HS_ATTN_HOPPER_CUH
 #define HS_ATTN_HOPPER_CUH
@@ -21,9 +24,9 @@
 
 enum { HOPPER_DIM = 128, HOPPER_ROW = 128 /* bytes of a row of a tile in shared memory: 64 values */ };
 
-/* CONSUMERS: warpgroups of 64 query rows; KEYS: of a step; BLOCKS: on a processor at a time; GATHER: queries and keys
- * are wherever an order says; TILES: places for queries and descriptions; STAGES: of keys and of values; registers of a
- * thread of either kind. */
+/* CONSUMERS: warpgroups of 64 query rows; KEYS: of a step, at most 128; BLOCKS: on a processor at a time; GATHER:
+ * queries and keys are wherever an order says; TILES: places for queries and descriptions; STAGES: of keys and of
+ * values; registers of a thread of either kind. */
 template <typename T_, int CONSUMERS_, int KEYS_, int BLOCKS_, bool GATHER_, int TILES_, int STAGES_,
           int PRODUCER_REGS_, int CONSUMER_REGS_>
 struct hopper_shape {
@@ -39,7 +42,8 @@ struct hopper_shape {
         CONSUMER_REGS = CONSUMER_REGS_,
         ROWS = 64 * CONSUMERS,
         THREADS = 128 * (CONSUMERS + 1),
-        HELD = CONSUMERS == 1, /* queries in registers */
+        HELD = KEYS < 128 || GATHER, /* queries in registers */
+        BY_KEYS = GATHER, /* tiles of one consumer's rows are shared by keys */
         Q_BYTES = ROWS * HOPPER_DIM * 2,
         KV_BYTES = KEYS * HOPPER_DIM * 2
     };
@@ -59,8 +63,9 @@ template <typename S> struct hopper_room {
     uint64_t q_full[S::TILES], q_empty[S::TILES], k_full[S::STAGES], k_empty[S::STAGES], v_full[S::STAGES],
         v_empty[S::STAGES];
     hopper_tile tile[S::TILES];
-    uint64_t counts[S::STAGES]; /* gathered: a byte per granule, how many of its rows are keys */
+    uint64_t gaps[S::STAGES]; /* gathered: four bits per granule, how many of its last rows are no keys */
     int query[S::TILES][S::GATHER ? S::ROWS : 1];
+    float joined[4][S::BY_KEYS ? 128 : 1]; /* references and sums of the second consumer */
 };
 
 template <typename S> static inline size_t hopper_bytes() {
@@ -102,13 +107,15 @@ typedef struct hopper_call {
 /* ---- places in shared memory ------------------------------------------------------------------------------------ */
 
 template <typename S> struct hopper_places {
-    unsigned q, k, v; /* tiles: queries [TILES], keys [STAGES], values [STAGES] */
+    unsigned q, k, v;       /* tiles: queries [TILES], keys [STAGES], values [STAGES] */
+    unsigned char *queries; /* where q is */
     hopper_room<S> *room;
 
     __device__ __forceinline__ explicit hopper_places(unsigned char *raw) {
         q = shared_address(raw);
         k = q + S::TILES * S::Q_BYTES;
         v = k + S::STAGES * S::KV_BYTES;
+        queries = raw;
         room = (hopper_room<S> *)(void *)(raw + S::TILES * S::Q_BYTES + 2 * S::STAGES * S::KV_BYTES);
     }
     __device__ __forceinline__ unsigned bar(const uint64_t *b) const { return shared_address(b); }
@@ -215,18 +222,17 @@ template <int N> __device__ __forceinline__ void end_of_keys(float (&s)[N], cons
         }
 }
 
-/* Gathered keys: in granule j only the first rows are keys, as many as byte j says. */
-template <int N> __device__ __forceinline__ void only_keys(float (&s)[N], uint64_t counts) {
-    const int column = 2 * ((int)threadIdx.x % 4);
-    if (counts == 0x0808080808080808) return;
+/* Gathered keys: of granule j the last rows are no keys, as many as digit j says. Column c of a granule of 8 is none if
+ * digit and c add up to 8 or more. */
+template <int N> __device__ __forceinline__ void only_keys(float (&s)[N], uint64_t gaps) {
+    const uint64_t ones = 0x1111111111111111, none[2] = {gaps + threadIdx.x % 4 * 2 * ones,
+                                                         gaps + (threadIdx.x % 4 * 2 + 1) * ones};
+    if (gaps == 0) return;
 #pragma unroll
-    for (int j = 0; j < N / 4; j++) {
-        const int count = (int)(counts >> (8 * j)) & 255;
-        if (count == GRANULE) continue;
+    for (int j = 0; j < N / 4; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            if (column + e % 2 >= count) s[4 * j + e] = -INFINITY;
-    }
+            if (none[e % 2] >> (4 * j + 3) & 1) s[4 * j + e] = -INFINITY;
 }
 
 /* A consumer's 64 queries as left operands, a step of 16 columns each. tile: of queries in shared memory; row: the
@@ -240,6 +246,34 @@ __device__ __forceinline__ void take_queries(const unsigned char *tile, int row,
             q[d][n] =
                 *(const unsigned *)(const void *)(tile + d / 4 * S::ROWS * HOPPER_ROW + (row + n % 2 * 8) * HOPPER_ROW +
                                                   ((d % 4 * 2 + n / 2) ^ (row % 8)) * 16 + threadIdx.x % 4 * 4);
+}
+
+/* What the second consumer found in its keys joins what the first one found in its own, for the same queries; by both.
+ * The output goes through the place of the queries, which all have taken by then. */
+template <typename S>
+__device__ __forceinline__ void join(hopper_room<S> *room, unsigned char *queries, int group, float (&out)[64],
+                                     hopper_rows &r, float unit) {
+    const int thread = (int)threadIdx.x % 128;
+    float *const output = (float *)(void *)queries + thread;
+    named_sync<3>(256);
+    if (group == 1) {
+#pragma unroll
+        for (int i = 0; i < 64; i++) output[i * 128] = out[i];
+#pragma unroll
+        for (int i = 0; i < 2; i++) room->joined[i][thread] = r.top[i], room->joined[2 + i][thread] = r.sum[i];
+    }
+    named_sync<3>(256);
+    if (group == 1) return;
+    float here[2], there[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float other = room->joined[i][thread], top = fmaxf(r.top[i], other);
+        here[i] = exp2_fast((r.top[i] - top) * unit);
+        there[i] = exp2_fast((other - top) * unit);
+        r.sum[i] = r.sum[i] * here[i] + room->joined[2 + i][thread] * there[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 64; i++) out[i] = out[i] * here[i / 2 % 2] + output[i * 128] * there[i / 2 % 2];
 }
 
 /* Word n of each of a row's four lanes becomes four words of lane n. */
@@ -260,7 +294,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                        EIGHT = S::GATHER ? GRANULE_BYTES : 8 * HOPPER_ROW;
     hopper_room<S> *const room = at.room;
     const int warp = (int)__shfl_sync(~0u, threadIdx.x / 32, 0), lane = (int)threadIdx.x % 32;
-    const int group = warp / 4 - 1, row0 = group * 64 + warp % 4 * 16; /* of this warp's 16 rows in the tile */
+    const int group = warp / 4 - 1;
     const float unit = c.a.unit, bonus = c.a.last_key_bonus;
     hopper_ring<S::TILES> tile_ring;
     hopper_ring<S::STAGES> k, v; /* the next keys and values to be used */
@@ -272,16 +306,22 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
     auto await = [&](uint64_t *full, const hopper_ring<S::STAGES> &ring) {
         barrier_wait(at.bar(full + ring.at), ring.phase);
     };
-    auto turn_begin = [&] {
-        if (S::CONSUMERS == 2) {
+    /* a step of the other consumer's */
+    auto pass = [&](uint64_t *full, uint64_t *empty, hopper_ring<S::STAGES> &ring) {
+        await(full, ring);
+        release(empty + ring.at);
+        ring.step();
+    };
+    auto turn_begin = [&](bool turns) {
+        if (S::CONSUMERS == 2 && turns) {
             if (group == 0)
                 named_sync<1>(256);
             else
                 named_sync<2>(256);
         }
     };
-    auto turn_end = [&] {
-        if (S::CONSUMERS == 2) {
+    auto turn_end = [&](bool turns) {
+        if (S::CONSUMERS == 2 && turns) {
             if (group == 0)
                 named_arrive<2>(256);
             else
@@ -295,9 +335,11 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
         barrier_wait(at.bar(&room->q_full[slot]), tile_ring.phase);
         const hopper_tile t = room->tile[slot];
         if (t.steps < 0) break;
+        const bool by_keys = S::BY_KEYS && t.count <= 64;
+        const int first = by_keys ? group : 0, stride = by_keys ? 2 : 1;          /* steps of this consumer */
+        const int row0 = (by_keys ? 0 : group * 64) + warp % 4 * 16; /* of this warp's 16 rows in the tile */
         const unsigned q = at.q + slot * S::Q_BYTES + group * 64 * HOPPER_ROW;
-        unsigned char *const queries =
-            (unsigned char *)room - 2 * S::STAGES * S::KV_BYTES - (S::TILES - slot) * S::Q_BYTES;
+        unsigned char *const queries = at.queries + slot * S::Q_BYTES;
         unsigned held[S::HELD ? HOPPER_DIM / 16 : 1][4];
         int token[2];
         hopper_rows r = {{-INFINITY, -INFINITY}, {0, 0}};
@@ -307,10 +349,14 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 const int row = row0 + lane / 4 + 8 * i;
                 token[i] = row >= t.count ? -1 : S::GATHER ? room->query[slot][row] : t.first + row;
             }
-            barrier_arrive(at.bar(&room->q_empty[slot]));
+            if (!by_keys) barrier_arrive(at.bar(&room->q_empty[slot]));
         }
 
-        if (t.steps > 0) {
+        if (first == 1 && t.steps > 0) {
+            pass(room->k_full, room->k_empty, k);
+            pass(room->v_full, room->v_empty, v);
+        }
+        if (first < t.steps) {
             float s[KEYS / 2], shrink[2] = {1, 1};
             unsigned p[KEYS / 16][4];
             auto logits = [&] {
@@ -340,9 +386,9 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             };
 
             /* read by the lane that says it is done with the stage */
-            auto step_counts = [&]() -> uint64_t {
+            auto step_gaps = [&]() -> uint64_t {
                 if (!S::GATHER) return 0;
-                return __shfl_sync(~0u, lane == 0 ? room->counts[k.at] : 0, 0);
+                return __shfl_sync(~0u, lane == 0 ? room->gaps[k.at] : 0, 0);
             };
 
             await(room->k_full, k);
@@ -350,19 +396,20 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             products_begin();
             logits();
             products_commit();
-            const uint64_t first_counts = step_counts();
+            const uint64_t first_gaps = step_gaps();
             products_wait<0>();
             keep(s);
-            if constexpr (S::GATHER) only_keys(s, first_counts);
+            if constexpr (S::GATHER) only_keys(s, first_gaps);
             release(room->k_empty + k.at);
             k.step();
-            if (!S::GATHER && t.steps == 1) end_of_keys(s, t, bonus);
+            if (!S::GATHER && first == t.steps - 1) end_of_keys(s, t, bonus);
             soften(s, r, shrink, unit, c.slack);
             round();
 #pragma unroll 1
-            for (int j = 1; j < t.steps; j++) {
+            for (int j = first + stride; j < t.steps; j += stride) {
+                if (by_keys) pass(room->k_full, room->k_empty, k);
                 await(room->k_full, k);
-                turn_begin();
+                turn_begin(!by_keys);
                 keep(s);
 #pragma unroll
                 for (int i = 0; i < KEYS / 16; i++) keep(p[i]);
@@ -372,13 +419,13 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 products_commit();
                 await(room->v_full, v);
                 products_begin();
-                values(j > 1);
+                values(j > first + stride);
                 products_commit();
-                turn_end();
-                const uint64_t counts = step_counts();
+                turn_end(!by_keys);
+                const uint64_t gaps = step_gaps();
                 products_wait<1>();
                 keep(s);
-                if constexpr (S::GATHER) only_keys(s, counts);
+                if constexpr (S::GATHER) only_keys(s, gaps);
                 release(room->k_empty + k.at);
                 k.step();
                 if (!S::GATHER && j == t.steps - 1) end_of_keys(s, t, bonus);
@@ -389,6 +436,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 for (int i = 0; i < KEYS / 16; i++) keep(p[i]);
                 release(room->v_empty + v.at);
                 v.step();
+                if (by_keys) pass(room->v_full, room->v_empty, v);
                 if (moved) {
 #pragma unroll
                     for (int i = 0; i < 64; i++) out[i] *= shrink[i / 2 % 2];
@@ -400,7 +448,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             for (int i = 0; i < KEYS / 16; i++) keep(p[i]);
             keep(out);
             products_begin();
-            values(t.steps > 1);
+            values(first + stride < t.steps);
             products_commit();
             products_wait<0>();
             keep(out);
@@ -410,11 +458,20 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             }
             release(room->v_empty + v.at);
             v.step();
+            if (by_keys && (t.steps - 1) % 2 != group) {
+                pass(room->k_full, room->k_empty, k);
+                pass(room->v_full, room->v_empty, v);
+            }
         } else {
 #pragma unroll
             for (int i = 0; i < 64; i++) out[i] = 0;
         }
 
+        if (by_keys) {
+            if (t.steps > 1) join(room, queries, group, out, r, unit);
+            barrier_arrive(at.bar(&room->q_empty[slot]));
+            if (group == 1) continue;
+        }
         float factor[2]; /* 1 / sum; 0: no keys */
 #pragma unroll
         for (int i = 0; i < 2; i++) {

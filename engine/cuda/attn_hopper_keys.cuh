@@ -131,55 +131,73 @@ template <typename S> __device__ __forceinline__ void follow_tiles(const hopper_
     barrier_arrive(at.bar(&room->q_full[tile.at]));
 }
 
-/* Stages filled with granules by a warp; its first lane does the work. counts: of the stages, NULL for values. */
+/* Sum over the lanes up to this one. */
+__device__ __forceinline__ int sum_to_lane(int x) {
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int before = __shfl_up_sync(~0u, x, d);
+        if ((int)threadIdx.x % 32 >= d) x += before;
+    }
+    return x;
+}
+
+/* Stages filled with granules by a warp, columns of a few granules by a lane each: consumers wait for it at once if it is
+ * slow. gaps: of the stages, NULL for values. */
 template <typename S> struct hopper_filler {
     enum { SLOTS = S::KEYS / GRANULE };
     unsigned tiles, full, empty; /* shared memory: stages, barriers */
-    uint64_t *counts;
+    uint64_t *gaps;
     hopper_ring<S::STAGES> stage;
     int filled = 0; /* slots of the stage */
-    uint64_t count = 0;
+    uint64_t gap = 0;
 
-    __device__ __forceinline__ hopper_filler(unsigned tiles_, unsigned full_, unsigned empty_, uint64_t *counts_)
-        : tiles(tiles_), full(full_), empty(empty_), counts(counts_) {}
-    __device__ __forceinline__ void copy(const char *from, int granules) {
-        if (filled == 0) barrier_wait(empty + stage.at * 8, stage.phase ^ 1);
-        if (threadIdx.x % 32 == 0)
-            bulk_load(tiles + stage.at * S::KV_BYTES + filled * GRANULE_BYTES, from, granules * GRANULE_BYTES,
-                      full + stage.at * 8);
-        filled += granules;
-    }
+    __device__ __forceinline__ hopper_filler(unsigned tiles_, unsigned full_, unsigned empty_, uint64_t *gaps_)
+        : tiles(tiles_), full(full_), empty(empty_), gaps(gaps_) {}
     __device__ __forceinline__ void close() {
-        if (filled < SLOTS) return;
         if (threadIdx.x % 32 == 0) {
-            if (counts) counts[stage.at] = count;
-            barrier_expect(full + stage.at * 8, S::KV_BYTES); /* only now: it tells of the counts, too */
+            if (gaps) gaps[stage.at] = gap;
+            barrier_expect(full + stage.at * 8, S::KV_BYTES); /* only now: it tells of the gaps, too */
         }
         stage.step();
         filled = 0;
-        count = 0;
+        gap = 0;
     }
-    /* Granules of a column, of whose last one `end` rows are keys. */
-    __device__ __forceinline__ void put(const char *from, int granules, int end) {
-        while (granules > 0) {
-            const int now = min(granules, (int)SLOTS - filled), at = filled;
-            copy(from, now);
-            for (int i = 0; counts && i < now; i++)
-                count |= (uint64_t)(i + 1 == granules ? end : GRANULE) << (8 * (at + i));
-            from += now * GRANULE_BYTES;
-            granules -= now;
+    /* Of every lane a column of so many granules, of whose last one `missing` rows are no keys. */
+    __device__ __forceinline__ void put(const char *from, int granules, int missing) {
+        int end = filled + sum_to_lane(granules), all = __shfl_sync(~0u, end, 31); /* slots, from this stage's first */
+        while (all > filled) {
+            if (filled == 0) barrier_wait(empty + stage.at * 8, stage.phase ^ 1);
+            const int first = max(end - granules, 0), behind = min(end, (int)SLOTS);
+            if (first < behind)
+                bulk_load(tiles + stage.at * S::KV_BYTES + first * GRANULE_BYTES,
+                          from + (first - (end - granules)) * GRANULE_BYTES, (behind - first) * GRANULE_BYTES,
+                          full + stage.at * 8);
+            if (gaps) {
+                const uint64_t mine = first < end && end <= SLOTS ? (uint64_t)missing << (4 * (end - 1)) : 0;
+                gap |= (uint64_t)__reduce_or_sync(~0u, (unsigned)(mine >> 32)) << 32 |
+                       __reduce_or_sync(~0u, (unsigned)mine);
+            }
+            if (all < SLOTS) {
+                filled = all;
+                return;
+            }
             close();
+            end -= SLOTS, all -= SLOTS;
         }
     }
     /* The last stage of a tile is filled up with nothing: stale values could be no numbers. */
     __device__ __forceinline__ void end(const char *zeros) {
         if (filled == 0) return;
-        copy(zeros, SLOTS - filled);
+        gap |= 0x8888888888888888u << (4 * filled);
+        if (threadIdx.x % 32 == 0)
+            bulk_load(tiles + stage.at * S::KV_BYTES + filled * GRANULE_BYTES, zeros,
+                      (SLOTS - filled) * GRANULE_BYTES, full + stage.at * 8);
         close();
     }
 };
 
-/* Keys, or values, of tile after tile. The columns of a word of bits are looked up together, a lane each. */
+/* Keys, or values, of tile after tile. The columns of a word of bits are looked up together, a lane each, while those of
+ * the word before are brought. */
 template <typename S>
 __device__ __forceinline__ void follow_columns(const hopper_call &c, const hopper_places<S> &at, const char *copies,
                                                hopper_filler<S> to) {
@@ -193,29 +211,23 @@ __device__ __forceinline__ void follow_columns(const hopper_call &c, const hoppe
         const char *const head = copies + (int64_t)t.head * c.copies.granules * GRANULE_BYTES;
         if (t.row < 0) {
             const int granules = (a.len_k + GRANULE - 1) / GRANULE;
-            to.put(head, granules, a.len_k - (granules - 1) * GRANULE);
+            to.put(head, lane == 0 ? granules : 0, granules * GRANULE - a.len_k);
         }
         const uint32_t *const bits = a.bits + ((int64_t)t.head * a.rows + t.row) * a.words;
         const int *const first = c.copies.first + t.head * (a.cols + 1);
-        uint32_t left, ahead = 0;
-        int begin, granules, end, next_begin = 0, next_granules = 0, next_end = 0;
+        int kept = 0, begin = 0, end = 0, size_from = 0, size_to = 0; /* this lane's column of the next word */
         auto look_up = [&](int w) {
-            ahead = w < a.words ? bits[w] : 0;
-            const int col = w * 32 + lane, there = ahead >> lane & 1;
-            next_begin = there ? first[col] : 0;
-            next_granules = there ? first[col + 1] - next_begin : 0;
-            next_end =
-                there ? attn_edge(a, t.head, col + 1) - attn_edge(a, t.head, col) - (next_granules - 1) * GRANULE : 0;
+            const int col = min(w * 32 + lane, a.cols - 1);
+            kept = w < a.words ? (int)(bits[w] >> lane & 1) : 0;
+            begin = first[col], end = first[col + 1];
+            size_from = attn_edge(a, t.head, col), size_to = attn_edge(a, t.head, col + 1);
         };
         if (t.row >= 0) look_up(0);
         for (int w = 0; t.row >= 0 && w < a.words; w++) {
-            left = ahead, begin = next_begin, granules = next_granules, end = next_end;
+            const int from = begin, granules = kept ? end - begin : 0,
+                      missing = (end - begin) * GRANULE - (size_to - size_from);
             look_up(w + 1); /* its answers are needed when these columns are done */
-            for (; left; left &= left - 1) {
-                const int k = __ffs((int)left) - 1;
-                to.put(head + (int64_t)__shfl_sync(~0u, begin, k) * GRANULE_BYTES, __shfl_sync(~0u, granules, k),
-                       __shfl_sync(~0u, end, k));
-            }
+            to.put(head + (int64_t)from * GRANULE_BYTES, granules, missing);
         }
         to.end(c.copies.zeros);
     }
@@ -228,7 +240,7 @@ __device__ __forceinline__ void produce_gathered(const hopper_call &c, const hop
     case 0: follow_tiles(c, at); break;
     case 1:
         follow_columns(c, at, c.copies.k,
-                       hopper_filler<S>(at.k, at.bar(room->k_full), at.bar(room->k_empty), room->counts));
+                       hopper_filler<S>(at.k, at.bar(room->k_full), at.bar(room->k_empty), room->gaps));
         break;
     case 2:
         follow_columns(c, at, c.copies.v, hopper_filler<S>(at.v, at.bar(room->v_full), at.bar(room->v_empty), NULL));

@@ -216,14 +216,14 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
                  "%128, %129, add, 1, 1, 0, 0;\n}"                                                                     \
                  : HS_F128R(d)                                                                                         \
                  : "l"(a), "l"(b), "r"(add))
-#define HS_WGMMA_RS_128(TYPE)                                                                                          \
+#define HS_WGMMA_RS_128(TYPE, COLUMNS)                                                                                 \
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"                                                      \
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " "                                      \
                  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                    \
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                   \
-                 "{%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}"                                                         \
+                 "{%64, %65, %66, %67}, %68, add, 1, 1, " COLUMNS ";\n}"                                               \
                  : HS_F64R(d)                                                                                          \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
 #define HS_WGMMA_RS_ROWS_64(TYPE)                                                                                      \
@@ -258,12 +258,12 @@ template <typename T>
 __device__ __forceinline__ void product_rs(float (&d)[64], const unsigned (&a)[4], uint64_t b, int add) {
 #if HS_HOPPER
     if constexpr (std::is_same<T, __nv_bfloat16>::value)
-        HS_WGMMA_RS_128("bf16");
+        HS_WGMMA_RS_128("bf16", "1");
     else
-        HS_WGMMA_RS_128("f16");
+        HS_WGMMA_RS_128("f16", "1");
 #endif
 }
-/* d (+)= A B^T over a depth of 16: A [64, 16] in registers, B [64, 16] by rows in shared memory. */
+/* d (+)= A B^T over a depth of 16: A [64, 16] in registers, B [64 or 128, 16] by rows in shared memory. */
 template <typename T>
 __device__ __forceinline__ void product_rs_rows(float (&d)[32], const unsigned (&a)[4], uint64_t b, int add) {
 #if HS_HOPPER
@@ -271,6 +271,15 @@ __device__ __forceinline__ void product_rs_rows(float (&d)[32], const unsigned (
         HS_WGMMA_RS_ROWS_64("bf16");
     else
         HS_WGMMA_RS_ROWS_64("f16");
+#endif
+}
+template <typename T>
+__device__ __forceinline__ void product_rs_rows(float (&d)[64], const unsigned (&a)[4], uint64_t b, int add) {
+#if HS_HOPPER
+    if constexpr (std::is_same<T, __nv_bfloat16>::value)
+        HS_WGMMA_RS_128("bf16", "0");
+    else
+        HS_WGMMA_RS_128("f16", "0");
 #endif
 }
 

@@ -51,6 +51,10 @@ static void list(void) {
     emit("q=130 k=2300 heads=2 D=128 rows=3 cols=1100 keep=30");
     emit("q=900 k=150 heads=12 D=128 rows=13 cols=40 keep=40 spread=20 many=1");
     emit("q=200 k=700 heads=2 D=128 rows=9 cols=7 keep=0");
+    /* tiles whose rows, or whose keys, are shared by two, of many steps; more tiles than are put in order */
+    emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 dense=2");
+    emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 dense=2 spread=20");
+    emit("q=150 k=100 heads=2 D=128 rows=4200 cols=4 keep=60");
 }
 
 enum { RESULT, BITS, DENSE, Q_ORDER, K_ORDER, Q_START, K_START, COMP_K, COMP_V, Q, K, V, QKV = Q };
