@@ -16,8 +16,7 @@ static __device__ void place_granules(const attn_call &a, int head, int *first) 
     int before = 0;
     for (int begin = 0; begin < a.cols; begin += PLAN_THREADS) {
         const int c = begin + tid;
-        const int mine =
-            c < a.cols ? (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE : 0;
+        const int mine = c < a.cols ? (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE : 0;
         const int sum = sum_to_lane(mine);
         if (tid % 32 == 31) warps[tid / 32] = sum;
         __syncthreads();

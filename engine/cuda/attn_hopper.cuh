@@ -43,7 +43,7 @@ struct hopper_shape {
         ROWS = 64 * CONSUMERS,
         THREADS = 128 * (CONSUMERS + 1),
         HELD = KEYS < 128 || GATHER, /* queries in registers */
-        BY_KEYS = GATHER, /* tiles of one consumer's rows are shared by keys */
+        BY_KEYS = GATHER,            /* tiles of one consumer's rows are shared by keys */
         Q_BYTES = ROWS * HOPPER_DIM * 2,
         KV_BYTES = KEYS * HOPPER_DIM * 2
     };
@@ -225,8 +225,8 @@ template <int N> __device__ __forceinline__ void end_of_keys(float (&s)[N], cons
 /* Gathered keys: of granule j the last rows are no keys, as many as digit j says. Column c of a granule of 8 is none if
  * digit and c add up to 8 or more. */
 template <int N> __device__ __forceinline__ void only_keys(float (&s)[N], uint64_t gaps) {
-    const uint64_t ones = 0x1111111111111111, none[2] = {gaps + threadIdx.x % 4 * 2 * ones,
-                                                         gaps + (threadIdx.x % 4 * 2 + 1) * ones};
+    const uint64_t ones = 0x1111111111111111,
+                   none[2] = {gaps + threadIdx.x % 4 * 2 * ones, gaps + (threadIdx.x % 4 * 2 + 1) * ones};
     if (gaps == 0) return;
 #pragma unroll
     for (int j = 0; j < N / 4; j++)
@@ -336,8 +336,8 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
         const hopper_tile t = room->tile[slot];
         if (t.steps < 0) break;
         const bool by_keys = S::BY_KEYS && t.count <= 64;
-        const int first = by_keys ? group : 0, stride = by_keys ? 2 : 1;          /* steps of this consumer */
-        const int row0 = (by_keys ? 0 : group * 64) + warp % 4 * 16; /* of this warp's 16 rows in the tile */
+        const int first = by_keys ? group : 0, stride = by_keys ? 2 : 1; /* steps of this consumer */
+        const int row0 = (by_keys ? 0 : group * 64) + warp % 4 * 16;     /* of this warp's 16 rows in the tile */
         const unsigned q = at.q + slot * S::Q_BYTES + group * 64 * HOPPER_ROW;
         unsigned char *const queries = at.queries + slot * S::Q_BYTES;
         unsigned held[S::HELD ? HOPPER_DIM / 16 : 1][4];

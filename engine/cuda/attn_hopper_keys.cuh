@@ -141,8 +141,8 @@ __device__ __forceinline__ int sum_to_lane(int x) {
     return x;
 }
 
-/* Stages filled with granules by a warp, columns of a few granules by a lane each: consumers wait for it at once if it is
- * slow. gaps: of the stages, NULL for values. */
+/* Stages filled with granules by a warp, columns of a few granules by a lane each: consumers wait for it at once if it
+ * is slow. gaps: of the stages, NULL for values. */
 template <typename S> struct hopper_filler {
     enum { SLOTS = S::KEYS / GRANULE };
     unsigned tiles, full, empty; /* shared memory: stages, barriers */
@@ -190,14 +190,14 @@ template <typename S> struct hopper_filler {
         if (filled == 0) return;
         gap |= 0x8888888888888888u << (4 * filled);
         if (threadIdx.x % 32 == 0)
-            bulk_load(tiles + stage.at * S::KV_BYTES + filled * GRANULE_BYTES, zeros,
-                      (SLOTS - filled) * GRANULE_BYTES, full + stage.at * 8);
+            bulk_load(tiles + stage.at * S::KV_BYTES + filled * GRANULE_BYTES, zeros, (SLOTS - filled) * GRANULE_BYTES,
+                      full + stage.at * 8);
         close();
     }
 };
 
-/* Keys, or values, of tile after tile. The columns of a word of bits are looked up together, a lane each, while those of
- * the word before are brought. */
+/* Keys, or values, of tile after tile. The columns of a word of bits are looked up together, a lane each, while those
+ * of the word before are brought. */
 template <typename S>
 __device__ __forceinline__ void follow_columns(const hopper_call &c, const hopper_places<S> &at, const char *copies,
                                                hopper_filler<S> to) {
