@@ -11,7 +11,8 @@
  * `empty` when all consumers are done with it. Queries and the description of a tile have two places, so that the next
  * tile is under way while this one ends, and the output goes through the place of the queries. With 64 keys a step,
  * products that read both operands from shared memory would ask for all of its bandwidth, and copies come on top: there
- * a consumer takes its queries to registers and frees their place at once.
+ * a consumer takes its queries to registers and frees their place at once. So it does where keys are gathered, which
+ * leaves room for a third stage.
  *
  * Clusters are of any size. Two consumers share the keys of a tile of up to 128 queries by rows; a tile that has 64 or
  * fewer they share by keys, every other step to one of them, and what they found is joined at its end.
@@ -43,7 +44,6 @@ struct hopper_shape {
         ROWS = 64 * CONSUMERS,
         THREADS = 128 * (CONSUMERS + 1),
         HELD = KEYS < 128 || GATHER, /* queries in registers */
-        BY_KEYS = GATHER,            /* tiles of one consumer's rows are shared by keys */
         Q_BYTES = ROWS * HOPPER_DIM * 2,
         KV_BYTES = KEYS * HOPPER_DIM * 2
     };
@@ -65,7 +65,7 @@ template <typename S> struct hopper_room {
     hopper_tile tile[S::TILES];
     uint64_t gaps[S::STAGES]; /* gathered: four bits per granule, how many of its last rows are no keys */
     int query[S::TILES][S::GATHER ? S::ROWS : 1];
-    float joined[4][S::BY_KEYS ? 128 : 1]; /* references and sums of the second consumer */
+    float joined[4][S::GATHER ? 128 : 1]; /* references and sums of the second consumer */
 };
 
 template <typename S> static inline size_t hopper_bytes() {
@@ -335,7 +335,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
         barrier_wait(at.bar(&room->q_full[slot]), tile_ring.phase);
         const hopper_tile t = room->tile[slot];
         if (t.steps < 0) break;
-        const bool by_keys = S::BY_KEYS && t.count <= 64;
+        const bool by_keys = S::GATHER && t.count <= 64;
         const int first = by_keys ? group : 0, stride = by_keys ? 2 : 1; /* steps of this consumer */
         const int row0 = (by_keys ? 0 : group * 64) + warp % 4 * 16;     /* of this warp's 16 rows in the tile */
         const unsigned q = at.q + slot * S::Q_BYTES + group * 64 * HOPPER_ROW;
@@ -402,7 +402,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             if constexpr (S::GATHER) only_keys(s, first_gaps);
             release(room->k_empty + k.at);
             k.step();
-            if (!S::GATHER && first == t.steps - 1) end_of_keys(s, t, bonus);
+            if (!S::GATHER && t.steps == 1) end_of_keys(s, t, bonus);
             soften(s, r, shrink, unit, c.slack);
             round();
 #pragma unroll 1

@@ -5,10 +5,11 @@
 Parts, in the order of a run without names, with the seconds after which each is given up (--scale multiplies them):
 PARTS
 Prints medians as they come and a short table at the end; OUT.json holds everything, and clocks and power of each part.
-Random data and weights. Masks of `flex` and `fa4` are bit for bit those of tests/bench/cuda_attention (blocks of 128).
+Random data and weights. Masks of `flex`, `fa4` and `flashinfer` are bit for bit those of tests/bench/cuda_attention (blocks
+of 128, clusters).
 --mask FILE: a safetensors file with `mask`, uint8 [heads, rows, columns], one byte a block of 128 tokens, for `mask`.
 --device cpu runs toy sizes, to try the script without a GPU; its figures mean nothing.
-Needs torch; whole modules need diffusers. `fa4` needs flash-attn-4. All parts: about 4 minutes of an H200.
+Needs torch; whole modules need diffusers, `fa4` flash-attn-4, `flashinfer` flashinfer-python. All parts: about 4 minutes of an H200.
 """
 import argparse
 import signal
@@ -87,19 +88,43 @@ def hash64(x):
     return x ^ (x >> np.uint64(31))
 
 
-def bench_mask(heads, tokens, density):
-    """bool [heads, rows, columns], the mask that cuda_attention uses at this size and density."""
-    n = -(-tokens // BLOCK)
+def random_mask(heads, rows, cols, density):
+    """bool [heads, rows, cols], as cuda_attention's `keeps` has it."""
     with np.errstate(over="ignore"):
-        value = hash64(np.arange(heads * n * n, dtype=np.uint64)) % np.uint64(1000000)
-    return (value.astype(np.float64) < density * 1e6).reshape(heads, n, n)
+        value = hash64(np.arange(heads * rows * cols, dtype=np.uint64)) % np.uint64(1000000)
+    return (value.astype(np.float64) < density * 1e6).reshape(heads, rows, cols)
 
 
-def kept_pairs(mask, tokens):
-    """Token pairs of the kept blocks; the last block is short."""
-    size = np.full(mask.shape[1], BLOCK)
-    size[-1] = tokens - BLOCK * (mask.shape[1] - 1)
-    return float(np.einsum("hrc,r,c->", mask.astype(np.float64), size.astype(np.float64), size.astype(np.float64)))
+def bench_mask(heads, tokens, density):
+    """The mask that cuda_attention uses at this size and density, for blocks of 128."""
+    n = -(-tokens // BLOCK)
+    return random_mask(heads, n, n, density)
+
+
+def block_sizes(heads, tokens):
+    """int [heads, blocks]; the last block is short."""
+    n = -(-tokens // BLOCK)
+    return np.tile(np.minimum(BLOCK, tokens - BLOCK * np.arange(n)), (heads, 1))
+
+
+def cluster_sizes(heads, tokens, n, salt):
+    """int [heads, n], as cuda_attention's `scatter` cuts them."""
+    with np.errstate(over="ignore"):
+        at = salt + np.arange(heads)[:, None] * n + np.arange(n)
+        jitter = (hash64(at) % np.uint64(1000)).astype(np.float64) / 1000
+    start = ((np.arange(n) + jitter - 0.5) * tokens / n).astype(np.int64)
+    start[:, 0] = 0
+    return np.diff(start, append=tokens, axis=1)
+
+
+def kept_pairs(mask, rows, cols):
+    """Token pairs of what is kept; rows, cols: sizes [heads, .]."""
+    return float(np.einsum("hrc,hr,hc->", mask.astype(np.float64), rows.astype(np.float64), cols.astype(np.float64)))
+
+
+def kept_in_blocks(mask, tokens):
+    size = block_sizes(mask.shape[0], tokens)
+    return kept_pairs(mask, size, size)
 
 
 def block_lists(mask, device):
@@ -125,7 +150,7 @@ def flex_under(c, what, mask, tokens):
         c.flex = torch.compile(flex_attention, dynamic=False)
     blocks = flex_mask(mask, tokens, c.device)
     q, k, v = qkv(c, mask.shape[0], tokens)
-    c.measure(what, lambda: c.flex(q, k, v, block_mask=blocks), flops=4 * DIM * kept_pairs(mask, tokens),
+    c.measure(what, lambda: c.flex(q, k, v, block_mask=blocks), flops=4 * DIM * kept_in_blocks(mask, tokens),
               density=round(float(mask.mean()), 4))
 
 
@@ -171,9 +196,56 @@ def fa4(c):
                 sparse = BlockSparseTensorsTorch(mask_block_cnt=torch.zeros_like(number), mask_block_idx=index.clone(),
                                                  full_block_cnt=number, full_block_idx=index)
                 c.measure(what, lambda: flash_attn_func(q, k, v, block_sparse_tensors=sparse),
-                          flops=4 * DIM * kept_pairs(m, n), density=round(float(m.mean()), 4))
+                          flops=4 * DIM * kept_in_blocks(m, n), density=round(float(m.mean()), 4))
 
             c.attempt(what, one)
+
+
+def listed_row(q, k, v, mask, rows, cols, r):
+    """What the queries of row r of a head's mask should get, and which they are."""
+    first = int(rows[:r].sum())
+    at = slice(first, first + int(rows[r]))
+    kept = torch.from_numpy(np.repeat(mask[r], cols)).to(q.device)
+    p = torch.softmax(q[at].float() @ k[kept].float().T / DIM**0.5, -1)
+    return at, p @ v[kept].float()
+
+
+def flashinfer(c):
+    """FlashInfer's attention over blocks of any size (FA3); tokens lie in the order of clusters already, and neither its
+    plan nor its lists of keys are part of the time."""
+    try:
+        from flashinfer.sparse import VariableBlockSparseAttentionWrapper
+    except ImportError as failure:
+        return c.results.add(c.part, f"not measured: {failure}")
+    if c.toy:
+        return c.results.add(c.part, "not measured: needs a GPU")
+    heads, most = 12, 280 << 20  # entries of its lists
+    wrapper = VariableBlockSparseAttentionWrapper(torch.empty(128 << 20, dtype=torch.uint8, device=c.device), backend="fa3")
+    wrapper.reset_workspace_buffer(wrapper._float_workspace_buffer, wrapper._int_workspace_buffer,
+                                   torch.empty(most, dtype=torch.int32, device=c.device))
+    for size in TOKENS:
+        n = c.tokens(size)
+        q, k, v = (c.random(heads, n, DIM) for _ in range(3))
+        blocks = block_sizes(heads, n)
+        clusters = cluster_sizes(heads, n, 300, 1), cluster_sizes(heads, n, 1000, 1000)
+        for name, rows, cols in (("blocks", blocks, blocks), ("clusters", *clusters)):
+            for density in (0.5, 0.3, 0.2, 0.1):
+                what = f"FlashInfer {heads} x {n} {name} at {density}"
+
+                def one():
+                    m = random_mask(heads, rows.shape[1], cols.shape[1], density)
+                    on_device = [torch.from_numpy(x).to(c.device) for x in (m, rows.astype(np.int32), cols.astype(np.int32))]
+                    wrapper.plan(*on_device, heads, heads, DIM, q_data_type=torch.bfloat16)
+                    h, r = heads - 1, rows.shape[1] // 2
+                    at, want = listed_row(q[h], k[h], v[h], m[h], rows[h], cols[h], r)
+                    error = (wrapper.run(q, k, v)[h, at].float() - want).norm() / want.norm()
+                    if not error < 2e-2:
+                        raise ValueError(f"wrong by {float(error):.2g}")
+                    pairs = kept_pairs(m, rows, cols)
+                    c.measure(what, lambda: wrapper.run(q, k, v), flops=4 * DIM * pairs,
+                              density=round(pairs / (heads * float(n) * n), 4))
+
+                c.attempt(what, one)
 
 
 def linear(c):
@@ -254,6 +326,7 @@ PARTS = {  # name: what it does, seconds
     "vae": (vae, 60),
     "14-720p": (lambda c: forward(c, "14B", "720p"), 120),
     "fa4": (fa4, 120),
+    "flashinfer": (flashinfer, 120),
 }
 
 
