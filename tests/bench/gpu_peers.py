@@ -194,7 +194,7 @@ def fa4(c):
                 m = bench_mask(heads, n, density)
                 number, index = block_lists(m, c.device)
                 sparse = BlockSparseTensorsTorch(mask_block_cnt=torch.zeros_like(number), mask_block_idx=index.clone(),
-                                                 full_block_cnt=number, full_block_idx=index)
+                                                 full_block_cnt=number, full_block_idx=index, block_size=(BLOCK, BLOCK))
                 c.measure(what, lambda: flash_attn_func(q, k, v, block_sparse_tensors=sparse),
                           flops=4 * DIM * kept_in_blocks(m, n), density=round(float(m.mean()), 4))
 
