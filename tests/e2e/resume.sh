@@ -106,9 +106,9 @@ bad 2 "--checkpoint-every says how often" $small -p a --checkpoint-every 2 -o x.
 command -v python3 >/dev/null || exit 0
 svg2="--attention svg2 --q-clusters 3 --k-clusters 4 --top-p 0.5"
 good $small $svg2 -p a -o null: --checkpoint sparse --checkpoint-every 1
-"$HASTE_RUN" $small $svg2 --size 64x64 -p a --checkpoint sparse --checkpoint-every 1 -o null: >out 2>err &
-pid=$!
-wait_for "step 3/6" err
+"$HASTE_RUN" $small $svg2 --size 64x64 --steps 14 -p a --checkpoint sparse --checkpoint-every 1 -o null: >out 2>err &
+pid=$! # the kill comes a moment after the step; behind the last one there are no masks to damage
+wait_for "step 3/14" err
 kill -9 "$pid"
 wait "$pid" 2>/dev/null
 pid=
