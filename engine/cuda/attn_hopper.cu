@@ -17,10 +17,10 @@ static __device__ void place_granules(const attn_call &a, int head, int *first) 
     for (int begin = 0; begin < a.cols; begin += PLAN_THREADS) {
         const int c = begin + tid;
         const int mine = c < a.cols ? (attn_edge(a, head, c + 1) - attn_edge(a, head, c) + GRANULE - 1) / GRANULE : 0;
-        const int sum = sum_to_lane(mine);
+        const int sum = warp_sum_to(tid % 32, mine);
         if (tid % 32 == 31) warps[tid / 32] = sum;
         __syncthreads();
-        if (tid < 32) warps[tid] = sum_to_lane(warps[tid]);
+        if (tid < 32) warps[tid] = warp_sum_to(tid % 32, warps[tid]);
         __syncthreads();
         if (c < a.cols) first[c] = before + (tid < 32 ? 0 : warps[tid / 32 - 1]) + sum - mine;
         before += warps[PLAN_THREADS / 32 - 1];
@@ -45,8 +45,7 @@ static __device__ int keys_of_row(const attn_call &a, int head, int row, const i
             }
         if (a.block && w == a.words - 1 && word >> ((a.cols - 1) % 32) & 1) keys -= a.cols * a.block - a.len_k;
     }
-    for (int d = 16; d; d /= 2) keys += __shfl_xor_sync(~0u, keys, d);
-    return keys;
+    return warp_sum(keys);
 }
 
 /* Descending; n: a power of two. By a block. */
@@ -92,7 +91,7 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
         else if (t < a.tiles)
             plan.tile_order[head * a.tiles + t] = t;
     }
-    for (int d = 16; d; d /= 2) mine += __shfl_xor_sync(~0u, mine, d);
+    mine = warp_sum(mine);
     if (tid % 32 == 0) atomicAdd(&sum, mine);
     __syncthreads();
     if (n <= PLAN_TILES) {

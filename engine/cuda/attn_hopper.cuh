@@ -22,6 +22,7 @@
 #include "cuda/attn_ptx.cuh"
 #include "cuda/attn_walk.cuh"
 #include "cuda/hopper.cuh"
+#include "cuda/warp.cuh"
 
 enum { HOPPER_DIM = 128, HOPPER_ROW = 128 /* bytes of a row of a tile in shared memory: 64 values */ };
 

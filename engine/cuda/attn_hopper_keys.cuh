@@ -131,16 +131,6 @@ template <typename S> __device__ __forceinline__ void follow_tiles(const hopper_
     barrier_arrive(at.bar(&room->q_full[tile.at]));
 }
 
-/* Sum over the lanes up to this one. */
-__device__ __forceinline__ int sum_to_lane(int x) {
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int before = __shfl_up_sync(~0u, x, d);
-        if ((int)threadIdx.x % 32 >= d) x += before;
-    }
-    return x;
-}
-
 /* Stages filled with granules by a warp, columns of a few granules by a lane each: consumers wait for it at once if it
  * is slow. gaps: of the stages, NULL for values. */
 template <typename S> struct hopper_filler {
@@ -164,7 +154,7 @@ template <typename S> struct hopper_filler {
     }
     /* Of every lane a column of so many granules, of whose last one `missing` rows are no keys. */
     __device__ __forceinline__ void put(const char *from, int granules, int missing) {
-        int end = filled + sum_to_lane(granules), all = __shfl_sync(~0u, end, 31); /* slots, from this stage's first */
+        int end = filled + warp_sum_to((int)threadIdx.x % 32, granules), all = __shfl_sync(~0u, end, 31); /* slots, from this stage's first */
         while (all > filled) {
             if (filled == 0) barrier_wait(empty + stage.at * 8, stage.phase ^ 1);
             const int first = max(end - granules, 0), behind = min(end, (int)SLOTS);

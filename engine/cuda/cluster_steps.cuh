@@ -100,11 +100,7 @@ static __device__ void place(const kmeans &m, unsigned char *shared) {
 #pragma unroll
             for (int n = 0; n < AT_ONCE; n++) {
                 const int c = c0 + n * 32 + lane;
-                int end = total[n];
-                for (int d = 1; d < 32; d *= 2) {
-                    const int left = __shfl_up_sync(~0u, end, d);
-                    if (lane >= d) end += left;
-                }
+                const int end = warp_sum_to(lane, total[n]);
                 if (c < m.clusters) next[c] = before + end - total[n] + earlier[n];
                 if (c < m.clusters && run == 0) m.start[(int64_t)head * (m.clusters + 1) + c + 1] = before + end;
                 before += __shfl_sync(~0u, end, 31);

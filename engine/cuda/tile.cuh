@@ -10,6 +10,7 @@
 #define HS_CUDA_TILE_CUH
 #include "cuda/cuda.h"
 #include "cuda/mma.h"
+#include "cuda/warp.cuh"
 
 enum {
     TILE = 128, /* rows and columns */
@@ -113,15 +114,5 @@ static __device__ __forceinline__ void copy_chunk(T *slab, int r, int c, const T
 /* Operands that 16-byte copies can reach: vectors of `dim` elements that begin at p + a multiple of ld. */
 static inline int copies_reach(const void *p, int64_t ld, int dim) {
     return (uintptr_t)p % 16 == 0 && ld % CHUNK == 0 && dim % CHUNK == 0;
-}
-
-static __device__ __forceinline__ float warp_max(float x) {
-    for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
-    return x;
-}
-/* The order of the additions is fixed and the result the same in every lane. */
-template <typename T> static __device__ __forceinline__ T warp_sum(T x) {
-    for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
-    return x;
 }
 #endif
