@@ -154,7 +154,8 @@ template <typename S> struct hopper_filler {
     }
     /* Of every lane a column of so many granules, of whose last one `missing` rows are no keys. */
     __device__ __forceinline__ void put(const char *from, int granules, int missing) {
-        int end = filled + warp_sum_to((int)threadIdx.x % 32, granules), all = __shfl_sync(~0u, end, 31); /* slots, from this stage's first */
+        int end = filled + warp_sum_to((int)threadIdx.x % 32, granules),
+            all = __shfl_sync(~0u, end, 31); /* slots, from this stage's first */
         while (all > filled) {
             if (filled == 0) barrier_wait(empty + stage.at * 8, stage.phase ^ 1);
             const int first = max(end - granules, 0), behind = min(end, (int)SLOTS);
