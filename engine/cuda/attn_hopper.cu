@@ -174,17 +174,18 @@ template <typename S> static int launch_heads(hs_device *dev, hopper_call *c, ch
     const bool bf16 = std::is_same<typename S::T, __nv_bfloat16>::value;
     const size_t bytes = hopper_bytes<S>();
     const int64_t total = (int64_t)a->tiles * a->heads;
+    const int share = S::KEYS / S::PAIR; /* keys that a block brings of a step */
     if (!S::GATHER && !(hopper_map(&c->q, bf16, a->q, HOPPER_DIM, a->len_q, a->heads, a->ld_q, HOPPER_DIM, S::ROWS) &&
-                        hopper_map(&c->k, bf16, a->k, HOPPER_DIM, a->len_k, a->heads, a->ld_k, HOPPER_DIM, S::KEYS) &&
-                        hopper_map(&c->v, bf16, a->v, HOPPER_DIM, a->len_k, a->heads, a->ld_v, HOPPER_DIM, S::KEYS)))
+                        hopper_map(&c->k, bf16, a->k, HOPPER_DIM, a->len_k, a->heads, a->ld_k, HOPPER_DIM, share) &&
+                        hopper_map(&c->v, bf16, a->v, HOPPER_DIM, a->len_k, a->heads, a->ld_v, HOPPER_DIM, share)))
         return 0;
     c->total = (int)total;
-    c->plan.next = (int *)room;
-    c->plan.done = c->plan.next + 1;
-    const int64_t zeros = S::GATHER ? S::KV_BYTES : 0;
-    c->copies.zeros = room + 256;
-    if (!hs_cuda_ok(dev, cudaMemsetAsync(room, 0, 256 + (size_t)zeros, gpu->stream), "attention")) return 1;
-    part(&room, 256 + zeros);
+    const char *const cleared = room;
+    int *const numbers = (int *)part(&room, 4 * 4);
+    c->copies.zeros = part(&room, S::GATHER ? S::KV_BYTES : 0);
+    c->lost = (unsigned char *)part(&room, total);
+    if (!hs_cuda_ok(dev, cudaMemsetAsync(numbers, 0, (size_t)(room - cleared), gpu->stream), "attention")) return 1;
+    c->plan.done = numbers, c->any = numbers + 1;
     if (a->bits) {
         c->plan.load = (unsigned long long *)part(&room, a->heads * 8);
         c->plan.keys = (int *)part(&room, (int64_t)a->heads * a->rows * 4);
@@ -205,9 +206,19 @@ template <typename S> static int launch_heads(hs_device *dev, hopper_call *c, ch
     }
     const cudaError_t e = cudaFuncSetAttribute(attn_hopper<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (!hs_cuda_ok(dev, e, "attention")) return 1;
-    const int64_t blocks = (int64_t)gpu->sms * S::BLOCKS;
-    attn_hopper<S><<<(unsigned)(blocks < total ? blocks : total), S::THREADS, bytes, gpu->stream>>>(*c);
-    HS_CUDA_LAUNCHED(dev, "attention");
+    const int64_t most = (int64_t)gpu->sms * S::BLOCKS / S::PAIR, /* clusters of blocks */
+        needed = (a->tiles + S::PAIR - 1) / S::PAIR * (int64_t)a->heads;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = S::PAIR, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3((unsigned)((most < needed ? most : needed) * S::PAIR)), how.blockDim = dim3(S::THREADS);
+    how.dynamicSmemBytes = bytes, how.stream = gpu->stream;
+    how.attrs = &cluster, how.numAttrs = S::PAIR > 1;
+    for (c->careful = 0; c->careful < 2; c->careful++) { /* lost tiles once more: hardly ever one */
+        c->plan.next = numbers + 2 + c->careful;
+        if (!hs_cuda_ok(dev, cudaLaunchKernelEx(&how, attn_hopper<S>, *c), "attention")) break;
+    }
     return 1;
 }
 
@@ -235,8 +246,8 @@ template <typename S> static int launch(hs_device *dev, hopper_call *c) {
     if (hopper_bytes<S>() > hs_cuda_of(dev)->shared_max || tiles * all.heads > INT32_MAX / 2 ||
         granules > INT32_MAX / 2)
         return 0;
-    const int64_t of_head = all.rows * 4 + tiles * 4 + 12 + (all.cols + 1) * 4 + copies;
-    char *room = (char *)hs_cuda_scratch(dev, (size_t)(heads * of_head + 8 * 256 + S::KV_BYTES));
+    const int64_t of_head = all.rows * 4 + tiles * 5 + 12 + (all.cols + 1) * 4 + copies;
+    char *room = (char *)hs_cuda_scratch(dev, (size_t)(heads * of_head + 10 * 256 + S::KV_BYTES));
     if (!room) return 1;
     c->copies.granules = (int)granules;
     for (int h = 0; h < all.heads && !dev->sticky; h += heads) {
@@ -250,8 +261,8 @@ template <typename S> static int launch(hs_device *dev, hopper_call *c) {
 
 /* Tiles of 128 rows where a mask's blocks allow it; a processor has room for one of them, or for two of 64 rows. */
 template <typename T> static int launch_shape(hs_device *dev, const hs_mask *m, hopper_call *c) {
-    if (!m || (m->block && m->block % 128 == 0))
-        return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 40, 232>>(dev, c);
+    if (!m) return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 56, 224, 2>>(dev, c);
+    if (m->block && m->block % 128 == 0) return launch<hopper_shape<T, 2, 128, 1, false, 2, 2, 40, 232>>(dev, c);
     if (m->block) return launch<hopper_shape<T, 1, 64, 2, false, 1, 3, 56, 200>>(dev, c);
     return launch<hopper_shape<T, 2, 128, 1, true, 1, 3, 56, 224>>(dev, c);
 }
@@ -262,6 +273,6 @@ int hs_cuda_attention_hopper(hs_device *dev, const hs_attention *a) {
     if (a->rel_bias.p || a->comp_k.p || (m && m->block % 64) || (m && !m->block && a->last_key_bonus != 0)) return 0;
     hopper_call c = {};
     c.a = attn_call_of(a);
-    c.slack = 8 / c.a.unit; /* exponentials reach 2^8, which all types hold */
+    c.limit = a->q.type == HS_BF16 ? 0x1p60f : 0x1p15f; /* what 16-bit operands hold, and sums of it */
     return a->q.type == HS_BF16 ? launch_shape<__nv_bfloat16>(dev, m, &c) : launch_shape<__half>(dev, m, &c);
 }

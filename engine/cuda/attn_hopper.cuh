@@ -14,8 +14,16 @@
  * a consumer takes its queries to registers and frees their place at once. So it does where keys are gathered, which
  * leaves room for a third stage.
  *
- * Clusters are of any size. Two consumers share the keys of a tile of up to 128 queries by rows; a tile that has 64 or
- * fewer they share by keys, every other step to one of them, and what they found is joined at its end.
+ * Dense attention runs in pairs: two blocks of a cluster take neighbouring tiles, and each brings half of every stage
+ * to both. `empty` then waits for the consumers of both.
+ *
+ * Softmax looks for a row's largest logit in a tile's first step only, and takes it for the reference of its
+ * exponentials from there on. They may grow past 1, which floating point does not mind; only when a step's sum is
+ * beyond a limit do they shrink again, by a power of two. Should one of them have become infinite in between, the tile
+ * is lost, and a second launch computes it again, carefully: with a maximum in every step.
+ *
+ * Clusters of tokens are of any size. Two consumers share the keys of a tile of up to 128 queries by rows; a tile that
+ * has 64 or fewer they share by keys, every other step to one of them, and what they found is joined at its end.
  */
 #ifndef HS_ATTN_HOPPER_CUH
 #define HS_ATTN_HOPPER_CUH
@@ -28,9 +36,9 @@ enum { HOPPER_DIM = 128, HOPPER_ROW = 128 /* bytes of a row of a tile in shared 
 
 /* CONSUMERS: warpgroups of 64 query rows; KEYS: of a step, at most 128; BLOCKS: on a processor at a time; GATHER:
  * queries and keys are wherever an order says; TILES: places for queries and descriptions; STAGES: of keys and of
- * values; registers of a thread of either kind. */
+ * values; registers of a thread of either kind; PAIR: 2 for blocks that share all keys. */
 template <typename T_, int CONSUMERS_, int KEYS_, int BLOCKS_, bool GATHER_, int TILES_, int STAGES_,
-          int PRODUCER_REGS_, int CONSUMER_REGS_>
+          int PRODUCER_REGS_, int CONSUMER_REGS_, int PAIR_ = 1>
 struct hopper_shape {
     typedef T_ T;
     enum {
@@ -42,6 +50,7 @@ struct hopper_shape {
         STAGES = STAGES_,
         PRODUCER_REGS = PRODUCER_REGS_,
         CONSUMER_REGS = CONSUMER_REGS_,
+        PAIR = PAIR_,
         ROWS = 64 * CONSUMERS,
         THREADS = 128 * (CONSUMERS + 1),
         HELD = KEYS < 128 || GATHER, /* queries in registers */
@@ -57,6 +66,7 @@ typedef struct hopper_tile {
     int valid;              /* keys in the last step */
     int bonus;              /* the last of them is the last key of all */
     int row;                /* of the mask; -1: everything in natural order */
+    int number;
 } hopper_tile;
 
 /* Shared memory behind the tiles. */
@@ -101,8 +111,11 @@ typedef struct hopper_call {
     CUtensorMap q, k, v;
     hopper_copies copies;
     hopper_plan plan;
-    int total;   /* numbers of tiles */
-    float slack; /* raw logits may exceed a row's reference by this much */
+    int total;           /* numbers of tiles */
+    float limit;         /* of the exponentials that a lane sums up in a step */
+    unsigned char *lost; /* [total] 1: this tile is to be computed again */
+    int *any;            /* 1: there are such tiles */
+    int careful;         /* only they, with a maximum in every step */
 } hopper_call;
 
 /* ---- places in shared memory ------------------------------------------------------------------------------------ */
@@ -140,6 +153,14 @@ __device__ __forceinline__ int hopper_number(const hopper_call &c, int nth) {
     return first + c.plan.tile_order[first + nth % c.a.tiles];
 }
 
+/* Tiles that this launch looks for: from 0 to here, of those the ones that are wanted. */
+__device__ __forceinline__ int hopper_total(const hopper_call &c) {
+    return c.careful && !*c.any ? 0 : c.total;
+}
+__device__ __forceinline__ bool hopper_wanted(const hopper_call &c, int number) {
+    return !c.careful || c.lost[number];
+}
+
 /* Row of the mask that a tile belongs to; -1: none. */
 __device__ __forceinline__ int hopper_row(const attn_call &a, const attn_tile &t) {
     return t.bits ? (int)((t.bits - a.bits) / a.words - (int64_t)t.head * a.rows) : -1;
@@ -153,7 +174,7 @@ __device__ __forceinline__ int hopper_tile_at(const hopper_call &c, int number, 
     const attn_tile &t = *ret_place;
     ret->row = hopper_row(c.a, t);
     const int keys = t.bits ? c.plan.keys[t.head * c.a.rows + ret->row] : c.a.len_k;
-    ret->head = t.head, ret->first = t.first, ret->count = t.count;
+    ret->head = t.head, ret->first = t.first, ret->count = t.count, ret->number = number;
     ret->steps = (keys + S::KEYS - 1) / S::KEYS;
     ret->valid = keys - (ret->steps - 1) * S::KEYS;
     ret->bonus = !t.bits || t.bits[(c.a.cols - 1) / 32] >> ((c.a.cols - 1) % 32) & 1;
@@ -166,7 +187,7 @@ __device__ __forceinline__ int hopper_tile_at(const hopper_call &c, int number, 
 
 /* The running softmax of two rows of a lane: lane / 4 and that + 8 of its warp's 16. */
 typedef struct hopper_rows {
-    float top[2], sum[2]; /* reference (raw logits), sum of exponentials of this lane's columns */
+    float from[2], sum[2]; /* reference (a power of two's exponent), sum of exponentials of this lane's columns */
 } hopper_rows;
 
 /* Maximum of a row's four lanes. */
@@ -175,36 +196,53 @@ __device__ __forceinline__ float row_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
-/* Logits to exponentials relative to the rows' references. A reference moves only when a logit exceeds it by more than
- * the slack: then `shrink` says how much what was summed up so far has shrunk. 1 if any row of the warp moved. */
-template <int N>
-__device__ __forceinline__ bool soften(float (&s)[N], hopper_rows &r, float (&shrink)[2], float unit, float slack) {
-    float most[2] = {r.top[0], r.top[1]};
+template <int N> __device__ __forceinline__ void largest_of(const float (&s)[N], float (&most)[2]) {
 #pragma unroll
     for (int j = 0; j < N / 4; j++)
 #pragma unroll
         for (int i = 0; i < 2; i++) most[i] = fmaxf(most[i], fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
     most[0] = row_max(most[0]);
     most[1] = row_max(most[1]);
-    const bool moved = __any_sync(~0u, most[0] > r.top[0] + slack || most[1] > r.top[1] + slack);
-    if (moved) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            shrink[i] = exp2_fast((r.top[i] - most[i]) * unit); /* 0 at first: from minus infinity */
-            r.top[i] = most[i];
-            r.sum[i] *= shrink[i];
-        }
-    }
-    const float from[2] = {r.top[0] * unit, r.top[1] * unit};
+}
+
+template <int N> __device__ __forceinline__ void sums_of(const float (&s)[N], float (&sum)[2]) {
+    sum[0] = sum[1] = 0;
 #pragma unroll
     for (int j = 0; j < N / 4; j++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            s[4 * j + 2 * i] = exp2_fast(fmaf(s[4 * j + 2 * i], unit, -from[i]));
-            s[4 * j + 2 * i + 1] = exp2_fast(fmaf(s[4 * j + 2 * i + 1], unit, -from[i]));
-            r.sum[i] += s[4 * j + 2 * i] + s[4 * j + 2 * i + 1];
-        }
-    return moved;
+        for (int i = 0; i < 2; i++) sum[i] += s[4 * j + 2 * i] + s[4 * j + 2 * i + 1];
+}
+
+/* The references rise to the rows' largest logits; `shrink` says how much what was summed up so far has shrunk. */
+template <int N>
+__device__ __forceinline__ void raise_references(const float (&s)[N], hopper_rows &r, float (&shrink)[2], float unit) {
+    float most[2] = {-INFINITY, -INFINITY};
+    largest_of(s, most);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float to = fmaxf(r.from[i], most[i] * unit);
+        shrink[i] = exp2_fast(r.from[i] - to); /* 0 at first: from minus infinity */
+        r.from[i] = to;
+        r.sum[i] *= shrink[i];
+    }
+}
+
+/* Exponentials beyond 1 shrink by a power of two, and so has to what was summed up so far. 1 if one was infinite. */
+template <int N>
+__device__ __forceinline__ bool shrink_exponentials(float (&s)[N], hopper_rows &r, float (&shrink)[2]) {
+    float most[2] = {0, 0}, by[2];
+    largest_of(s, most);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int up = min(max((__float_as_int(most[i]) >> 23) - 127, 0), 126);
+        by[i] = __int_as_float((127 - up) << 23);
+        r.from[i] += (float)up;
+        r.sum[i] *= by[i];
+        shrink[i] *= by[i];
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) s[j] *= by[j / 2 % 2];
+    return most[0] == INFINITY || most[1] == INFINITY;
 }
 
 /* The last step of a tile: columns from `valid` on are not keys; the last of all has a bonus. */
@@ -253,7 +291,7 @@ __device__ __forceinline__ void take_queries(const unsigned char *tile, int row,
  * The output goes through the place of the queries, which all have taken by then. */
 template <typename S>
 __device__ __forceinline__ void join(hopper_room<S> *room, unsigned char *queries, int group, float (&out)[64],
-                                     hopper_rows &r, float unit) {
+                                     hopper_rows &r) {
     const int thread = (int)threadIdx.x % 128;
     float *const output = (float *)(void *)queries + thread;
     named_sync<3>(256);
@@ -261,16 +299,16 @@ __device__ __forceinline__ void join(hopper_room<S> *room, unsigned char *querie
 #pragma unroll
         for (int i = 0; i < 64; i++) output[i * 128] = out[i];
 #pragma unroll
-        for (int i = 0; i < 2; i++) room->joined[i][thread] = r.top[i], room->joined[2 + i][thread] = r.sum[i];
+        for (int i = 0; i < 2; i++) room->joined[i][thread] = r.from[i], room->joined[2 + i][thread] = r.sum[i];
     }
     named_sync<3>(256);
     if (group == 1) return;
     float here[2], there[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const float other = room->joined[i][thread], top = fmaxf(r.top[i], other);
-        here[i] = exp2_fast((r.top[i] - top) * unit);
-        there[i] = exp2_fast((other - top) * unit);
+        const float other = room->joined[i][thread], from = fmaxf(r.from[i], other);
+        here[i] = exp2_fast(r.from[i] - from);
+        there[i] = exp2_fast(other - from);
         r.sum[i] = r.sum[i] * here[i] + room->joined[2 + i][thread] * there[i];
     }
 #pragma unroll
@@ -303,6 +341,8 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
 
     auto release = [&](uint64_t *empty) { /* all warps of all consumers have to */
                                           if (lane == 0) barrier_arrive(at.bar(empty));
+                                          if (S::PAIR == 2 && lane == 0)
+                                              barrier_arrive_at(at.bar(empty), cluster_rank() ^ 1);
     };
     auto await = [&](uint64_t *full, const hopper_ring<S::STAGES> &ring) {
         barrier_wait(at.bar(full + ring.at), ring.phase);
@@ -386,6 +426,24 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                                        p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
             };
 
+            /* Logits to exponentials; 1 if references moved: `shrink` says what becomes of what was summed up. */
+            auto soften = [&](bool first_step) {
+                bool moved = first_step || c.careful;
+                float sum[2];
+                if (moved) raise_references(s, r, shrink, unit);
+#pragma unroll
+                for (int i = 0; i < KEYS / 2; i++) s[i] = exp2_fast(fmaf(s[i], unit, -r.from[i / 2 % 2]));
+                sums_of(s, sum);
+                if (__any_sync(~0u, !(fmaxf(sum[0], sum[1]) <= c.limit))) {
+                    if (!moved) shrink[0] = shrink[1] = 1;
+                    if (shrink_exponentials(s, r, shrink)) *c.any = c.lost[t.number] = 1;
+                    sums_of(s, sum);
+                    moved = true;
+                }
+                r.sum[0] += sum[0];
+                r.sum[1] += sum[1];
+                return moved;
+            };
             /* read by the lane that says it is done with the stage */
             auto step_gaps = [&]() -> uint64_t {
                 if (!S::GATHER) return 0;
@@ -404,7 +462,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
             release(room->k_empty + k.at);
             k.step();
             if (!S::GATHER && t.steps == 1) end_of_keys(s, t, bonus);
-            soften(s, r, shrink, unit, c.slack);
+            soften(true);
             round();
 #pragma unroll 1
             for (int j = first + stride; j < t.steps; j += stride) {
@@ -430,7 +488,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
                 release(room->k_empty + k.at);
                 k.step();
                 if (!S::GATHER && j == t.steps - 1) end_of_keys(s, t, bonus);
-                const bool moved = soften(s, r, shrink, unit, c.slack);
+                const bool moved = soften(false);
                 products_wait<0>();
                 keep(out);
 #pragma unroll
@@ -469,7 +527,7 @@ template <typename S> __device__ __forceinline__ void consume(const hopper_call 
         }
 
         if (by_keys) {
-            if (t.steps > 1) join(room, queries, group, out, r, unit);
+            if (t.steps > 1) join(room, queries, group, out, r);
             barrier_arrive(at.bar(&room->q_empty[slot]));
             if (group == 1) continue;
         }
@@ -534,14 +592,17 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_hopper(const __gri
         }
         for (int i = 0; i < S::STAGES; i++) {
             barrier_init(at.bar(&room->k_full[i]), 1);
-            barrier_init(at.bar(&room->k_empty[i]), warps);
+            barrier_init(at.bar(&room->k_empty[i]), warps * S::PAIR);
             barrier_init(at.bar(&room->v_full[i]), 1);
-            barrier_init(at.bar(&room->v_empty[i]), warps);
+            barrier_init(at.bar(&room->v_empty[i]), warps * S::PAIR);
         }
         barrier_init_done();
         if (at.q % 1024) __trap(); /* the swizzle would be another one */
     }
-    __syncthreads();
+    if (S::PAIR == 2)
+        cluster_sync();
+    else
+        __syncthreads();
     if (__shfl_sync(~0u, threadIdx.x / 128, 0) == 0) {
         registers_shrink<S::PRODUCER_REGS>();
         if constexpr (S::GATHER)
@@ -552,6 +613,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_hopper(const __gri
         registers_grow<S::CONSUMER_REGS>();
         consume(c, at);
     }
+    if (S::PAIR == 2) cluster_sync(); /* the other block may still tell this one of a stage */
 #endif
 }
 #endif

@@ -35,43 +35,66 @@ __device__ __forceinline__ int hopper_next(const attn_call &a, hopper_walk &w, i
     return key;
 }
 
+/* One thread issues everything. Tiles come by a counter, or, for pairs, in turn: all are equally long. */
 template <typename S> __device__ __forceinline__ void produce(const hopper_call &c, const hopper_places<S> &at) {
-    if (threadIdx.x % 128 != 0) return; /* one thread issues everything */
+    if (threadIdx.x % 128 != 0) return;
+    constexpr int SHARE = S::KEYS / S::PAIR; /* rows of a stage that this block brings */
+    const int rank = S::PAIR == 2 ? (int)cluster_rank() : 0;
     hopper_room<S> *const room = at.room;
     hopper_ring<S::TILES> tile;
     hopper_ring<S::STAGES> k, v;
     auto load = [&](hopper_ring<S::STAGES> &ring, unsigned to, uint64_t *full, uint64_t *empty, const CUtensorMap *map,
                     int key, int head) {
-        const unsigned rows = to + ring.at * S::KV_BYTES, bar = at.bar(full + ring.at);
+        const unsigned rows = to + ring.at * S::KV_BYTES + rank * SHARE * HOPPER_ROW, bar = at.bar(full + ring.at);
         barrier_wait(at.bar(empty + ring.at), ring.phase ^ 1);
         barrier_expect(bar, S::KV_BYTES);
-        tma_load(rows, map, bar, 0, key, head);
-        tma_load(rows + S::KEYS * HOPPER_ROW, map, bar, 64, key, head);
+        for (int half = 0; half < 2; half++) {
+            const unsigned dst = rows + half * S::KEYS * HOPPER_ROW;
+            if (S::PAIR == 2)
+                tma_load_both(dst, map, bar, half * 64, key + rank * SHARE, head);
+            else
+                tma_load(dst, map, bar, half * 64, key, head);
+        }
         ring.step();
     };
-    for (int number = atomicAdd(c.plan.next, 1); number < c.total;) {
-        const int after = atomicAdd(c.plan.next, 1); /* its answer is needed when this tile is done */
-        attn_tile place;
-        hopper_tile t;
-        if (hopper_tile_at<S>(c, hopper_number(c, number), &place, &t)) {
-            const unsigned bar = at.bar(&room->q_full[tile.at]), q = at.q + tile.at * S::Q_BYTES;
-            barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
-            room->tile[tile.at] = t;
-            barrier_expect(bar, S::Q_BYTES);
-            tma_load(q, &c.q, bar, 0, t.first, t.head);
-            tma_load(q + S::ROWS * HOPPER_ROW, &c.q, bar, 64, t.first, t.head);
-            tile.step();
-            hopper_walk w = hopper_walk_of(c.a, place.bits);
-            int before = 0;
-            for (int j = 0; j < t.steps; j++) {
-                const int key = hopper_next(c.a, w, S::KEYS);
-                load(k, at.k, room->k_full, room->k_empty, &c.k, key, t.head);
-                if (j > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
-                before = key;
-            }
-            if (t.steps > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
+    auto bring = [&](const hopper_tile &t, const uint32_t *bits) {
+        const unsigned bar = at.bar(&room->q_full[tile.at]), q = at.q + tile.at * S::Q_BYTES;
+        barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
+        room->tile[tile.at] = t;
+        barrier_expect(bar, S::Q_BYTES);
+        tma_load(q, &c.q, bar, 0, t.first, t.head);
+        tma_load(q + S::ROWS * HOPPER_ROW, &c.q, bar, 64, t.first, t.head);
+        tile.step();
+        hopper_walk w = hopper_walk_of(c.a, bits);
+        int before = 0;
+        for (int j = 0; j < t.steps; j++) {
+            const int key = hopper_next(c.a, w, S::KEYS);
+            load(k, at.k, room->k_full, room->k_empty, &c.k, key, t.head);
+            if (j > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
+            before = key;
         }
-        number = after;
+        if (t.steps > 0) load(v, at.v, room->v_full, room->v_empty, &c.v, before, t.head);
+    };
+    attn_tile place;
+    hopper_tile t;
+    if constexpr (S::PAIR == 2) {
+        const int pairs = (c.a.tiles + 1) / 2, total = hopper_total(c) ? pairs * c.a.heads : 0; /* pairs of a head */
+        for (int i = (int)blockIdx.x / 2; i < total; i += (int)gridDim.x / 2) {
+            const int end = (i / pairs + 1) * c.a.tiles, first = end - c.a.tiles + i % pairs * 2,
+                      last = min(first + 1, end - 1);
+            if (!hopper_wanted(c, first) && !hopper_wanted(c, last)) continue;
+            hopper_tile_at<S>(c, rank ? last : first, &place, &t);
+            if (rank && last == first) t.count = 0; /* the other block's tile once more, of which nothing is written */
+            bring(t, NULL);
+        }
+    } else {
+        const int total = hopper_total(c);
+        for (int nth = total ? atomicAdd(c.plan.next, 1) : 0; nth < total;) {
+            const int after = atomicAdd(c.plan.next, 1); /* its answer is needed when this tile is done */
+            const int number = hopper_number(c, nth);
+            if (hopper_wanted(c, number) && hopper_tile_at<S>(c, number, &place, &t)) bring(t, place.bits);
+            nth = after;
+        }
     }
     barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);
     room->tile[tile.at].steps = -1;
@@ -104,14 +127,16 @@ template <typename S> __device__ __forceinline__ void follow_tiles(const hopper_
     typedef typename S::T T;
     hopper_room<S> *const room = at.room;
     const int lane = (int)threadIdx.x % 32;
+    const int total = hopper_total(c);
     hopper_ring<S::TILES> tile;
-    for (;;) {
-        int number = lane == 0 ? atomicAdd(c.plan.next, 1) : 0;
-        number = __shfl_sync(~0u, number, 0);
-        if (number >= c.total) break;
+    while (total) {
+        int nth = lane == 0 ? atomicAdd(c.plan.next, 1) : 0;
+        nth = __shfl_sync(~0u, nth, 0);
+        if (nth >= total) break;
+        const int number = hopper_number(c, nth);
         attn_tile place;
         hopper_tile t;
-        if (!hopper_tile_at<S>(c, hopper_number(c, number), &place, &t)) continue;
+        if (!hopper_wanted(c, number) || !hopper_tile_at<S>(c, number, &place, &t)) continue;
         const unsigned q_full = at.bar(&room->q_full[tile.at]);
         int *const query = room->query[tile.at];
         barrier_wait(at.bar(&room->q_empty[tile.at]), tile.phase ^ 1);

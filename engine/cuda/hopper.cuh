@@ -30,7 +30,7 @@
 __device__ __forceinline__ void barrier_init(unsigned bar, unsigned arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory");
 }
-/* After the last barrier_init, before the block's __syncthreads(). */
+/* After the last barrier_init, before the block's __syncthreads() or its cluster's cluster_sync(). */
 __device__ __forceinline__ void barrier_init_done() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -41,6 +41,26 @@ __device__ __forceinline__ void barrier_arrive(unsigned bar) {
 /* Arrives, and makes the phase wait for so many bytes of copies besides. */
 __device__ __forceinline__ void barrier_expect(unsigned bar, unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+/* The same barrier of another block of the cluster. What was written before is not told of by it. */
+__device__ __forceinline__ void barrier_arrive_at(unsigned bar, unsigned block) {
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(bar),
+                 "r"(block)
+                 : "memory");
+}
+/* Number of this block in its cluster. */
+__device__ __forceinline__ unsigned cluster_rank() {
+    unsigned rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+/* All threads of all blocks of the cluster. */
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
 }
 /* Until the phase of this parity has ended. A barrier begins in phase 0; the phase before it, parity 1, has ended. */
 __device__ __forceinline__ void barrier_wait(unsigned bar, unsigned parity) {
@@ -94,6 +114,13 @@ __device__ __forceinline__ void tma_load(unsigned dst, const CUtensorMap *map, u
         "[%2];" ::"r"(dst),
         "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
         : "memory");
+}
+/* The same to that place of both blocks of a cluster of two; its bytes count for either's barrier. */
+__device__ __forceinline__ void tma_load_both(unsigned dst, const CUtensorMap *map, unsigned bar, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((unsigned short)3)
+                 : "memory");
 }
 __device__ __forceinline__ void tma_load_4d(unsigned dst, const CUtensorMap *map, unsigned bar, int x, int y, int z,
                                             int w) {

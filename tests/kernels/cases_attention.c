@@ -29,7 +29,13 @@ static void list(void) {
     emit("q=33 k=70 heads=2 D=200 rel=1 bonus=2");
     emit("q=65 k=129 heads=2 D=128 equal=1"); /* every logit the same: a plain mean */
     emit("q=1100 k=150 heads=40 D=128 stacked=0 many=1");
-    emit("q=9 k=200 heads=2 D=64 rising=1"); /* the running maximum changes with every key block */
+    emit("q=9 k=200 heads=2 D=64 rising=10"); /* the running maximum changes with every key block */
+    for (int i = 0; i < 3; i++) { /* by 65, 26 and 261 powers of two in 128 keys, for every third query alone */
+        static const int rising[] = {10, 4, 40};
+        emit("q=9 k=700 heads=2 D=128 rising=%d stacked=0", rising[i]);
+        emit("q=700 k=%d heads=3 D=128 rising=%d stacked=0", 500 + i, rising[i]);
+    }
+    emit("q=1100 k=300 heads=40 D=128 rising=40 stacked=0 many=1");
 }
 
 enum { RESULT, REL, Q, K, V, QKV = Q }; /* operands; stacked: q, k and v lie side by side in QKV */
@@ -51,8 +57,9 @@ static void setup(test *t) {
             y->data[k / 3 * ld + i] = to_type(t, ACT, 5.0 * y->data[k / 3 * ld + i]);
         }
         for (int64_t i = 0; i < x->n && (get(t, "equal") || get(t, "rising")); i++)
-            x->data[i] = get(t, "rising") ? 0.5f : 0;
-        for (int64_t i = 0; i < y->n && get(t, "rising"); i++) y->data[i] = to_type(t, ACT, (double)(i / ld) / 16 - 6);
+            x->data[i] = !get(t, "rising") ? 0 : i / ld / 128 % 3 == 0 && i / ld % 3 == 0 ? 0.5f : 0.0078125f;
+        for (int64_t i = 0; i < y->n && get(t, "rising"); i++)
+            y->data[i] = to_type(t, ACT, (double)(i / ld) / 160 * (double)get(t, "rising") - 6);
         OPERAND(t, "v", IN, ACT, 1, k, ld + 8);
     }
 }

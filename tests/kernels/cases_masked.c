@@ -55,6 +55,13 @@ static void list(void) {
     emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 dense=2");
     emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 dense=2 spread=20");
     emit("q=150 k=100 heads=2 D=128 rows=4200 cols=4 keep=60");
+    for (int i = 0; i < 2; i++) { /* logits that leave behind whatever came before, for some queries alone */
+        static const int steep[] = {30, 120};
+        emit("q=600 k=900 heads=3 D=128 block=128 keep=60 steep=%d dense=2", steep[i]);
+        emit("q=600 k=900 heads=3 D=128 block=64 keep=60 steep=%d dense=2", steep[i]);
+        emit("q=600 k=900 heads=3 D=128 rows=6 cols=45 keep=60 steep=%d dense=2", steep[i]);
+        emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 steep=%d", steep[i]);
+    }
 }
 
 enum { RESULT, BITS, DENSE, Q_ORDER, K_ORDER, Q_START, K_START, COMP_K, COMP_V, Q, K, V, QKV = Q };
@@ -95,6 +102,21 @@ static void fill_groups(const test *t, int stream, operand *order, operand *star
     }
 }
 
+/* Keys are longer the later they come in their head's order, up to `steep` times; of queries, two of three blocks of
+ * 128 in theirs are short. */
+static void steepen(const test *t, const hs_mask *m, const operand *order, operand *x, int64_t len, int keys) {
+    const int64_t D = get(t, "D"), ld = x->dim[1];
+    for (int h = 0; h < m->heads; h++)
+        for (int64_t p = 0; p < len; p++) {
+            const int64_t token = m->block ? p : (int64_t)order->data[h * len + p];
+            const double by = keys               ? 1 + (double)get(t, "steep") * (double)p / (double)len
+                              : p / 128 % 3 == 0 ? 1
+                                                 : 0.01;
+            for (int64_t i = token * ld + h * D; i < token * ld + (h + 1) * D; i++)
+                x->data[i] = to_type(t, ACT, by * x->data[i]);
+        }
+}
+
 static void setup(test *t) {
     const hs_mask m = shape(t);
     const int64_t D = get(t, "D"), width = m.heads * D, ld = width + get(t, "pad");
@@ -126,8 +148,11 @@ static void setup(test *t) {
             if (i % x->dim[1] < width) x->data[i] = to_type(t, ACT, spread * x->data[i]);
         return;
     }
-    OPERAND(t, "q", IN, ACT, spread, m.len_q, ld);
-    OPERAND(t, "k", IN, ACT, 1, m.len_k, ld);
+    operand *q = OPERAND(t, "q", IN, ACT, spread, m.len_q, ld), *k = OPERAND(t, "k", IN, ACT, 1, m.len_k, ld);
+    if (get(t, "steep")) {
+        steepen(t, &m, qo, q, m.len_q, 0);
+        steepen(t, &m, ko, k, m.len_k, 1);
+    }
     OPERAND(t, "v", IN, ACT, 1, m.len_k, ld + 8);
 }
 
