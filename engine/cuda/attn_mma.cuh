@@ -6,10 +6,6 @@
  * the output of a head is too wide for registers (d = 384, the VAE) SPLIT warps share the rows: each computes all
  * logits, but its own columns of the output.
  *
- * A row's reference, what exponentials are relative to, is its largest logit of the first step and stays; spec and
- * reasons in attn_hopper.cuh. If an exponential becomes infinite the tile is lost, and its block begins again with a
- * maximum in every step.
- *
  * Keys and values have one buffer each: values of a step arrive while its logits are computed, keys of the next one
  * during softmax and the second product. What else has to be hidden is hidden by the other blocks on the processor.
  * Tokens are loaded row by row through a list of tokens, so that gathered and natural order are the same code.
@@ -98,24 +94,18 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-/* The largest of a row's values: of tiles of 8 columns, its half r. */
-template <int N> __device__ __forceinline__ float row_largest(const float (&s)[N][4], int r) {
-    float x = s[0][2 * r];
-#pragma unroll
-    for (int n = 0; n < N; n++) x = fmaxf(x, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-    return quad_max(x);
-}
-
-/* A tile, by a block; sums: [2] shared. 0: it is lost, and nothing was written. */
 template <typename S>
-__device__ __forceinline__ bool attend(const attn_call &a, const attn_tile &tile, unsigned char *room, int *sums,
-                                       bool careful) {
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_constant__ attn_call a) {
     typedef typename S::T T;
     constexpr int DIM = S::DIM, KEYS = S::KEYS, M_TILES = S::M_TILES, OUT = S::OUT;
-    constexpr float LIMIT = std::is_same<T, __nv_bfloat16>::value ? 0x1p60f : 0x1p15f; /* of a lane's sum in a step */
-    int *const tokens = (int *)(void *)(room + (S::ROWS + 2 * KEYS) * DIM * 2);        /* [AHEAD, KEYS] */
-    float *const extras = (float *)(void *)(tokens + S::AHEAD * KEYS);                 /* [AHEAD, KEYS] */
-    int *const queries = tokens + 2 * S::AHEAD * KEYS;                                 /* [ROWS] */
+    extern __shared__ __align__(128) unsigned char room[];
+    __shared__ int sums[2];
+    int *const tokens = (int *)(void *)(room + (S::ROWS + 2 * KEYS) * DIM * 2); /* [AHEAD, KEYS] */
+    float *const extras = (float *)(void *)(tokens + S::AHEAD * KEYS);          /* [AHEAD, KEYS] */
+    int *const queries = tokens + 2 * S::AHEAD * KEYS;                          /* [ROWS] */
+
+    attn_tile tile;
+    if (!attn_tile_at(a, S::ROWS, blockIdx.x, &tile)) return;
     const int tid = (int)threadIdx.x, lane = (int)(threadIdx.x % 32), warp = (int)(threadIdx.x / 32),
               row0 = (int)(threadIdx.x / 32 % S::ROW_WARPS) * S::WARP_ROWS;
     const int pieces = a.head_dim / 8;
@@ -154,10 +144,9 @@ __device__ __forceinline__ bool attend(const attn_call &a, const attn_tile &tile
     const int out0 = warp / S::ROW_WARPS * OUT; /* first output column of this warp */
     const bool working = row0 < tile.count;
 
-    float out[M_TILES][OUT / 8][4] = {}, from[M_TILES][2], sum[M_TILES][2] = {};
-    bool unset = true, lost = false; /* a row of the warp has no reference yet; an exponential was infinite */
+    float out[M_TILES][OUT / 8][4] = {}, top[M_TILES][2], sum[M_TILES][2] = {};
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++) from[m][0] = from[m][1] = -INFINITY;
+    for (int m = 0; m < M_TILES; m++) top[m][0] = top[m][1] = -INFINITY;
 
     for (int j = 0; j < steps; j++) {
         const int *const token = tokens + j % S::AHEAD * KEYS;
@@ -221,68 +210,37 @@ __device__ __forceinline__ bool attend(const attn_call &a, const attn_tile &tile
                     }
             }
             /* softmax so far: rows lane / 4 and lane / 4 + 8 of every tile of 16 */
-            float shrink[M_TILES][2], total[M_TILES][2];
-            const bool rising = unset || careful;
-            if (rising) {
-                bool none = false;
-#pragma unroll
-                for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        const float to = fmaxf(from[m][r], row_largest<KEYS / 8>(s[m], r) * a.unit);
-                        shrink[m][r] = to == -INFINITY ? 0 : exp2_fast(from[m][r] - to);
-                        from[m][r] = to;
-                        none |= to == -INFINITY;
-                    }
-                unset = __any_sync(~0u, none);
-            }
-            bool beyond = false;
+            float shrink[M_TILES][2];
+            bool grown = false;
 #pragma unroll
             for (int m = 0; m < M_TILES; m++)
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    const float less = from[m][r] == -INFINITY ? 0 : from[m][r];
-                    total[m][r] = 0;
+                    float x = top[m][r];
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++) x = fmaxf(x, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+                    x = quad_max(x);
+                    const float from = x == -INFINITY ? 0 : x * a.unit;
+                    shrink[m][r] = exp2_fast(fmaf(top[m][r], a.unit, -from));
+                    grown |= x != top[m][r];
+                    top[m][r] = x;
+                    float total = 0;
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++) {
-                        total[m][r] += s[m][n][2 * r] = exp2_fast(fmaf(s[m][n][2 * r], a.unit, -less));
-                        total[m][r] += s[m][n][2 * r + 1] = exp2_fast(fmaf(s[m][n][2 * r + 1], a.unit, -less));
+                        total += s[m][n][2 * r] = exp2_fast(fmaf(s[m][n][2 * r], a.unit, -from));
+                        total += s[m][n][2 * r + 1] = exp2_fast(fmaf(s[m][n][2 * r + 1], a.unit, -from));
                     }
-                    beyond |= !(total[m][r] <= LIMIT);
+                    sum[m][r] = fmaf(sum[m][r], shrink[m][r], total);
                 }
-            beyond = __any_sync(~0u, beyond);
-            if (beyond) { /* exponentials shrink by powers of two */
+            if (__any_sync(~0u, grown)) { /* rare after the first steps; else every factor is 1 */
 #pragma unroll
                 for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        const float most = row_largest<KEYS / 8>(s[m], r);
-                        const int up = min(max((__float_as_int(most) >> 23) - 127, 0), 126);
-                        const float by = __int_as_float((127 - up) << 23);
-                        lost |= most == INFINITY;
-                        shrink[m][r] = rising ? shrink[m][r] * by : by;
-                        from[m][r] += (float)up;
-                        total[m][r] = 0;
-#pragma unroll
-                        for (int n = 0; n < KEYS / 8; n++) {
-                            total[m][r] += s[m][n][2 * r] *= by;
-                            total[m][r] += s[m][n][2 * r + 1] *= by;
-                        }
-                    }
-            }
-            if (rising || beyond) {
-#pragma unroll
-                for (int m = 0; m < M_TILES; m++) {
-                    sum[m][0] *= shrink[m][0], sum[m][1] *= shrink[m][1];
 #pragma unroll
                     for (int n = 0; n < OUT / 8; n++)
 #pragma unroll
                         for (int i = 0; i < 4; i++) out[m][n][i] *= shrink[m][i / 2];
-                }
             }
-#pragma unroll
-            for (int m = 0; m < M_TILES; m++) sum[m][0] += total[m][0], sum[m][1] += total[m][1];
-                /* products of tiles 2n and 2n + 1 are, in pairs, the left operand of keys 16n .. 16n + 15 */
+            /* products of tiles 2n and 2n + 1 are, in pairs, the left operand of keys 16n .. 16n + 15 */
 #pragma unroll
             for (int n = 0; n < KEYS / 16; n++) {
                 unsigned p[M_TILES][4], v[4];
@@ -307,7 +265,7 @@ __device__ __forceinline__ bool attend(const attn_call &a, const attn_tile &tile
 
     /* out / sum into the room of the queries, from there in whole rows to memory */
     copy_wait_all();
-    if (__syncthreads_or(lost && !careful)) return false;
+    __syncthreads();
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -325,17 +283,6 @@ __device__ __forceinline__ bool attend(const attn_call &a, const attn_tile &tile
         if (c < pieces)
             ((uint4 *)((T *)a.out + queries[row] * a.ld_out + head))[c] =
                 *(const uint4 *)(const void *)(room + piece_at<DIM>(row, c));
-    }
-    return true;
-}
-
-template <typename S>
-__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) attn_mma(const __grid_constant__ attn_call a) {
-    extern __shared__ __align__(128) unsigned char room[];
-    __shared__ int sums[2];
-    attn_tile tile;
-    if (!attn_tile_at(a, S::ROWS, blockIdx.x, &tile)) return;
-    for (bool careful = false; !attend<S>(a, tile, room, sums, careful); careful = true) {
     }
 }
 #endif

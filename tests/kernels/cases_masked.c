@@ -55,6 +55,12 @@ static void list(void) {
     emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 dense=2");
     emit("q=300 k=1500 heads=2 D=128 rows=2 cols=90 keep=50 dense=2 spread=20");
     emit("q=150 k=100 heads=2 D=128 rows=4200 cols=4 keep=60");
+    for (int i = 0; i < 4; i++) { /* two rows of a mask side by side that have little in common, or one alone */
+        static const int keep[] = {4, 12, 35, 90};
+        emit("q=640 k=2500 heads=3 D=128 block=64 keep=%d dense=2", keep[i]);
+        emit("q=700 k=1300 heads=2 D=128 block=192 keep=%d bonus=3", keep[i]);
+        emit("q=64 k=%d heads=2 D=128 block=64 keep=%d", 900 + 64 * i, keep[i]);
+    }
     for (int i = 0; i < 2; i++) { /* logits that leave behind whatever came before, for some queries alone */
         static const int steep[] = {30, 120};
         emit("q=600 k=900 heads=3 D=128 block=128 keep=60 steep=%d dense=2", steep[i]);
