@@ -1,13 +1,13 @@
 /* Rate of attention on a device, dense and under masks, at the sizes of Wan2.1 videos of 81 frames.
  *
  *     cuda_attention [--device cuda[:N]] [--precision auto|fp32|bf16|fp16] [--tokens N] [--heads N] [--repeats N]
- *                    [--masks tests/bench/demo_masks.safetensors]
+ *                    [--dense | --masks tests/bench/demo_masks.safetensors]
  *
  * Without --tokens and --heads: 32,760 and 75,600 tokens (480p, 720p), 12 and 40 heads (1.3B, 14B). Masks are random
  * bits over blocks of 128 or 64 tokens (uneven: heads keep from nothing to twice as much), or over scattered clusters
- * as SVG2 makes them; with --masks also a model's own, a small video's, one tile of them beside the other. FLOPs are
- * those of the kept pairs; the last column is the rate against dense attention of the same size. A tool, not a test;
- * exit status 77: no such device.
+ * as SVG2 makes them; with --masks also a model's own, a small video's, one tile of them beside the other; with --dense
+ * none. FLOPs are those of the kept pairs; the last column is the rate against dense attention of the same size. A
+ * tool, not a test; exit status 77: no such device.
  */
 #include "backend.h"
 #include "mask.h"
@@ -24,7 +24,7 @@ enum { DIM = 128, MAX_REPEATS = 99, SKIP = 77, Q_CLUSTERS = 300, K_CLUSTERS = 10
 typedef struct options {
     const char *device, *precision, *masks;
     int64_t tokens;
-    int heads, repeats;
+    int heads, repeats, dense;
 } options;
 
 /* One size: operands as the model lays them out. */
@@ -206,10 +206,20 @@ static void fill(const bench *b) {
     free(typed);
 }
 
-static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, const hs_st_tensor *tiles, hs_err *err) {
+static int measure_masks(bench *b, hs_err *err) {
     static const double densities[] = {0.5, 0.3, 0.2, 0.1};
     static const int blocks[] = {128, 64, 0};
-    bench b = {.dev = dev, .n = n, .heads = heads, .repeats = repeats, .tiles = tiles};
+    int rc = measure_masked(b, 128, 1, 0, err);
+    for (int i = 0; i < 3 && !rc; i++)
+        for (int k = 0; k < 4 && !rc; k++) rc = measure_masked(b, blocks[i], densities[k], 0, err);
+    if (!rc) rc = measure_masked(b, 128, 0.3, 1, err);
+    if (!rc && b->tiles) rc = measure_masked(b, 128, 0, 0, err);
+    return rc ? rc : measure(b, "dense", NULL, 1, err); /* again: clocks change */
+}
+
+static int measure_size(hs_device *dev, int64_t n, int heads, const options *o, const hs_st_tensor *tiles,
+                        hs_err *err) {
+    bench b = {.dev = dev, .n = n, .heads = heads, .repeats = o->repeats, .tiles = tiles};
     const hs_dtype act = hs_device_act(dev);
     int rc = hs_device_alloc(dev, act, n * 3 * heads * DIM, "q, k, v", &b.qkv, err);
     if (!rc) rc = hs_device_alloc(dev, act, n * heads * DIM, "result", &b.out, err);
@@ -217,35 +227,30 @@ static int measure_size(hs_device *dev, int64_t n, int heads, int repeats, const
         fill(&b);
         rc = measure(&b, "dense", NULL, 1, err);
     }
-    if (!rc) rc = measure_masked(&b, 128, 1, 0, err);
-    for (int i = 0; i < 3 && !rc; i++)
-        for (int k = 0; k < 4 && !rc; k++) rc = measure_masked(&b, blocks[i], densities[k], 0, err);
-    if (!rc) rc = measure_masked(&b, 128, 0.3, 1, err);
-    if (!rc && tiles) rc = measure_masked(&b, 128, 0, 0, err);
-    if (!rc) rc = measure(&b, "dense", NULL, 1, err); /* again: clocks change */
+    if (!rc && !o->dense) rc = measure_masks(&b, err);
     hs_device_free(dev, b.qkv);
     hs_device_free(dev, b.out);
     return rc;
 }
 
 static int parse(int argc, char **argv, options *o) {
-    static const struct option names[] = {{"device", 1, 0, 'd'},
-                                          {"precision", 1, 0, 'p'},
-                                          {"tokens", 1, 0, 't'},
-                                          {"heads", 1, 0, 'h'},
-                                          {"repeats", 1, 0, 'r'},
-                                          {"masks", 1, 0, 'm'},
-                                          {0}};
+    static const struct option names[] = {
+        {"device", 1, 0, 'd'},  {"precision", 1, 0, 'p'}, {"tokens", 1, 0, 't'}, {"heads", 1, 0, 'h'},
+        {"repeats", 1, 0, 'r'}, {"masks", 1, 0, 'm'},     {"dense", 0, 0, 'D'},  {0}};
     for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (c) {
         case 'd': o->device = optarg; break;
         case 'p': o->precision = optarg; break;
         case 't': o->tokens = atoll(optarg); break;
         case 'h': o->heads = atoi(optarg); break;
         case 'm': o->masks = optarg; break;
+        case 'D': o->dense = 1; break;
         case 'r': o->repeats = atoi(optarg); break;
         default: return 2;
         }
-    return optind < argc || o->tokens < 0 || o->heads < 0 || o->repeats < 1 || o->repeats > MAX_REPEATS ? 2 : 0;
+    return optind < argc || (o->dense && o->masks) || o->tokens < 0 || o->heads < 0 || o->repeats < 1 ||
+                   o->repeats > MAX_REPEATS
+               ? 2
+               : 0;
 }
 
 static int open_tiles(const char *path, hs_st *file, const hs_st_tensor **ret, hs_err *err) {
@@ -259,7 +264,7 @@ int main(int argc, char **argv) {
     options o = {.device = "cuda", .precision = "auto", .repeats = 9};
     if (parse(argc, argv, &o)) {
         fprintf(stderr, "usage: cuda_attention [--device NAME] [--precision auto|fp32|bf16|fp16] [--tokens N] "
-                        "[--heads N] [--repeats 1..99] [--masks FILE]\n");
+                        "[--heads N] [--repeats 1..99] [--dense | --masks FILE]\n");
         return 2;
     }
     const int64_t tokens[] = {o.tokens ? o.tokens : 32760, o.tokens ? 0 : 75600};
@@ -281,7 +286,7 @@ int main(int argc, char **argv) {
     printf("%s\n", hs_device_name(dev));
     for (int i = 0; i < 2; i++)
         for (int k = 0; k < 2 && !rc; k++)
-            if (tokens[i] && heads[k]) rc = measure_size(dev, tokens[i], heads[k], o.repeats, tiles, &err);
+            if (tokens[i] && heads[k]) rc = measure_size(dev, tokens[i], heads[k], &o, tiles, &err);
     if (rc) fprintf(stderr, "cuda_attention: %s\n", err.msg);
     hs_device_close(dev);
     hs_st_close(file);
