@@ -61,7 +61,7 @@ typedef struct hopper_tile {
     int valid;              /* keys in the last step */
     int bonus;              /* the last of them is the last key of all */
     int row;                /* of the mask; -1: everything in natural order */
-    int number;
+    int number;             /* of the tile, its place in hopper_call.lost */
 } hopper_tile;
 
 /* Shared memory behind the tiles. */

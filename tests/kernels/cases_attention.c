@@ -30,7 +30,7 @@ static void list(void) {
     emit("q=65 k=129 heads=2 D=128 equal=1"); /* every logit the same: a plain mean */
     emit("q=1100 k=150 heads=40 D=128 stacked=0 many=1");
     emit("q=9 k=200 heads=2 D=64 rising=10"); /* the running maximum changes with every key block */
-    for (int i = 0; i < 3; i++) { /* by 65, 26 and 261 powers of two in 128 keys, for every third query alone */
+    for (int i = 0; i < 3; i++) {             /* by 65, 26 and 261 powers of two in 128 keys, for some queries alone */
         static const int rising[] = {10, 4, 40};
         emit("q=9 k=700 heads=2 D=128 rising=%d stacked=0", rising[i]);
         emit("q=700 k=%d heads=3 D=128 rising=%d stacked=0", 500 + i, rising[i]);
