@@ -34,10 +34,16 @@ hs_device *gold_open_fast(void) {
 
 /* ---- cases --------------------------------------------------------------------------------------------------------
  */
+/* A program that was carried to another machine is told where the folder is. */
+static const char *gold_dir(void) {
+    const char *dir = getenv("GOLDEN_DIR");
+    return dir ? dir : GOLDEN_DIR;
+}
+
 const cJSON *gold_cases(const char *group) {
     static cJSON *all;
     hs_err err = {0};
-    if (!all) all = gm_json_file(GOLDEN_DIR, "cases.json", &err);
+    if (!all) all = gm_json_file(gold_dir(), "cases.json", &err);
     cr_assert(all != NULL, "%s", err.msg);
     const cJSON *ret = cJSON_GetObjectItemCaseSensitive(all, group);
     cr_assert(ret != NULL, "cases.json has no '%s'", group);
@@ -69,7 +75,7 @@ gold gold_load(const char *group, const gold_device *device) {
     gold g = {.device = device ? device->name : "", .tol = device ? device->tol : 0};
     hs_err err = {0};
     char path[512];
-    snprintf(path, sizeof path, "%s/data/%s.safetensors", GOLDEN_DIR, group);
+    snprintf(path, sizeof path, "%s/data/%s.safetensors", gold_dir(), group);
     cr_assert_eq(hs_st_open(path, &g.st, &err), 0, "%s", err.msg);
     return g;
 }
@@ -234,7 +240,7 @@ void gold_model(const char *model, const gm_options *opt, char ret_dir[256]) {
     cr_assert(mkdtemp(ret_dir) != NULL, "cannot make a temporary folder like %s", ret_dir);
     memcpy(folders[slot], ret_dir, 256);
     if (!registered++) atexit(remove_folders);
-    cr_assert_eq(gm_write_model(GOLDEN_DIR, model, ret_dir, opt, &err), 0, "%s", err.msg);
+    cr_assert_eq(gm_write_model(gold_dir(), model, ret_dir, opt, &err), 0, "%s", err.msg);
 }
 
 void gold_model_done(const char *dir) {
@@ -246,7 +252,7 @@ void gold_model_done(const char *dir) {
 gm_list gold_tensors(const char *model, const char *part) {
     gm_list l = {0};
     hs_err err = {0};
-    cJSON *config = gm_config(GOLDEN_DIR, model, &err);
+    cJSON *config = gm_config(gold_dir(), model, &err);
     cr_assert(config && !gm_tensors(config, part, &l, &err), "%s", err.msg);
     cJSON_Delete(config);
     return l;

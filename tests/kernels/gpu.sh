@@ -46,7 +46,7 @@ kernels() {
 }
 
 golden() {
-    timeout 300 "$bin/golden" --jobs 4 --filter '*/cuda*' >"$out/golden.log" 2>&1
+    GOLDEN_DIR=$PWD/tests/golden timeout 300 "$bin/golden" --jobs 4 --filter '*/cuda*' >"$out/golden.log" 2>&1
     rc=$?
     grep -E 'FAIL|Synthesis|error' "$out/golden.log" | cut -c1-220 | head -n 40
     return $rc
