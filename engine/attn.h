@@ -13,6 +13,8 @@ int hs_attn_new(hs_device *dev, const hs_attn_policy *p, int layers, int heads, 
                 hs_attn **ret, hs_err *err);
 void hs_attn_free(hs_attn *a);
 int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_dim, int64_t tokens);
+/* What the device may come to need for itself under this policy (hs_device_own_bytes). */
+int64_t hs_attn_own_bytes(const hs_device *dev, const hs_attn_policy *p, int heads, int head_dim, int64_t tokens);
 /* A new video: forgets anchors and masks. */
 void hs_attn_begin(hs_attn *a);
 

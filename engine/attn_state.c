@@ -114,6 +114,13 @@ int64_t hs_attn_bytes(const hs_attn_policy *p, int layers, int heads, int head_d
     return one + layers * (two + 4 * heads * p->intervals);
 }
 
+int64_t hs_attn_own_bytes(const hs_device *dev, const hs_attn_policy *p, int heads, int head_dim, int64_t tokens) {
+    hs_cluster q = {.len = tokens, .ld = 3 * (int64_t)heads * head_dim, .heads = heads, .head_dim = head_dim}, k = q;
+    q.clusters = p->q_clusters, k.clusters = p->k_clusters;
+    q.beside = &k;
+    return hs_device_own_bytes(dev, p->method == HS_SVG2 ? &q : NULL);
+}
+
 /* The session's thresholds are uploaded once, a call's own ones every time: their owner may have changed them. */
 void hs_attn_thresholds(hs_attn *a, const float *of_call) {
     if (!of_call && a->top_p_is_host) return;

@@ -128,12 +128,16 @@ int64_t hs_device_recent_peak(hs_device *dev) {
     return peak;
 }
 
+int64_t hs_device_own_bytes(const hs_device *dev, const hs_cluster *cluster) {
+    return dev->ops->own_bytes ? dev->ops->own_bytes(dev, cluster) : 0;
+}
+
 int64_t hs_device_free_bytes(const hs_device *dev) {
     const int64_t there = dev->ops->free_bytes(dev), allowed = dev->max_bytes - dev->bytes;
     return dev->max_bytes && allowed < there ? allowed : there;
 }
 
-static void count_bytes(hs_device *dev, int64_t bytes) {
+void hs_device_count(hs_device *dev, int64_t bytes) {
     dev->bytes += bytes;
     if (dev->bytes > dev->peak) dev->peak = dev->bytes;
     if (dev->bytes > dev->recent_peak) dev->recent_peak = dev->bytes;
@@ -160,7 +164,7 @@ int hs_device_alloc(hs_device *dev, hs_dtype type, int64_t n, const char *purpos
                        (int)type);
     void *p = NULL;
     if (over_limit(dev, bytes) || dev->ops->alloc(dev, (size_t)bytes, &p)) return fail_memory(dev, purpose, bytes, err);
-    count_bytes(dev, bytes);
+    hs_device_count(dev, bytes);
     *ret = (hs_buf){p, type, n};
     return HS_OK;
 }
@@ -206,7 +210,7 @@ static int weight_done(hs_device *dev, hs_weight *w, int rc, hs_weight **ret, hs
         weight_unlink(dev, w);
         return rc;
     }
-    count_bytes(dev, w->bytes);
+    hs_device_count(dev, w->bytes);
     *ret = w;
     return HS_OK;
 }

@@ -52,6 +52,7 @@ hs_dtype hs_device_act(const hs_device *dev);     /* F32, BF16 or F16 */
 int hs_device_check(hs_device *dev, hs_err *err); /* sticky error of any operation since the last check */
 int64_t hs_device_bytes(const hs_device *dev, int64_t *ret_peak); /* allocated now */
 int64_t hs_device_recent_peak(hs_device *dev);                    /* most bytes since the last call */
+void hs_device_count(hs_device *dev, int64_t bytes);              /* more, or fewer: for backends */
 int64_t hs_device_free_bytes(const hs_device *dev); /* what could still be allocated: limit or physical memory */
 
 /* hs_device_alloc: p == NULL in *ret on failure; contents undefined. free accepts a view with p == NULL. */
@@ -235,6 +236,9 @@ typedef struct hs_cluster {
     uint64_t seed;
 } hs_cluster;
 void hs_op_cluster(hs_device *dev, const hs_cluster *a);
+/* Bytes that the device may come to need for itself: scratch, workspace. cluster: the largest call to come of
+ * hs_op_cluster, of which only sizes count, or NULL. */
+int64_t hs_device_own_bytes(const hs_device *dev, const hs_cluster *cluster);
 /* The token that a cluster of a head with want 2 starts from: one of each of `clusters` equal strata, any where there
  * are fewer tokens than clusters. */
 static inline int64_t hs_cluster_token(uint64_t seed, int head, int cluster, int clusters, int64_t len) {
@@ -317,7 +321,7 @@ typedef struct hs_ops {
     void (*slot_fill)(hs_device *dev, int slot, void *dst, const void *host, size_t bytes); /* slot 0 or 1 */
     void (*slot_use)(hs_device *dev, int slot);
     void (*slot_release)(hs_device *dev, int slot);
-    int64_t own_bytes; /* device memory that the backend may come to need for itself: scratch, workspace */
+    int64_t (*own_bytes)(const hs_device *dev, const hs_cluster *cluster); /* NULL: none; see hs_device_own_bytes */
 
     void (*linear)(hs_device *dev, const hs_linear *a);
     void (*norm)(hs_device *dev, hs_norm_kind kind, hs_buf x, int64_t rows, int64_t d, hs_buf mul, hs_buf add,

@@ -150,9 +150,11 @@ int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret,
     k.text_rest = hs_text_bytes(c, act, &k.text_layer);
     p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2, &k.room);
     if (r->layer_ranges) p.act_bytes += (r->guidance > 1 ? 2 : 1) * hs_dit_kept_bytes(c, p.tokens);
-    p.mask_bytes = hs_attn_bytes(&r->attention, c->layers, c->heads, c->head_dim, p.tokens);
-    for (int i = 0; i < r->n_later; i++)
-        p.mask_bytes = most(p.mask_bytes, hs_attn_bytes(&r->later[i], c->layers, c->heads, c->head_dim, p.tokens));
+    for (int i = -1; i < r->n_later; i++) {
+        const hs_attn_policy *const a = i < 0 ? &r->attention : &r->later[i];
+        p.mask_bytes = most(p.mask_bytes, hs_attn_bytes(a, c->layers, c->heads, c->head_dim, p.tokens));
+        p.own_bytes = most(p.own_bytes, hs_attn_own_bytes(m->dev, a, c->heads, c->head_dim, p.tokens));
+    }
     p.vae_bytes = hs_vae_weight_bytes(c, vae_act);
     for (int i = 0; i < TILED; i++) k.vae[i] = hs_vae_run_bytes(c, vae_act, h, w, chunks[i]);
     const int th = hs_tiles_side(h), tw = hs_tiles_side(w);
@@ -160,7 +162,6 @@ int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret,
     k.vae[TILED] = hs_vae_run_bytes(c, vae_act, th, tw, chunks[TILED]) +
                    (int64_t)c->in_channels * f * th * tw * 4; /* the latents of a tile */
     p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
-    p.own_bytes = m->dev->ops->own_bytes;
     p.limit_bytes = limit_of(m);
     p.limited = m->dev->max_bytes && p.limit_bytes >= m->dev->max_bytes;
     if (fit(m, &k, p.limit_bytes, &p))

@@ -248,21 +248,27 @@ static int map_side(kmeans *m, bool bf16, int width) {
            hopper_map(&m->rounded, bf16, m->halves, depth, m->padded, m->heads, depth, m->padded * depth, width);
 }
 
-/* 0: this way of assigning does not fit; 1 also after a sticky error. */
-template <typename Near> static int launch(hs_device *dev, kmeans_call *call, size_t shared) {
-    const hs_cuda *c = hs_cuda_of(dev);
-    char *room = nullptr, *end = nullptr;
-    if (shared > c->shared_max) return 0;
+/* Places both sides from `room` on; bytes. */
+template <typename Near> static int64_t lay_out_all(kmeans_call *call, char *room) {
+    char *end = room;
     for (int s = 0; s < call->sides; s++) {
         kmeans *m = &call->side[s];
         const int width = Near::width(m->clusters);
-        m->shared = (int)shared;
         m->padded = (int64_t)(m->clusters + width - 1) / width * width;
-        lay_out(m, &end, Near::HALVES); /* to know how much it is */
+        lay_out(m, &end, Near::HALVES);
     }
-    if (!(room = (char *)hs_cuda_scratch(dev, (size_t)(end - room)))) return 1;
+    return end - room;
+}
+
+/* 0: this way of assigning does not fit; 1 also after a sticky error. */
+template <typename Near> static int launch(hs_device *dev, kmeans_call *call, size_t shared) {
+    const hs_cuda *c = hs_cuda_of(dev);
+    if (shared > c->shared_max) return 0;
+    char *const room = (char *)hs_cuda_scratch(dev, (size_t)lay_out_all<Near>(call, nullptr));
+    if (!room) return 1;
+    lay_out_all<Near>(call, room);
     for (int s = 0; s < call->sides; s++) {
-        lay_out(&call->side[s], &room, Near::HALVES);
+        call->side[s].shared = (int)shared;
         if (Near::HALVES == 1 && !map_side(&call->side[s], dev->act == HS_BF16, Near::width(call->side[s].clusters)))
             return 0;
     }
@@ -325,9 +331,24 @@ static kmeans side_of(const hs_cluster *a, int side) {
     return m;
 }
 
-void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
+static kmeans_call call_of(const hs_cluster *a) {
     kmeans_call call = {};
     for (; a; a = a->beside, call.sides++) call.side[call.sides] = side_of(a, call.sides);
+    return call;
+}
+
+int64_t hs_cuda_cluster_scratch(const hs_cluster *a) {
+    kmeans_call call = call_of(a);
+    const int64_t ways[] = {lay_out_all<near_by_fma<float>>(&call, nullptr),
+                            lay_out_all<near_by_mma<__half>>(&call, nullptr),
+                            lay_out_all<near_by_wgmma<__half>>(&call, nullptr)};
+    int64_t most = 0;
+    for (int64_t bytes : ways) most = bytes > most ? bytes : most;
+    return most;
+}
+
+void hs_cuda_cluster(hs_device *dev, const hs_cluster *a) {
+    kmeans_call call = call_of(a);
     switch (dev->act) {
     case HS_BF16: launch_fast<__nv_bfloat16>(dev, &call); break;
     case HS_F16: launch_fast<__half>(dev, &call); break;

@@ -125,7 +125,10 @@ int hs_cuda_weight_conv(hs_device *dev, const hs_conv_src *src, hs_weight *w, hs
                 HS_CUDA_LAUNCHED(dev, "loading weights");
             });
         });
-    if (!rc && dev->sticky) rc = hs_fail(err, dev->sticky, "%s", dev->sticky_msg);
+    if (!rc && dev->sticky) {
+        rc = hs_fail(err, dev->sticky, "%s", dev->sticky_msg);
+        dev->sticky = 0; /* reported here, so not again */
+    }
     if (rc) {
         dev->ops->free(dev, w->impl);
         w->impl = NULL;

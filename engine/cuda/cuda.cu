@@ -14,7 +14,7 @@ enum {
     MAX_LAPS = 512, /* recorded between two waits; a forward takes three per layer */
     WORKSPACE = 32 << 20,
     SCRATCH_STEP = 16 << 20,
-    OWN_SCRATCH = 288 << 20, /* what scratch grows to: linear's two pieces; predictors stay below that */
+    OWN_SCRATCH = 288 << 20, /* what scratch grows to: linear's two pieces; only k-means may need more */
     LOAD_PIECE = 8 << 20,    /* bytes of a weight on their way through pinned memory and scratch */
     STAGES = 4,              /* pieces on their way at once */
     LOAD_THREADS = 8,        /* at most, that fill them: not tuned */
@@ -77,27 +77,26 @@ int hs_cuda_malloc(hs_device *dev, size_t bytes, const char *purpose, void **ret
         purpose, bytes, (long long)dev->bytes, (long long)hs_device_free_bytes(dev), hs_cuda_of(dev)->ordinal);
 }
 
-/* Memory of the backend itself: in the device's account until cuda_close. */
-static void count_bytes(hs_device *dev, int64_t bytes) {
-    dev->bytes += bytes;
-    if (dev->bytes > dev->peak) dev->peak = dev->bytes;
+static size_t scratch_room(size_t bytes) {
+    return (bytes + SCRATCH_STEP - 1) / SCRATCH_STEP * SCRATCH_STEP;
 }
 
-/* Freeing waits for the device, so whatever still uses the old scratch has finished. */
+/* Freeing waits for the device, so whatever still uses the old scratch has finished. In the device's account until
+ * cuda_close. */
 void *hs_cuda_scratch(hs_device *dev, size_t bytes) {
     hs_cuda *c = hs_cuda_of(dev);
     if (bytes <= c->scratch_bytes) return c->scratch;
     hs_err why = {};
-    bytes = (bytes + SCRATCH_STEP - 1) / SCRATCH_STEP * SCRATCH_STEP;
+    bytes = scratch_room(bytes);
     cuda_free(dev, c->scratch);
-    count_bytes(dev, -(int64_t)c->scratch_bytes);
+    hs_device_count(dev, -(int64_t)c->scratch_bytes);
     c->scratch_bytes = 0;
     if (hs_cuda_malloc(dev, bytes, "scratch", &c->scratch, &why)) {
         hs_device_sticky(dev, HS_ENOMEM, "%.200s", why.msg);
         return NULL;
     }
     c->scratch_bytes = bytes;
-    count_bytes(dev, (int64_t)bytes);
+    hs_device_count(dev, (int64_t)bytes);
     return c->scratch;
 }
 
@@ -242,13 +241,19 @@ static void cuda_close(hs_device *dev) {
     for (int i = 0; c->laps && i < MAX_LAPS; i++)
         if (c->laps->at[i]) cudaEventDestroy(c->laps->at[i]);
     hs_free(c->laps);
-    count_bytes(dev, -(int64_t)(c->scratch_bytes + c->workspace_bytes));
+    hs_device_count(dev, -(int64_t)(c->scratch_bytes + c->workspace_bytes));
     cudaFree(c->scratch);
     cudaFree(c->workspace);
     if (c->nan) cudaFreeHost(c->nan);
     if (c->stream) cudaStreamDestroy(c->stream);
     hs_free(c);
     dev->impl = NULL;
+}
+
+static int64_t own_bytes(const hs_device *dev, const hs_cluster *cluster) {
+    (void)dev;
+    const int64_t scratch = cluster ? (int64_t)scratch_room((size_t)hs_cuda_cluster_scratch(cluster)) : 0;
+    return WORKSPACE + (scratch > OWN_SCRATCH ? scratch : OWN_SCRATCH);
 }
 
 static hs_ops table() {
@@ -271,7 +276,7 @@ static hs_ops table() {
     o.slot_fill = hs_cuda_slot_fill;
     o.slot_use = hs_cuda_slot_use;
     o.slot_release = hs_cuda_slot_release;
-    o.own_bytes = WORKSPACE + OWN_SCRATCH;
+    o.own_bytes = own_bytes;
     o.linear = hs_cuda_linear;
     o.norm = hs_cuda_norm;
     o.modulation = hs_cuda_modulation;
@@ -375,7 +380,7 @@ static int fill(hs_device *dev, const cudaDeviceProp *prop, int ordinal, hs_err 
     int rc = hs_cuda_malloc(dev, WORKSPACE, "products", &c->workspace, err);
     if (rc) return rc;
     c->workspace_bytes = WORKSPACE;
-    count_bytes(dev, WORKSPACE);
+    hs_device_count(dev, WORKSPACE);
     if ((rc = hs_cuda_slots_open(dev, err))) return rc;
     return hs_cuda_plans_open(dev, err);
 }

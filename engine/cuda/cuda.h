@@ -122,6 +122,7 @@ void hs_cuda_mask_density(hs_device *dev, const struct hs_mask *mask, hs_buf wan
 void hs_cuda_block_means(hs_device *dev, hs_buf x, int64_t len, int64_t ld, int heads, int head_dim, int block,
                          hs_buf want, hs_buf y);
 void hs_cuda_cluster(hs_device *dev, const hs_cluster *a);
+int64_t hs_cuda_cluster_scratch(const hs_cluster *a); /* bytes at most, on any GPU and in any precision */
 void hs_cuda_reuse(hs_device *dev, const hs_reuse *a);
 /* vae.cu */
 void hs_cuda_latent_frames(hs_device *dev, hs_buf x, int C, int f, int t0, int T, int Y, int X, const float *mul,

@@ -160,6 +160,14 @@ static int no_sync(hs_device *dev, hs_err *err) {
     return 0;
 }
 
+/* Something that grows with what k-means is about to group, as on a GPU. */
+static int64_t some_scratch(const hs_device *dev, const hs_cluster *a) {
+    (void)dev;
+    if (!a) return 320 << 20; /* as cuda.cu has it */
+    cr_assert(a->beside && !a->beside->beside);
+    return ((int64_t)320 << 20) + a->heads * a->head_dim * (a->clusters + 3 * (int64_t)a->beside->clusters) + a->len;
+}
+
 static hs_request request_of(int width, int height, hs_method method) {
     return (hs_request){.width = width,
                         .height = height,
@@ -174,10 +182,7 @@ static hs_request request_of(int width, int height, hs_method method) {
 
 static hs_plan plan_of(const char *name, hs_request r, double gb, int *ret) {
     hs_err err = {0};
-    const hs_ops ops = {.free_bytes = no_memory,
-                        .sync = no_sync,
-                        .slot_fill = noting_fill,
-                        .own_bytes = 320 << 20}; /* as cuda.cu has it */
+    const hs_ops ops = {.free_bytes = no_memory, .sync = no_sync, .slot_fill = noting_fill, .own_bytes = some_scratch};
     hs_device dev = {.ops = &ops, .act = HS_BF16, .max_bytes = (int64_t)(gb * 1e9), .name = "a card"};
     hs_model m = {.dev = &dev, .vae_dev = &dev};
     hs_plan p = {0};
@@ -253,6 +258,11 @@ Test(stream, masks_and_kept_streams_of_later_calls_are_planned) {
     q.n_later = 2;
     cr_assert_lt(dense.mask_bytes, sparse.mask_bytes);
     cr_expect_eq(plan_of("wan2.1-14b", q, 80, &r).mask_bytes, sparse.mask_bytes);
+    /* what k-means takes of the device's own memory, too */
+    cr_expect_eq(dense.own_bytes, 320 << 20);
+    cr_expect_eq(sparse.own_bytes,
+                 (320 << 20) + 40 * 128 * (later[1].q_clusters + 3 * (int64_t)later[1].k_clusters) + sparse.tokens);
+    cr_expect_eq(plan_of("wan2.1-14b", q, 80, &r).own_bytes, sparse.own_bytes);
     q.layer_ranges = 1;
     const hs_plan p = plan_of("wan2.1-14b", q, 80, &r);
     cr_expect_eq(p.act_bytes, dense.act_bytes + 2 * p.tokens * 5120 * 4); /* F32, for both branches */
