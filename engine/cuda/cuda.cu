@@ -252,8 +252,10 @@ static void cuda_close(hs_device *dev) {
 
 static int64_t own_bytes(const hs_device *dev, const hs_cluster *cluster) {
     (void)dev;
-    const int64_t scratch = cluster ? (int64_t)scratch_room((size_t)hs_cuda_cluster_scratch(cluster)) : 0;
-    return WORKSPACE + (scratch > OWN_SCRATCH ? scratch : OWN_SCRATCH);
+    int64_t scratch = OWN_SCRATCH;
+    if (cluster && hs_cuda_cluster_scratch(cluster) > scratch)
+        scratch = (int64_t)scratch_room((size_t)hs_cuda_cluster_scratch(cluster));
+    return WORKSPACE + scratch;
 }
 
 static hs_ops table() {
