@@ -25,6 +25,7 @@ static void list(void) {
     /* several tiles a block */
     emit("n=3000 heads=12 D=128 clusters=20 rounds=1 beside=130 first=1365 skip=34 loose=1");
     emit("n=200 heads=3 D=64 clusters=5 rounds=3 beside=7 first=5");
+    emit("n=300 heads=40 D=128 clusters=6 rounds=2 beside=9 first=3 skip=34");
     emit("n=300 heads=2 D=128 clusters=20 rounds=30 first=1 beside=9"); /* one side stops long before the other */
     emit("n=250 heads=3 D=40 clusters=4 rounds=2 beside=3 skip=2 first=1");
     emit("n=250 heads=3 D=40 clusters=4 rounds=2 beside=3 skip=7");

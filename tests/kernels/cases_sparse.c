@@ -417,6 +417,7 @@ static void list_reuse(void) {
     for (int k = HS_REUSE_NONE; k <= HS_REUSE_STAGGER; k++)
         for (int gate = 0; gate < 2; gate++) {
             emit("heads=12 dim=128 kind=%d gate=%d", k, gate);
+            emit("heads=40 dim=128 kind=%d gate=%d", k, gate);       /* more than warps of a block */
             emit("heads=3 dim=64 kind=%d gate=%d fresh=1", k, gate); /* no anchor yet */
             emit("heads=1 dim=33 kind=%d gate=%d", k, gate);
         }
@@ -464,7 +465,7 @@ static void call_reuse(const test *t, const side *s) {
 
 static void plain_reuse(test *t) {
     const hs_reuse a = view_reuse(t, (hs_buf[7]){{0}, {0}, {0}, {0}, {0}, {0}, {0}});
-    int want[16], wanting = 0;
+    int want[64], wanting = 0;
     for (int h = 0; h < a.heads; h++) {
         const int age = (int)t->o[2].data[h];
         float drift = 0, norm = 0;

@@ -3,6 +3,7 @@
 #     tests/kernels/gpu.sh PROGRAMS OUT STAGE...       from the root of a checkout
 # PROGRAMS: a folder made by scripts/bundle.sh (or a build folder's programs beside each other); OUT: logs and results.
 # stages: kernels  every operation against ref, in the three precisions, each operation in a process of its own
+#                  (DEVICE=cuda-portable: the kernels of GPUs that are no Hopper)
 #         golden   parity with the reference implementation (golden files)
 #         sanitize compute-sanitizer's four tools on small cases
 #         demo     the demo model: frames of fp32, fp16 and bf16 against the CPU's, seconds
@@ -14,7 +15,7 @@
 #         cpu      what this machine's CPU does: attention kernels, the demo model
 # A stage that fails says so and the next one runs; the exit status is 1 if any failed.
 set -u
-[ $# -ge 3 ] || { sed -n '2,17s/^# *//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,18s/^# *//p' "$0" >&2; exit 2; }
 bin=$1 out=$2
 shift 2
 mkdir -p "$out"
@@ -24,7 +25,7 @@ limit=${LIMIT:-60} # seconds for one process
 # one operation in one precision: what a failing kernel breaks is its own process
 kernels_one() {
     log=$out/kernelcheck-$1-$2.log
-    timeout "$limit" "$bin/kernelcheck" --device cuda --precision "$1" --filter "$2 " >"$log" 2>&1
+    timeout "$limit" "$bin/kernelcheck" --device "${DEVICE:-cuda}" --precision "$1" --filter "$2 " >"$log" 2>&1
     rc=$?
     [ $rc = 0 ] && echo "kernelcheck $1 $2: ok" ||
         echo "kernelcheck $1 $2: exit $rc: $(grep -c FAIL "$log") cases fail; $(tail -n 1 "$log" | cut -c1-160)"
@@ -168,7 +169,7 @@ stream() {
         smi=$!
         timeout 110 "$bin/haste-run" --random-weights ${STREAM_MODEL:-wan2.1-14b} --size ${STREAM_SIZE:-1280x720} --frames 81 \
             --steps 2 --guidance 1 --seed 5 -p "a red circle" --device cuda --precision bf16 -o null: $allow \
-            --stats "$out/stream-$gb.json" >"$out/stream-$gb.log" 2>&1 || { rc=1; tail -n 3 "$out/stream-$gb.log"; }
+            ${STREAM_FLAGS:-} --stats "$out/stream-$gb.json" >"$out/stream-$gb.log" 2>&1 || { rc=1; tail -n 3 "$out/stream-$gb.log"; }
         kill $smi 2>/dev/null
         wait $smi 2>/dev/null
         seconds=$(grep -A 9 '"per_step"' "$out/stream-$gb.json" | sed -n 's/.*"seconds":[^0-9]*\([0-9.]*\).*/\1/p' | sed -n 2p)
