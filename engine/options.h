@@ -45,6 +45,11 @@ int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
  * profile or each other; *policy is then unchanged. */
 int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err);
 
+/* HS_EINVAL for options that contradict each other, or that would be ignored beside the others. */
+int hs_options_check(const hs_options *o, hs_err *err);
+/* Of them, those that say how attention works. */
+int hs_options_check_attention(const hs_options *o, hs_err *err);
+
 /* Where the model is, threads and memory, for hs_model_open; device and precision stay. HS_EINVAL if too little of the
  * model was named. */
 int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err);
