@@ -109,9 +109,11 @@ static int distance(const char *a, const char *b) {
 static int unknown(const hs_option_row *table, int n, const char *text, hs_err *err) {
     const char *best = NULL;
     char name[64];
-    int least = 3; /* at most two letters off */
     if (strncmp(text, "--", 2)) return hs_fail(err, HS_EINVAL, "unknown option %s; --help lists the options", text);
     snprintf(name, sizeof name, "%.*s", (int)strcspn(text + 2, "="), text + 2);
+    /* at most two letters off, and less than half of what was typed: "unet" is not "quiet" */
+    int least = 3, half = (int)(strlen(name) + 1) / 2;
+    if (half < least) least = half;
     for (int i = 0; i < n; i++) {
         int d = table[i].name ? distance(name, table[i].name) : INT_MAX;
         if (d < least) least = d, best = table[i].name;

@@ -13,7 +13,7 @@ typedef struct hs_option_row {
     char letter;
     const char *name, *arg, *help;
 } hs_option_row;
-enum { HS_OPTIONS_MAX_ROWS = 96 };
+enum { HS_OPTIONS_MAX_ROWS = 128 };
 
 /* Hands every option of the line (argv[0] is the program) to `set`, in order; set returns 0, a negative HS_E* code, or
  * a positive number to end the reading (--help), which is handed on. Unknown names are refused with the nearest one. */

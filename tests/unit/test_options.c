@@ -94,6 +94,10 @@ Test(options, names_of_other_programs_work) {
     cr_assert(o.frames == 13 && o.steps == 3 && o.guidance == 2 && o.shift == 4);
     cr_assert_str_eq(o.output, "z.y4m");
     cr_assert(!good("-m|d|-p|p|--seed|7|--base_seed|-1").has_seed, "-1 means random");
+    cr_assert_str_eq(good("-m|d|-p|p|--n_prompt|bad").negative, "bad");
+    cr_assert_str_eq(good("-m|d|-p|p|--n-prompt|bad").negative, "bad");
+    cr_assert_str_eq(good("-m|d|-p|p|--unet|t").transformer, "t");
+    cr_assert_str_eq(good("-m|d|-p|p|--diffusion-model|t").transformer, "t");
 }
 
 Test(options, numbers_are_strict) {
@@ -154,6 +158,7 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|-p|a|--widht|64", HS_EINVAL, "did you mean --width?");
     refused("-m|d|-p|a|--widht=64", HS_EINVAL, "unknown option --widht;");
     refused("-m|d|-p|a|--xyzzy", HS_EINVAL, "--help");
+    refused("-m|d|-p|a|--note|f", HS_EINVAL, "unknown option --note; --help lists"); /* half of it is not "noise" */
     refused("-m|d|-p|a|-x", HS_EINVAL, "unknown option -x");
     refused("-m|d|-p|a|-qx", HS_EINVAL, "unknown option -x");
     refused("-m|d|-p", HS_EINVAL, "-p: its value is missing");
