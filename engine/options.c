@@ -8,7 +8,7 @@
 /* clang-format off */
 enum id {
     ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
-    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
+    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SCHEDULER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
@@ -18,11 +18,13 @@ enum id {
 static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "What to make"},
     {ID_MODEL, 'm', "model", "DIR", "model folder: Diffusers, original or ComfyUI layout (needed, or its parts:)"},
+    {ID_MODEL, 0, "ckpt_dir", "DIR", NULL},
     {ID_TRANSFORMER, 0, "transformer", "PATH", "file or folder of this part, instead of the folder's"},
     {ID_TRANSFORMER, 0, "unet", "PATH", NULL},
     {ID_TRANSFORMER, 0, "diffusion-model", "PATH", NULL},
     {ID_TEXT_ENCODER, 0, "text-encoder", "PATH", "likewise (UMT5-XXL)"},
     {ID_TEXT_ENCODER, 0, "text_encoder", "PATH", NULL},
+    {ID_TEXT_ENCODER, 0, "t5xxl", "PATH", NULL},
     {ID_VAE, 0, "vae", "PATH", "likewise"},
     {ID_TOKENIZER, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
     {ID_RANDOM, 0, "random-weights", "NAME",
@@ -36,13 +38,14 @@ static const hs_option_row rows[] = {
     {ID_NEGATIVE, 0, "n_prompt", "TEXT", NULL},
     {ID_NEGATIVE, 0, "n-prompt", "TEXT", NULL},
     {ID_GROUP, 0, NULL, NULL, "Video"},
-    {ID_WIDTH, 0, "width", "N", "pixels, a multiple of 16 [the model's]"},
-    {ID_HEIGHT, 0, "height", "N", "pixels, a multiple of 16 [the model's]"},
+    {ID_WIDTH, 'W', "width", "N", "pixels, a multiple of 16 [the model's]"},
+    {ID_HEIGHT, 'H', "height", "N", "pixels, a multiple of 16 [the model's]"},
     {ID_SIZE, 0, "size", "WxH", "both at once, 832x480 or 832*480"},
     {ID_FRAMES, 0, "frames", "N", "4k+1: 1, 5, 9, ... [the model's]"},
     {ID_FRAMES, 0, "frame_num", "N", NULL},
     {ID_FRAMES, 0, "num-frames", "N", NULL},
     {ID_FRAMES, 0, "num_frames", "N", NULL},
+    {ID_FRAMES, 0, "video-frames", "N", NULL},
     {ID_FPS, 0, "fps", "N", "frames a second [the model's]"},
     {ID_GROUP, 0, NULL, NULL, "Sampling"},
     {ID_STEPS, 0, "steps", "N", "denoising steps [the model's]"},
@@ -53,12 +56,15 @@ static const hs_option_row rows[] = {
     {ID_GUIDANCE, 0, "guidance-scale", "X", NULL},
     {ID_GUIDANCE, 0, "guidance_scale", "X", NULL},
     {ID_GUIDANCE, 0, "sample_guide_scale", "X", NULL},
+    {ID_GUIDANCE, 0, "cfg-scale", "X", NULL},
     {ID_SHIFT, 0, "shift", "X", "larger spends more steps on layout, fewer on detail [the model's]"},
     {ID_SHIFT, 0, "flow-shift", "X", NULL},
     {ID_SHIFT, 0, "flow_shift", "X", NULL},
     {ID_SHIFT, 0, "sample_shift", "X", NULL},
     {ID_SOLVER, 0, "solver", "NAME", "unipc, dpm++ or euler [the model's]"},
     {ID_SOLVER, 0, "sample_solver", "NAME", NULL},
+    {ID_SOLVER, 0, "sampling-method", "NAME", NULL},
+    {ID_SCHEDULER, 0, "scheduler", "NAME", NULL},
     {ID_SIGMAS, 0, "sigmas", "NAME", "noise schedule a, b, c or d [unipc a, dpm++ c, euler d]"},
     {ID_SEED, 0, "seed", "N", "same seed, same video; -1 = random [random, printed]"},
     {ID_SEED, 0, "base_seed", "N", NULL},
@@ -100,6 +106,7 @@ static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "Machine"},
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
     {ID_PRECISION, 0, "precision", "NAME", "auto, fp32, bf16 or fp16 (GPU) [auto: what the device does fast]"},
+    {ID_PRECISION, 0, "dtype", "NAME", NULL},
     {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
     {ID_MAX_VRAM, 0, "max-vram", "GB",
      "device memory to live with, such as 12 or 7.5: weights that do not fit are\n"
@@ -126,9 +133,10 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
     hs_options_list(rows, ROWS, line, user);
     static const char *const tail[] = {
         "",
-        "The names of other Wan programs work too: --frame_num --sample_steps --sample_guide_scale --sample_shift",
-        "--sample_solver --base_seed --save_file --num-frames --num-inference-steps --guidance-scale --flow-shift",
-        "--negative-prompt --output-path.",
+        "The names of other Wan programs work too: --ckpt_dir --frame_num --sample_steps --sample_guide_scale",
+        "--sample_shift --sample_solver --base_seed --save_file --n_prompt --num-frames --num-inference-steps",
+        "--guidance-scale --flow-shift --negative-prompt --output-path --scheduler --dtype --unet --diffusion-model",
+        "--t5xxl --cfg-scale --video-frames --sampling-method.",
         "",
         "Ctrl-C stops after the step and finishes the file; twice stops at once.",
         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
@@ -181,6 +189,15 @@ static int parse_power(const char *name, const char *text, int low, int high, co
     return 0;
 }
 
+/* Values that other programs call otherwise. */
+static const char *our_name(const char *theirs) {
+    static const char *const names[][2] = {
+        {"float32", "fp32"}, {"bfloat16", "bf16"}, {"float16", "fp16"}, {"dpm++2m", "dpm++"}, {"uni_pc", "unipc"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(theirs, names[i][0])) return names[i][1];
+    return theirs;
+}
+
 static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *err) {
     hs_options *o = user;
     hs_solver_kind solver;
@@ -206,7 +223,13 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_GUIDANCE: rc = hs_option_double(r->name, arg, 0, 100, &o->guidance, err); break;
     case ID_SHIFT: rc = hs_option_double(r->name, arg, 0.01, 100, &o->shift, err); break;
     case ID_SOLVER:
-        if (hs_solver_parse(arg, &solver)) return hs_option_bad(r->name, arg, "unipc, dpm++ or euler", err);
+    case ID_SCHEDULER:
+        if (hs_solver_parse(our_name(arg), &solver))
+            return hs_option_bad(r->name, arg,
+                                 r->id == ID_SOLVER
+                                     ? "unipc, dpm++ or euler"
+                                     : "unipc, dpm++ or euler; the noise schedule is --sigmas, and --shift",
+                                 err);
         o->solver = (int)solver;
         break;
     case ID_SIGMAS:
@@ -223,7 +246,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_RESUME: o->resume = arg; break;
     case ID_STATS: o->stats = arg; break;
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
-    case ID_PRECISION: o->precision = arg; break;
+    case ID_PRECISION: o->precision = our_name(arg); break;
     case ID_THREADS: rc = hs_option_int(r->name, arg, 1, 1024, &o->threads, err); break;
     case ID_MAX_VRAM: rc = hs_option_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
     case ID_PROFILE: o->profile = arg; break;

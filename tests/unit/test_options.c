@@ -94,6 +94,15 @@ Test(options, names_of_other_programs_work) {
     cr_assert(o.frames == 13 && o.steps == 3 && o.guidance == 2 && o.shift == 4);
     cr_assert_str_eq(o.output, "z.y4m");
     cr_assert(!good("-m|d|-p|p|--seed|7|--base_seed|-1").has_seed, "-1 means random");
+    o = good(
+        "--ckpt_dir|d|-p|p|-W|480|-H|832|--video-frames|33|--cfg-scale|6|--sampling-method|dpm++2m|--dtype|bfloat16");
+    cr_assert_str_eq(o.model, "d");
+    cr_assert(o.width == 480 && o.height == 832 && o.frames == 33 && o.guidance == 6 && o.solver == HS_DPMPP);
+    cr_assert_str_eq(o.precision, "bf16");
+    cr_assert_str_eq(good("-m|d|-p|p|--t5xxl|t").text_encoder, "t");
+    cr_assert_str_eq(good("-m|d|-p|p|--dtype|float16").precision, "fp16");
+    cr_assert_str_eq(good("-m|d|-p|p|--dtype|float32").precision, "fp32");
+    cr_assert_eq(good("-m|d|-p|p|--scheduler|uni_pc").solver, HS_UNIPC);
     cr_assert_str_eq(good("-m|d|-p|p|--n_prompt|bad").negative, "bad");
     cr_assert_str_eq(good("-m|d|-p|p|--n-prompt|bad").negative, "bad");
     cr_assert_str_eq(good("-m|d|-p|p|--unet|t").transformer, "t");
@@ -143,6 +152,9 @@ Test(options, numbers_are_strict) {
         refused(line, HS_EINVAL, "such as 832x480");
     }
     refused("-m|d|-p|p|--solver|heun", HS_EINVAL, "unipc, dpm++ or euler");
+    refused("-m|d|-p|p|--sampling-method|heun", HS_EINVAL,
+            "--sampling-method \"heun\": should be unipc, dpm++ or euler");
+    refused("-m|d|-p|p|--scheduler|karras", HS_EINVAL, "the noise schedule is --sigmas");
     refused("-m|d|-p|p|--sigmas|e", HS_EINVAL, "a, b, c or d");
     refused("-m|d|-p|p|--sigmas|ab", HS_EINVAL, "a, b, c or d");
 }
@@ -394,6 +406,12 @@ Test(options, help_lists_the_contract) {
                                         "--flow-shift",
                                         "--negative-prompt",
                                         "--output-path",
+                                        "--ckpt_dir",
+                                        "-W, --width",
+                                        "-H, --height",
+                                        "--cfg-scale",
+                                        "--video-frames",
+                                        "--t5xxl",
                                         "--profile",
                                         "--budget",
                                         "--attention",
