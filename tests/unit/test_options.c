@@ -178,6 +178,28 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|-p|a|--dry-run=yes", HS_EINVAL, "takes no value");
 }
 
+Test(options, what_other_programs_have_is_answered) {
+    static const char *const pairs[][2] = {
+        {"--lora|x", "--lora: not supported"},
+        {"--image=x.png", "--image: not supported: videos are made from text only"},
+        {"--task|t2v-1.3B", "--task: not needed"},
+        {"--vae-tiling", "--vae-tiling: automatic where memory is short; see --max-vram"},
+        {"--vae_tiling", "--vae_tiling: automatic"},
+        {"--cpu-offload", "--cpu-offload: not needed"},
+        {"--offload_model|True", "--offload_model: not needed"},
+        {"--t5_cpu", "--t5_cpu: not needed"},
+        {"--ulysses_size|2", "--ulysses_size: not supported: a video is made on one GPU"},
+        {"--ring_size|2", "--ring_size: not supported"},
+        {"--dit_fsdp", "--dit_fsdp: not supported"},
+        {"--lorax|x", "unknown option --lorax"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "-m|d|-p|p|%s", pairs[i][0]);
+        refused(line, HS_EINVAL, pairs[i][1]);
+    }
+}
+
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 /* memcmp up to the last field: there may be padding behind it, none between the fields */
 static int same_policy(const hs_attn_policy *a, const hs_attn_policy *b) {
