@@ -37,6 +37,10 @@ static int check_methods(const hs_options *o, hs_method method, int *ret_flags, 
         if (!flags[i].given) continue;
         *ret_flags = 1;
         if (flags[i].of & 1 << method) continue;
+        if (method == HS_DENSE && o->resume && o->attention < 0)
+            return hs_fail(err, HS_EINVAL,
+                           "--%s says how sparse attention works, but with --resume the checkpoint does: leave it out",
+                           flags[i].name);
         if (method == HS_DENSE)
             return hs_fail(err, HS_EINVAL,
                            "--%s says how sparse attention works, but attention is dense%s: add --attention %s or "
@@ -141,16 +145,46 @@ int hs_options_check_attention(const hs_options *o, hs_err *err) {
     return o->profile ? 0 : hs_options_attention(o, &policy, &flags, err);
 }
 
+/* Latents are decoded as they are: what makes them would have no effect. */
+static int check_decoding(const hs_options *o, hs_err *err) {
+    const struct {
+        const char *name;
+        int given;
+    } others[] = {
+        {"-p", o->prompt != NULL},
+        {"--prompts", o->prompts != NULL},
+        {"--negative", o->negative != NULL},
+        {"--steps", o->steps > 0},
+        {"--guidance", !isnan(o->guidance)},
+        {"--shift", !isnan(o->shift)},
+        {"--solver", o->solver >= 0},
+        {"--sigmas", o->sigmas >= 0},
+        {"--seed", o->has_seed},
+        {"--noise", o->noise != NULL},
+        {"--profile", o->profile != NULL},
+        {"--attention", o->attention > HS_DENSE},
+        {"--save-latents", o->save_latents != NULL},
+        {"--checkpoint", o->checkpoint != NULL},
+        {"--resume", o->resume != NULL},
+    };
+    for (size_t i = 0; o->decode_latents && i < sizeof others / sizeof *others; i++)
+        if (others[i].given)
+            return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out %s", others[i].name);
+    return 0;
+}
+
 int hs_options_check(const hs_options *o, hs_err *err) {
     hs_model_params model = {.dir = NULL};
     int rc = hs_options_model(o, &model, err);
     if (rc) return rc;
     if (o->prompt && o->prompts) return hs_fail(err, HS_EINVAL, "-p and --prompts: give one of the two");
-    if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
+    if ((rc = check_decoding(o, err))) return rc;
+    if (o->noise && o->has_seed)
+        return hs_fail(err, HS_EINVAL, "--noise and --seed both say where the video starts: give one of the two");
+    if (o->negative && *o->negative && o->guidance <= 1)
         return hs_fail(err, HS_EINVAL,
-                       "--decode-latents only decodes: leave out -p, --prompts, --noise and --save-latents");
-    if (o->decode_latents && (o->checkpoint || o->resume))
-        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --checkpoint and --resume");
+                       "--negative has no effect without guidance, and --guidance %g is none: leave one of the two out",
+                       o->guidance);
     if (o->resume && (o->prompts || o->noise))
         return hs_fail(err, HS_EINVAL, "--resume goes on with one video: leave out %s",
                        o->prompts ? "--prompts" : "--noise, its latents are in the checkpoint");
@@ -158,8 +192,6 @@ int hs_options_check(const hs_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
     if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)
         return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
-    if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
-        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
     if ((rc = hs_options_check_attention(o, err))) return rc;
     if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
     return 0;

@@ -59,13 +59,13 @@ Test(options, defaults_mean_the_model_decides) {
 Test(options, every_option_is_read) {
     hs_options o =
         good("--model|d|--prompt|p|--negative|n|--width|64|--height|48|--frames|9|--fps|24|--steps|7|--guidance|"
-             "2.5|--shift|3.5|--solver|dpm++|--sigmas|b|--seed|18446744073709551615|--noise|a|--output|o");
+             "2.5|--shift|3.5|--solver|dpm++|--sigmas|b|--seed|18446744073709551615|--output|o");
     cr_assert_str_eq(o.negative, "n");
     cr_assert(o.width == 64 && o.height == 48 && o.frames == 9 && o.fps == 24 && o.steps == 7);
     cr_assert(o.guidance == 2.5 && o.shift == 3.5 && o.solver == HS_DPMPP && o.sigmas == HS_SIGMAS_B);
     cr_assert(o.has_seed && o.seed == UINT64_MAX);
-    cr_assert_str_eq(o.noise, "a");
     cr_assert_str_eq(o.output, "o");
+    cr_assert_str_eq(good("-m|d|-p|p|--noise|a").noise, "a");
     o = good("-md|-pp|-nx|-oy|-q|--save-latents|s|--stats|t|--device|ref|--precision|fp32|--threads|3|--dry-run|"
              "--error-on-fallback|--attention|dense");
     cr_assert_str_eq(o.save_latents, "s");
@@ -84,9 +84,9 @@ Test(options, names_of_other_programs_work) {
     cr_assert(o.width == 832 && o.height == 480 && o.frames == 81 && o.steps == 50 && o.guidance == 6 && o.shift == 8);
     cr_assert(o.has_seed && o.seed == 42 && o.solver == HS_UNIPC);
     cr_assert_str_eq(o.output, "x.mp4");
-    o = good("-m|d|-p|p|--size=480x832|--num-frames=5|--num-inference-steps=4|--guidance-scale=1|--flow-shift=5|"
+    o = good("-m|d|-p|p|--size=480x832|--num-frames=5|--num-inference-steps=4|--guidance-scale=1.5|--flow-shift=5|"
              "--negative-prompt=bad|--output-path=y.mkv");
-    cr_assert(o.width == 480 && o.height == 832 && o.frames == 5 && o.steps == 4 && o.guidance == 1 && o.shift == 5);
+    cr_assert(o.width == 480 && o.height == 832 && o.frames == 5 && o.steps == 4 && o.guidance == 1.5 && o.shift == 5);
     cr_assert_str_eq(o.negative, "bad");
     cr_assert_str_eq(o.output, "y.mkv");
     o = good("-m|d|-p|p|--num_frames|13|--num_inference_steps|3|--guidance_scale|2|--flow_shift|4|--negative_prompt|b|"
@@ -166,6 +166,20 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|-p|a|b", HS_EINVAL, "unexpected \"b\"");
     refused("-m|d|-p|a|--prompts|f", HS_EINVAL, "-p and --prompts");
     refused("-m|d|-p|a|--decode-latents|f", HS_EINVAL, "--decode-latents only decodes");
+    static const char *const ignored[] = {"--steps|3",  "--guidance|5", "--shift|3",    "--solver|euler",
+                                          "--sigmas|a", "--seed|5",     "--negative|x", "--noise|f"};
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) {
+        char line[64], part[64];
+        snprintf(line, sizeof line, "-m|d|--decode-latents|f|%s", ignored[i]);
+        snprintf(part, sizeof part, "only decodes: leave out %.*s", (int)strcspn(ignored[i], "|"), ignored[i]);
+        refused(line, HS_EINVAL, part);
+    }
+    good("-m|d|--decode-latents|f|--size|32x32|--frames|5|--fps|9|--seed|-1");
+    refused("-m|d|-p|a|--noise|f|--seed|5", HS_EINVAL, "--noise and --seed");
+    good("-m|d|-p|a|--noise|f|--seed|-1");
+    refused("-m|d|-p|a|-n|b|--guidance|1", HS_EINVAL, "--negative has no effect without guidance");
+    good("-m|d|-p|a|-n||--guidance|1");
+    good("-m|d|-p|a|-n|b|--guidance|1.5");
     refused("-m|d|-p|a|-q|-v", HS_EINVAL, "--quiet and --verbose");
     refused("-m|d|-p|a|--widht|64", HS_EINVAL, "did you mean --width?");
     refused("-m|d|-p|a|--widht=64", HS_EINVAL, "unknown option --widht;");
@@ -332,6 +346,9 @@ Test(options, attention_flags_that_contradict) {
     refused("-m|d|--decode-latents|l|--profile|f", HS_EINVAL, "--decode-latents only decodes");
     refused("-m|d|--decode-latents|l|--attention|svg2", HS_EINVAL, "--decode-latents only decodes");
     refused("-m|d|--decode-latents|l|--top-p|0.5", HS_EINVAL, "--top-p says how");
+    refused("-m|d|--resume|c|--top-p|0.5", HS_EINVAL, "with --resume the checkpoint does");
+    refused("-m|d|--resume|c|--attention|dense|--top-p|0.5", HS_EINVAL, "attention is dense");
+    good("-m|d|--resume|c|--attention|xattention|--top-p|0.5");
     good("-m|d|--decode-latents|l|--attention|dense");
 }
 
