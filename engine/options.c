@@ -314,7 +314,10 @@ static int set_attention(void *user, const hs_option_row *row, const char *arg, 
     const hs_option_row *group = row;
     while (group->name) group--;
     if (row->id == ID_PRECISION || !strcmp(group->help, "Attention")) return apply(user, row, arg, err);
-    return hs_fail(err, HS_EINVAL, "--%s does not say how attention works", row->name);
+    return hs_fail(err, HS_EINVAL,
+                   "--%s cannot stand in a variant (options of attention and --precision only): what is the same for "
+                   "all of them is given to haste-eval",
+                   row->name);
 }
 
 int hs_options_parse_attention(int argc, char **argv, hs_options *ret, hs_err *err) {
