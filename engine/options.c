@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 /* clang-format off */
 enum id {
@@ -180,6 +181,25 @@ static int parse_seed(const char *name, const char *text, hs_options *o, hs_err 
     return 0;
 }
 
+/* Gigabytes of 10^9 bytes, bare or with the unit behind them. */
+static int parse_gigabytes(const char *name, const char *text, double *ret, hs_err *err) {
+    static const struct {
+        const char *name;
+        double gb;
+    } units[] = {{"", 1}, {"G", 1}, {"GB", 1}, {"GiB", 1.073741824}};
+    size_t len = strspn(text, "0123456789.");
+    char number[32];
+    double v;
+    snprintf(number, sizeof number, "%.*s", (int)len, text);
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (len < sizeof number && !strcasecmp(text + len, units[i].name) &&
+            !hs_option_double(name, number, 1e-3, 1e6, &v, NULL)) {
+            *ret = v * units[i].gb;
+            return 0;
+        }
+    return hs_option_bad(name, text, "gigabytes from 0.001 to 1000000, such as 12, 7.5, 12GB or 12GiB", err);
+}
+
 /* ---- one option ------------------------------------------------------------------------------------------------- */
 /* A power of two from `low` to `high`; should: said in words. */
 static int parse_power(const char *name, const char *text, int low, int high, const char *should, int *ret,
@@ -217,7 +237,10 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_SIZE: rc = parse_size(r->name, arg, o, err); break;
     case ID_WIDTH: rc = hs_option_int(r->name, arg, 1, 1000000, &o->width, err); break;
     case ID_HEIGHT: rc = hs_option_int(r->name, arg, 1, 1000000, &o->height, err); break;
-    case ID_FRAMES: rc = hs_option_int(r->name, arg, 1, 1000000, &o->frames, err); break;
+    case ID_FRAMES: /* 4k+1, and the limit, are the model's to check */
+        if (hs_option_int(r->name, arg, 1, 1000000, &o->frames, NULL))
+            return hs_option_bad(r->name, arg, "4k+1 frames: 1, 5, 9, ... (Wan2.1: 81, at most 4093)", err);
+        break;
     case ID_FPS: rc = hs_option_int(r->name, arg, 1, 1000, &o->fps, err); break;
     case ID_STEPS: rc = hs_option_int(r->name, arg, 1, HS_MAX_STEPS, &o->steps, err); break;
     case ID_GUIDANCE: rc = hs_option_double(r->name, arg, 0, 100, &o->guidance, err); break;
@@ -248,14 +271,17 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
     case ID_PRECISION: o->precision = our_name(arg); break;
     case ID_THREADS: rc = hs_option_int(r->name, arg, 1, 1024, &o->threads, err); break;
-    case ID_MAX_VRAM: rc = hs_option_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
+    case ID_MAX_VRAM: rc = parse_gigabytes(r->name, arg, &o->max_vram, err); break;
     case ID_PROFILE: o->profile = arg; break;
     case ID_BUDGET: rc = hs_option_double(r->name, arg, 0, 1, &o->budget, err); break;
     case ID_ATTENTION:
         if (hs_method_parse(arg, &method)) return hs_option_bad(r->name, arg, "dense, xattention, svg2 or pooled", err);
         o->attention = (int)method;
         break;
-    case ID_TOP_P: rc = hs_option_double(r->name, arg, 1e-6, 1, &o->top_p, err); break;
+    case ID_TOP_P:
+        if (hs_option_double(r->name, arg, 1e-6, 1, &o->top_p, NULL))
+            return hs_option_bad(r->name, arg, "a number above 0, at most 1, such as 0.9", err);
+        break;
     case ID_REUSE:
         if (hs_reuse_parse(arg, &reuse))
             return hs_option_bad(r->name, arg, "none, drift, relative, interval, stagger or freeze", err);

@@ -151,6 +151,7 @@ Test(options, numbers_are_strict) {
         snprintf(line, sizeof line, "-m|d|-p|p|--size|%s", sizes[i]);
         refused(line, HS_EINVAL, "such as 832x480");
     }
+    refused("-m|d|-p|p|--frames|0", HS_EINVAL, "--frames \"0\": should be 4k+1 frames: 1, 5, 9, ...");
     refused("-m|d|-p|p|--solver|heun", HS_EINVAL, "unipc, dpm++ or euler");
     refused("-m|d|-p|p|--sampling-method|heun", HS_EINVAL,
             "--sampling-method \"heun\": should be unipc, dpm++ or euler");
@@ -211,6 +212,24 @@ Test(options, what_other_programs_have_is_answered) {
         char line[64];
         snprintf(line, sizeof line, "-m|d|-p|p|%s", pairs[i][0]);
         refused(line, HS_EINVAL, pairs[i][1]);
+    }
+}
+
+Test(options, memory_has_a_unit_or_none) {
+    static const struct {
+        const char *text;
+        double gb;
+    } sizes[] = {{"12", 12}, {"7.5", 7.5}, {"12GB", 12}, {"12G", 12}, {"12gb", 12}, {"10GiB", 10.73741824}};
+    char line[64];
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        snprintf(line, sizeof line, "-m|d|-p|p|--max-vram|%s", sizes[i].text);
+        cr_assert_float_eq(good(line).max_vram, sizes[i].gb, 1e-9, "%s", sizes[i].text);
+    }
+    static const char *const bad[] = {"",    "GB",    "12MB",  "12 000",  "-1",  "0",
+                                      "nan", "12GBs", "1e6GB", "1000001", "0x10"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        snprintf(line, sizeof line, "-m|d|-p|p|--max-vram=%s", bad[i]);
+        refused(line, HS_EINVAL, "should be gigabytes from 0.001");
     }
 }
 
@@ -356,10 +375,10 @@ Test(options, attention_values_are_strict) {
     static const char *const bad[][2] = {{"--attention|sparse", "dense, xattention, svg2 or pooled"},
                                          {"--attention|", "dense, xattention"},
                                          {"--reuse|always", "none, drift, relative, interval, stagger or freeze"},
-                                         {"--top-p|0", "a number from 1e-06 to 1"},
-                                         {"--top-p|1.01", "a number from"},
-                                         {"--top-p|nan", "a number from"},
-                                         {"--top-p|90%", "a number from"},
+                                         {"--top-p|0", "a number above 0, at most 1"},
+                                         {"--top-p|1.01", "a number above 0"},
+                                         {"--top-p|nan", "a number above 0"},
+                                         {"--top-p|90%", "a number above 0"},
                                          {"--reuse-delta|-1", "a number from 0"},
                                          {"--reuse-interval|0", "a whole number from 1"},
                                          {"--dense-steps|-1", "a whole number from 0"},
