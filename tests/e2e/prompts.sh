@@ -24,6 +24,14 @@ good $small --prompts list2.txt -o null:
 says "1 of 2: a ?[31mred"
 if grep -q "$(printf '\033')" err; then fail "an escape sequence reached stderr"; fi
 
+# a JSON file is not as many prompts as it has lines; brackets alone are no JSON
+printf '\n{\n  "prompt": "a cat"\n}\n' >list.json
+bad 2 "list.json line 2 looks like JSON" $small --prompts list.json -o x.md5
+printf '[{"prompt": "a cat"}]\n' >list.json
+bad 2 "list.json line 1 looks like JSON" $small --prompts list.json -o x.md5
+printf '[a close-up] of a cat\na dog\n{\n' >brackets.txt
+good $small --prompts brackets.txt -o null: --dry-run
+
 bad 1 "nothere.txt" $small --prompts nothere.txt -o x.md5
 printf '# only\n\n' >empty.txt
 bad 2 "no prompts" $small --prompts empty.txt -o x.md5
