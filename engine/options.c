@@ -32,7 +32,8 @@ static const hs_option_row rows[] = {
      "instead, for benchmarks: wan2.1-1.3b, wan2.1-14b, or a folder with configs;\n"
      "all of the model, text encoder too, of random numbers. The video is noise"},
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
-    {ID_PROMPTS, 0, "prompts", "FILE", "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ..."},
+    {ID_PROMPTS, 0, "prompts", "FILE",
+     "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ...,\nall from the same seed"},
     {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
     {ID_NEGATIVE, 0, "negative-prompt", "TEXT", NULL},
     {ID_NEGATIVE, 0, "negative_prompt", "TEXT", NULL},
@@ -73,11 +74,14 @@ static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "Attention"},
     {ID_PROFILE, 0, "profile", "FILE", "a calibrated profile of this model: method, threshold of every head, reuse"},
     {ID_BUDGET, 0, "budget", "S", "which of its sparsity budgets, such as 0.74 [the profile's first]"},
-    {ID_ATTENTION, 0, "attention", "NAME", "dense, xattention, svg2 or pooled [the profile's, else dense]"},
+    {ID_ATTENTION, 0, "attention", "NAME",
+     "dense, xattention (start here), svg2 (clusters; long videos) or pooled (for\ncomparison) [the profile's, else "
+     "dense]"},
     {ID_TOP_P, 0, "top-p", "P", "attention mass that every head keeps, above 0 to 1 [the profile's, else 0.9]"},
     {ID_REUSE, 0, "reuse", "NAME",
-     "keep masks between steps: none, drift, relative, interval, stagger\n(interval by layers in turn) or freeze "
-     "[drift]"},
+     "keep masks between steps: none, drift (until queries and keys moved by D),\n"
+     "relative (by that share of their means), interval (N steps), stagger (N steps,\n"
+     "layers in turn) or freeze (the first ones for good) [drift]"},
     {ID_REUSE_DELTA, 0, "reuse-delta", "D", "drift, relative: predict again above D [30, svg2 8]"},
     {ID_REUSE_INTERVAL, 0, "reuse-interval", "N", "interval, stagger: predict every N-th step [4]"},
     {ID_DENSE_STEPS, 0, "dense-steps", "N", "the first N steps attend densely [the profile's, else 0]"},
@@ -86,13 +90,13 @@ static const hs_option_row rows[] = {
     {ID_STRIDE, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
     {ID_Q_CLUSTERS, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_K_CLUSTERS, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
-    {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
+    {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: approximate dropped blocks by their mean"},
     {ID_SEED_EXACT, 0, "seed-exact", NULL, "xattention, pooled: first masks from exact mass at the last dense step"},
     {ID_COMPAT, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them, for comparison"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
     {ID_OUTPUT, 'o', "output", "PATH",
      "out.mp4, .webm, .y4m, .md5; exact: .mkv, .rgb (raw), out_%04d.png, folder/;\n"
-     "- for y4m on stdout, null: for nothing [haste-SEED.mp4]"},
+     "- for y4m on stdout, null: for nothing [haste-SEED.mp4]. A file that is there\nalready is replaced"},
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},

@@ -484,6 +484,11 @@ Test(options, help_lists_the_contract) {
                                         "--q-clusters",
                                         "--k-clusters",
                                         "--compensate",
+                                        "xattention (start here)",
+                                        "freeze (the first ones for good)",
+                                        "dropped blocks by their mean",
+                                        "all from the same seed",
+                                        "already is replaced",
                                         "--compat",
                                         "Examples"};
     collected c = {.longest = 0};
