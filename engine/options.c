@@ -373,9 +373,17 @@ int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
     return 0;
 }
 
+/* Behind the last slash, but for one that ends the path. */
+static const char *last_part(const char *path) {
+    size_t at = strlen(path);
+    if (at && path[at - 1] == '/') at--;
+    while (at && path[at - 1] != '/') at--;
+    return path + at;
+}
+
 int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err) {
     size_t len = strlen(path);
-    const char *percent = strchr(path, '%'), *slash = strrchr(path, '/'), *dot = strrchr(path, '.'), *end;
+    const char *percent = strchr(last_part(path), '%'), *slash = strrchr(path, '/'), *dot = strrchr(path, '.'), *end;
     int width = 1, n;
     if (!strcmp(path, "-"))
         return hs_fail(err, HS_EINVAL, "-o -: several videos cannot share stdout; give a name such as -o out.y4m");
@@ -386,9 +394,6 @@ int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *e
         if (end[0] == '0' && end[1] >= '1' && end[1] <= '9') width = end[1] - '0', end += 2;
         if (*end != 'd' || strchr(end, '%'))
             return hs_fail(err, HS_EINVAL, "%s: needs exactly one %%d or %%0Nd for the number of the prompt", path);
-        if (dot && !strcmp(dot, ".png"))
-            return hs_fail(err, HS_EINVAL,
-                           "%s: with several prompts name a folder for the png files, such as -o frames/", path);
         n = snprintf(ret, size, "%.*s%0*d%s", (int)(percent - path), path, width, i, end + 1);
     } else {
         size_t cut = len; /* the number goes in front of the extension, or of the slash that ends a folder */

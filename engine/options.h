@@ -59,8 +59,8 @@ const char *hs_options_model_name(const hs_options *o);
 /* The help text, line by line: grouped options with their defaults, then examples. */
 void hs_options_help(void (*line)(void *user, const char *text), void *user);
 
-/* "out.mp4" -> "out_007.mp4", "frames/" -> "frames_007/", "out_%02d.mp4" -> "out_07.mp4", "null:" stays. "-" cannot be
- * numbered. ret has size bytes. */
+/* "out.mp4" -> "out_007.mp4", "frames/" -> "frames_007/", "out_%02d.mp4" -> "out_07.mp4" (only the last part of the
+ * path is looked at), "null:" stays. "-" cannot be numbered. ret has size bytes. */
 int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err);
 
 /* What is given of size, frames, steps, guidance, shift, solver, sigmas and negative prompt; the rest of *r stays. */

@@ -3,6 +3,8 @@
 #include "options.h"
 
 #include <math.h>
+#include <string.h>
+#include <strings.h>
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 enum {
@@ -173,6 +175,11 @@ static int check_decoding(const hs_options *o, hs_err *err) {
     return 0;
 }
 
+static int ends_in(const char *path, const char *extension) {
+    size_t len = strlen(path), ext = strlen(extension);
+    return len > ext && !strcasecmp(path + len - ext, extension);
+}
+
 int hs_options_check(const hs_options *o, hs_err *err) {
     hs_model_params model = {.dir = NULL};
     int rc = hs_options_model(o, &model, err);
@@ -188,6 +195,11 @@ int hs_options_check(const hs_options *o, hs_err *err) {
     if (o->resume && (o->prompts || o->noise))
         return hs_fail(err, HS_EINVAL, "--resume goes on with one video: leave out %s",
                        o->prompts ? "--prompts" : "--noise, its latents are in the checkpoint");
+    if (o->prompts && o->output && o->frames != 1 && ends_in(o->output, ".png"))
+        return hs_fail(err, HS_EINVAL,
+                       "-o %s: a png holds one frame; for several videos name a folder, such as -o frames/, or make "
+                       "pictures: --frames 1",
+                       o->output);
     if (o->checkpoint_every && !o->checkpoint && !o->resume)
         return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
     if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)

@@ -17,6 +17,12 @@ done
 good $small --prompts list.txt -o v/y_%02d.md5
 same "$(cat v/y_02.md5)" "$(cat v/x_002.md5)" "pattern in the name"
 good $small --prompts list.txt -o null:
+bad 2 "--frames 1" $small --prompts list.txt -o v/p.png
+if [ "$HAVE_VIDEO" = 1 ]; then
+    good $small --frames 1 --prompts list.txt -o v/p.png
+    good $small --frames 1 --prompts list.txt -o v/p_%d.png
+    same "$(cd v && echo p*)" "p_0.png p_000.png p_001.png p_002.png p_1.png p_2.png" "pictures"
+fi
 
 # escape sequences in a list do not reach the terminal
 printf 'a \033[31mred\nb\n' >list2.txt

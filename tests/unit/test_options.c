@@ -181,6 +181,10 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|-p|a|-n|b|--guidance|1", HS_EINVAL, "--negative has no effect without guidance");
     good("-m|d|-p|a|-n||--guidance|1");
     good("-m|d|-p|a|-n|b|--guidance|1.5");
+    refused("-m|d|--prompts|f|-o|x.png", HS_EINVAL, "name a folder, such as -o frames/, or make pictures: --frames 1");
+    refused("-m|d|--prompts|f|-o|x_%04d.PNG|--frames|5", HS_EINVAL, "a png holds one frame");
+    good("-m|d|--prompts|f|-o|x.png|--frames|1");
+    good("-m|d|--prompts|f|-o|frames/");
     refused("-m|d|-p|a|-q|-v", HS_EINVAL, "--quiet and --verbose");
     refused("-m|d|-p|a|--widht|64", HS_EINVAL, "did you mean --width?");
     refused("-m|d|-p|a|--widht=64", HS_EINVAL, "unknown option --widht;");
@@ -500,11 +504,12 @@ Test(options, help_lists_the_contract) {
 
 /* ---- numbers in file names --------------------------------------------------------------------------------------- */
 Test(options, several_videos_get_numbers) {
-    static const char *const pairs[][2] = {{"out.mp4", "out_007.mp4"},     {"a.b/out", "a.b/out_007"},
-                                           {"a/.mp4", "a/.mp4_007"},       {"frames/", "frames_007/"},
-                                           {"a/b.c.mkv", "a/b.c_007.mkv"}, {"null:", "null:"},
-                                           {"clip_%d.mp4", "clip_7.mp4"},  {"clip_%02d.mp4", "clip_07.mp4"},
-                                           {"s.json", "s_007.json"},       {".hidden", ".hidden_007"}};
+    static const char *const pairs[][2] = {
+        {"out.mp4", "out_007.mp4"},    {"a.b/out", "a.b/out_007"},     {"a/.mp4", "a/.mp4_007"},
+        {"frames/", "frames_007/"},    {"a/b.c.mkv", "a/b.c_007.mkv"}, {"null:", "null:"},
+        {"clip_%d.mp4", "clip_7.mp4"}, {"50%/a.mp4", "50%/a_007.mp4"}, {"50%/%d.mp4", "50%/7.mp4"},
+        {"50%/f_%d/", "50%/f_7/"},     {"f_%04d.png", "f_0007.png"},   {"clip_%02d.mp4", "clip_07.mp4"},
+        {"s.json", "s_007.json"},      {".hidden", ".hidden_007"}};
     char name[64];
     hs_err err = {0};
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
@@ -513,7 +518,7 @@ Test(options, several_videos_get_numbers) {
     }
     cr_assert_eq(hs_options_number("out.mp4", 1234, name, sizeof name, &err), 0);
     cr_assert_str_eq(name, "out_1234.mp4");
-    static const char *const bad[] = {"-", "a_%d_%d.mp4", "a_%s.mp4", "a_%", "f_%04d.png", "%n.mp4"};
+    static const char *const bad[] = {"-", "a_%d_%d.mp4", "a_%s.mp4", "a_%", "a%/%n.mp4", "%n.mp4"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         cr_assert_eq(hs_options_number(bad[i], 0, name, sizeof name, &err), HS_EINVAL, "%s", bad[i]);
     cr_assert_eq(hs_options_number("out.mp4", 0, name, 8, &err), HS_EINVAL);
