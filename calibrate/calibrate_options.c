@@ -62,7 +62,7 @@ static const hs_option_row rows[] = {
     {ID_SHARED, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
     {ID_SHARED, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_SHARED, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
-    {ID_SHARED, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
+    {ID_SHARED, 0, "compensate", NULL, "xattention, pooled: approximate dropped blocks by their mean"},
     {ID_SHARED, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them"},
     {ID_SHARED, 0, "dense-steps", "N", "the first N steps attend densely and are not measured [0]"},
     {ID_SHARED, 0, "dense-layers", "N", "the first N layers likewise [0]"},

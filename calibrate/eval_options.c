@@ -64,7 +64,7 @@ static const hs_option_row rows[] = {
      "last one stopped"},
     {ID_REPORT, 0, "report", NULL, "measure nothing: merge what is in DIR and write the tables again"},
     {ID_BASELINE, 0, "baseline", "NAME",
-     "compare with this variant, clip by clip; or with the curve of a group of\nvariants at the same density"},
+     "compare with this variant, clip by clip, or with a group's curve at equal\ndensity"},
     {0, 0, NULL, NULL, "Machine"},
     {ID_SHARED, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref [auto]"},
     {ID_SHARED, 0, "precision", "NAME",

@@ -106,12 +106,56 @@ static int distance(const char *a, const char *b) {
     return row[nb];
 }
 
+/* '-' and '_' are one here: names of other programs are spelled both ways. */
+static int same_name(const char *a, const char *b) {
+    while (*a && (*a == *b || (*a == '-' && *b == '_') || (*a == '_' && *b == '-'))) a++, b++;
+    return *a == *b;
+}
+
+/* Why there is no such option, for names that other programs have; NULL for any other name. */
+static const char *why_missing(const char *name) {
+    static const char streamed[] = "not needed: weights that do not fit are streamed from host memory; see --max-vram";
+    static const char tiled[] = "automatic where memory is short; see --max-vram";
+    static const char one_gpu[] = "not supported: a video is made on one GPU; for more videos at a time run one "
+                                  "process on each, --device cuda:0, cuda:1, ...";
+    static const char lora[] = "not supported: merge it into the transformer's weights with another program";
+    static const char text_only[] = "not supported: videos are made from text only";
+    static const struct {
+        const char *name, *why;
+    } names[] = {
+        {"lora", lora},
+        {"lora-path", lora},
+        {"lora-model-dir", lora},
+        {"image", text_only},
+        {"init-img", text_only},
+        {"task", "not needed: the model's files say what it is, and videos are made from text only"},
+        {"vae-tiling", tiled},
+        {"enable-vae-tiling", tiled},
+        {"cpu-offload", streamed},
+        {"enable-model-cpu-offload", streamed},
+        {"offload-model", streamed},
+        {"offload-to-cpu", streamed},
+        {"t5-cpu", streamed},
+        {"ulysses-size", one_gpu},
+        {"ring-size", one_gpu},
+        {"dit-fsdp", one_gpu},
+        {"t5-fsdp", one_gpu},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (same_name(name, names[i].name)) return names[i].why;
+    return NULL;
+}
+
 static int unknown(const hs_option_row *table, int n, const char *text, hs_err *err) {
     const char *best = NULL;
     char name[64];
-    int least = 3; /* at most two letters off */
     if (strncmp(text, "--", 2)) return hs_fail(err, HS_EINVAL, "unknown option %s; --help lists the options", text);
     snprintf(name, sizeof name, "%.*s", (int)strcspn(text + 2, "="), text + 2);
+    const char *why = why_missing(name);
+    if (why) return hs_fail(err, HS_EINVAL, "--%s: %s", name, why);
+    /* at most two letters off, and less than half of what was typed: "unet" is not "quiet" */
+    int least = 3, half = (int)(strlen(name) + 1) / 2;
+    if (half < least) least = half;
     for (int i = 0; i < n; i++) {
         int d = table[i].name ? distance(name, table[i].name) : INT_MAX;
         if (d < least) least = d, best = table[i].name;

@@ -13,10 +13,11 @@ typedef struct hs_option_row {
     char letter;
     const char *name, *arg, *help;
 } hs_option_row;
-enum { HS_OPTIONS_MAX_ROWS = 96 };
+enum { HS_OPTIONS_MAX_ROWS = 128 };
 
 /* Hands every option of the line (argv[0] is the program) to `set`, in order; set returns 0, a negative HS_E* code, or
- * a positive number to end the reading (--help), which is handed on. Unknown names are refused with the nearest one. */
+ * a positive number to end the reading (--help), which is handed on. Unknown names are refused with the
+ * nearest one, names of other programs with what is done instead. */
 typedef int (*hs_option_fn)(void *user, const hs_option_row *row, const char *arg, hs_err *err);
 int hs_options_read(const hs_option_row *rows, int n, int argc, char **argv, hs_option_fn set, void *user, hs_err *err);
 /* The table as lines of help. */

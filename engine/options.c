@@ -4,11 +4,12 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 /* clang-format off */
 enum id {
     ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
-    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
+    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SCHEDULER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
@@ -18,27 +19,35 @@ enum id {
 static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "What to make"},
     {ID_MODEL, 'm', "model", "DIR", "model folder: Diffusers, original or ComfyUI layout (needed, or its parts:)"},
+    {ID_MODEL, 0, "ckpt_dir", "DIR", NULL},
     {ID_TRANSFORMER, 0, "transformer", "PATH", "file or folder of this part, instead of the folder's"},
+    {ID_TRANSFORMER, 0, "unet", "PATH", NULL},
+    {ID_TRANSFORMER, 0, "diffusion-model", "PATH", NULL},
     {ID_TEXT_ENCODER, 0, "text-encoder", "PATH", "likewise (UMT5-XXL)"},
     {ID_TEXT_ENCODER, 0, "text_encoder", "PATH", NULL},
+    {ID_TEXT_ENCODER, 0, "t5xxl", "PATH", NULL},
     {ID_VAE, 0, "vae", "PATH", "likewise"},
     {ID_TOKENIZER, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
     {ID_RANDOM, 0, "random-weights", "NAME",
      "instead, for benchmarks: wan2.1-1.3b, wan2.1-14b, or a folder with configs;\n"
      "all of the model, text encoder too, of random numbers. The video is noise"},
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
-    {ID_PROMPTS, 0, "prompts", "FILE", "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ..."},
+    {ID_PROMPTS, 0, "prompts", "FILE",
+     "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ...,\nall from the same seed"},
     {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
     {ID_NEGATIVE, 0, "negative-prompt", "TEXT", NULL},
     {ID_NEGATIVE, 0, "negative_prompt", "TEXT", NULL},
+    {ID_NEGATIVE, 0, "n_prompt", "TEXT", NULL},
+    {ID_NEGATIVE, 0, "n-prompt", "TEXT", NULL},
     {ID_GROUP, 0, NULL, NULL, "Video"},
-    {ID_WIDTH, 0, "width", "N", "pixels, a multiple of 16 [the model's]"},
-    {ID_HEIGHT, 0, "height", "N", "pixels, a multiple of 16 [the model's]"},
+    {ID_WIDTH, 'W', "width", "N", "pixels, a multiple of 16 [the model's]"},
+    {ID_HEIGHT, 'H', "height", "N", "pixels, a multiple of 16 [the model's]"},
     {ID_SIZE, 0, "size", "WxH", "both at once, 832x480 or 832*480"},
     {ID_FRAMES, 0, "frames", "N", "4k+1: 1, 5, 9, ... [the model's]"},
     {ID_FRAMES, 0, "frame_num", "N", NULL},
     {ID_FRAMES, 0, "num-frames", "N", NULL},
     {ID_FRAMES, 0, "num_frames", "N", NULL},
+    {ID_FRAMES, 0, "video-frames", "N", NULL},
     {ID_FPS, 0, "fps", "N", "frames a second [the model's]"},
     {ID_GROUP, 0, NULL, NULL, "Sampling"},
     {ID_STEPS, 0, "steps", "N", "denoising steps [the model's]"},
@@ -49,12 +58,15 @@ static const hs_option_row rows[] = {
     {ID_GUIDANCE, 0, "guidance-scale", "X", NULL},
     {ID_GUIDANCE, 0, "guidance_scale", "X", NULL},
     {ID_GUIDANCE, 0, "sample_guide_scale", "X", NULL},
+    {ID_GUIDANCE, 0, "cfg-scale", "X", NULL},
     {ID_SHIFT, 0, "shift", "X", "larger spends more steps on layout, fewer on detail [the model's]"},
     {ID_SHIFT, 0, "flow-shift", "X", NULL},
     {ID_SHIFT, 0, "flow_shift", "X", NULL},
     {ID_SHIFT, 0, "sample_shift", "X", NULL},
     {ID_SOLVER, 0, "solver", "NAME", "unipc, dpm++ or euler [the model's]"},
     {ID_SOLVER, 0, "sample_solver", "NAME", NULL},
+    {ID_SOLVER, 0, "sampling-method", "NAME", NULL},
+    {ID_SCHEDULER, 0, "scheduler", "NAME", NULL},
     {ID_SIGMAS, 0, "sigmas", "NAME", "noise schedule a, b, c or d [unipc a, dpm++ c, euler d]"},
     {ID_SEED, 0, "seed", "N", "same seed, same video; -1 = random [random, printed]"},
     {ID_SEED, 0, "base_seed", "N", NULL},
@@ -62,11 +74,14 @@ static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "Attention"},
     {ID_PROFILE, 0, "profile", "FILE", "a calibrated profile of this model: method, threshold of every head, reuse"},
     {ID_BUDGET, 0, "budget", "S", "which of its sparsity budgets, such as 0.74 [the profile's first]"},
-    {ID_ATTENTION, 0, "attention", "NAME", "dense, xattention, svg2 or pooled [the profile's, else dense]"},
+    {ID_ATTENTION, 0, "attention", "NAME",
+     "dense, xattention (start here), svg2 (clusters; long videos) or pooled (for\ncomparison) [the profile's, else "
+     "dense]"},
     {ID_TOP_P, 0, "top-p", "P", "attention mass that every head keeps, above 0 to 1 [the profile's, else 0.9]"},
     {ID_REUSE, 0, "reuse", "NAME",
-     "keep masks between steps: none, drift, relative, interval, stagger\n(interval by layers in turn) or freeze "
-     "[drift]"},
+     "keep masks between steps: none, drift (until queries and keys moved by D),\n"
+     "relative (by that share of their means), interval (N steps), stagger (N steps,\n"
+     "layers in turn) or freeze (the first ones for good) [drift]"},
     {ID_REUSE_DELTA, 0, "reuse-delta", "D", "drift, relative: predict again above D [30, svg2 8]"},
     {ID_REUSE_INTERVAL, 0, "reuse-interval", "N", "interval, stagger: predict every N-th step [4]"},
     {ID_DENSE_STEPS, 0, "dense-steps", "N", "the first N steps attend densely [the profile's, else 0]"},
@@ -75,13 +90,13 @@ static const hs_option_row rows[] = {
     {ID_STRIDE, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
     {ID_Q_CLUSTERS, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_K_CLUSTERS, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
-    {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
+    {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: approximate dropped blocks by their mean"},
     {ID_SEED_EXACT, 0, "seed-exact", NULL, "xattention, pooled: first masks from exact mass at the last dense step"},
     {ID_COMPAT, 0, "compat", NULL, "xattention, svg2: masks as the published code makes them, for comparison"},
     {ID_GROUP, 0, NULL, NULL, "Output"},
     {ID_OUTPUT, 'o', "output", "PATH",
      "out.mp4, .webm, .y4m, .md5; exact: .mkv, .rgb (raw), out_%04d.png, folder/;\n"
-     "- for y4m on stdout, null: for nothing [haste-SEED.mp4]"},
+     "- for y4m on stdout, null: for nothing [haste-SEED.mp4]. A file that is there\nalready is replaced"},
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
@@ -96,6 +111,7 @@ static const hs_option_row rows[] = {
     {ID_GROUP, 0, NULL, NULL, "Machine"},
     {ID_DEVICE, 0, "device", "NAME", "auto, cpu, cuda, cuda:N or ref (slow and plain) [auto]"},
     {ID_PRECISION, 0, "precision", "NAME", "auto, fp32, bf16 or fp16 (GPU) [auto: what the device does fast]"},
+    {ID_PRECISION, 0, "dtype", "NAME", NULL},
     {ID_THREADS, 0, "threads", "N", "CPU threads [all cores]"},
     {ID_MAX_VRAM, 0, "max-vram", "GB",
      "device memory to live with, such as 12 or 7.5: weights that do not fit are\n"
@@ -122,9 +138,10 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
     hs_options_list(rows, ROWS, line, user);
     static const char *const tail[] = {
         "",
-        "The names of other Wan programs work too: --frame_num --sample_steps --sample_guide_scale --sample_shift",
-        "--sample_solver --base_seed --save_file --num-frames --num-inference-steps --guidance-scale --flow-shift",
-        "--negative-prompt --output-path.",
+        "The names of other Wan programs work too: --ckpt_dir --frame_num --sample_steps --sample_guide_scale",
+        "--sample_shift --sample_solver --base_seed --save_file --n_prompt --num-frames --num-inference-steps",
+        "--guidance-scale --flow-shift --negative-prompt --output-path --scheduler --dtype --unet --diffusion-model",
+        "--t5xxl --cfg-scale --video-frames --sampling-method.",
         "",
         "Ctrl-C stops after the step and finishes the file; twice stops at once.",
         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
@@ -168,6 +185,25 @@ static int parse_seed(const char *name, const char *text, hs_options *o, hs_err 
     return 0;
 }
 
+/* Gigabytes of 10^9 bytes, bare or with the unit behind them. */
+static int parse_gigabytes(const char *name, const char *text, double *ret, hs_err *err) {
+    static const struct {
+        const char *name;
+        double gb;
+    } units[] = {{"", 1}, {"G", 1}, {"GB", 1}, {"GiB", 1.073741824}};
+    size_t len = strspn(text, "0123456789.");
+    char number[32];
+    double v;
+    snprintf(number, sizeof number, "%.*s", (int)len, text);
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (len < sizeof number && !strcasecmp(text + len, units[i].name) &&
+            !hs_option_double(name, number, 1e-3, 1e6, &v, NULL)) {
+            *ret = v * units[i].gb;
+            return 0;
+        }
+    return hs_option_bad(name, text, "gigabytes from 0.001 to 1000000, such as 12, 7.5, 12GB or 12GiB", err);
+}
+
 /* ---- one option ------------------------------------------------------------------------------------------------- */
 /* A power of two from `low` to `high`; should: said in words. */
 static int parse_power(const char *name, const char *text, int low, int high, const char *should, int *ret,
@@ -175,6 +211,15 @@ static int parse_power(const char *name, const char *text, int low, int high, co
     if (hs_option_int(name, text, low, high, ret, NULL) || (*ret & (*ret - 1)))
         return hs_option_bad(name, text, should, err);
     return 0;
+}
+
+/* Values that other programs call otherwise. */
+static const char *our_name(const char *theirs) {
+    static const char *const names[][2] = {
+        {"float32", "fp32"}, {"bfloat16", "bf16"}, {"float16", "fp16"}, {"dpm++2m", "dpm++"}, {"uni_pc", "unipc"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(theirs, names[i][0])) return names[i][1];
+    return theirs;
 }
 
 static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *err) {
@@ -196,13 +241,22 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_SIZE: rc = parse_size(r->name, arg, o, err); break;
     case ID_WIDTH: rc = hs_option_int(r->name, arg, 1, 1000000, &o->width, err); break;
     case ID_HEIGHT: rc = hs_option_int(r->name, arg, 1, 1000000, &o->height, err); break;
-    case ID_FRAMES: rc = hs_option_int(r->name, arg, 1, 1000000, &o->frames, err); break;
+    case ID_FRAMES: /* 4k+1, and the limit, are the model's to check */
+        if (hs_option_int(r->name, arg, 1, 1000000, &o->frames, NULL))
+            return hs_option_bad(r->name, arg, "4k+1 frames: 1, 5, 9, ... (Wan2.1: 81, at most 4093)", err);
+        break;
     case ID_FPS: rc = hs_option_int(r->name, arg, 1, 1000, &o->fps, err); break;
     case ID_STEPS: rc = hs_option_int(r->name, arg, 1, HS_MAX_STEPS, &o->steps, err); break;
     case ID_GUIDANCE: rc = hs_option_double(r->name, arg, 0, 100, &o->guidance, err); break;
     case ID_SHIFT: rc = hs_option_double(r->name, arg, 0.01, 100, &o->shift, err); break;
     case ID_SOLVER:
-        if (hs_solver_parse(arg, &solver)) return hs_option_bad(r->name, arg, "unipc, dpm++ or euler", err);
+    case ID_SCHEDULER:
+        if (hs_solver_parse(our_name(arg), &solver))
+            return hs_option_bad(r->name, arg,
+                                 r->id == ID_SOLVER
+                                     ? "unipc, dpm++ or euler"
+                                     : "unipc, dpm++ or euler; the noise schedule is --sigmas, and --shift",
+                                 err);
         o->solver = (int)solver;
         break;
     case ID_SIGMAS:
@@ -219,16 +273,19 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_RESUME: o->resume = arg; break;
     case ID_STATS: o->stats = arg; break;
     case ID_DEVICE: o->device = arg; break; /* hs_model_open knows which exist */
-    case ID_PRECISION: o->precision = arg; break;
+    case ID_PRECISION: o->precision = our_name(arg); break;
     case ID_THREADS: rc = hs_option_int(r->name, arg, 1, 1024, &o->threads, err); break;
-    case ID_MAX_VRAM: rc = hs_option_double(r->name, arg, 1e-3, 1e6, &o->max_vram, err); break;
+    case ID_MAX_VRAM: rc = parse_gigabytes(r->name, arg, &o->max_vram, err); break;
     case ID_PROFILE: o->profile = arg; break;
     case ID_BUDGET: rc = hs_option_double(r->name, arg, 0, 1, &o->budget, err); break;
     case ID_ATTENTION:
         if (hs_method_parse(arg, &method)) return hs_option_bad(r->name, arg, "dense, xattention, svg2 or pooled", err);
         o->attention = (int)method;
         break;
-    case ID_TOP_P: rc = hs_option_double(r->name, arg, 1e-6, 1, &o->top_p, err); break;
+    case ID_TOP_P:
+        if (hs_option_double(r->name, arg, 1e-6, 1, &o->top_p, NULL))
+            return hs_option_bad(r->name, arg, "a number above 0, at most 1, such as 0.9", err);
+        break;
     case ID_REUSE:
         if (hs_reuse_parse(arg, &reuse))
             return hs_option_bad(r->name, arg, "none, drift, relative, interval, stagger or freeze", err);
@@ -254,167 +311,6 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     default: break;
     }
     return rc;
-}
-
-/* ---- attention -------------------------------------------------------------------------------------------------- */
-enum {
-    OF_XATTENTION = 1 << HS_XATTENTION,
-    OF_SVG2 = 1 << HS_SVG2,
-    OF_POOLED = 1 << HS_POOLED,
-    OF_SPARSE = OF_XATTENTION | OF_SVG2 | OF_POOLED
-};
-
-/* Every flag that says something of the policy belongs to certain methods. */
-static int check_methods(const hs_options *o, hs_method method, int *ret_flags, hs_err *err) {
-    const struct {
-        const char *name;
-        int given, of;
-    } flags[] = {
-        {"top-p", !isnan(o->top_p), OF_SPARSE},
-        {"reuse", o->reuse >= 0, OF_SPARSE},
-        {"reuse-delta", !isnan(o->reuse_delta), OF_SPARSE},
-        {"reuse-interval", o->reuse_interval >= 0, OF_SPARSE},
-        {"dense-steps", o->dense_steps >= 0, OF_SPARSE},
-        {"dense-layers", o->dense_layers >= 0, OF_SPARSE},
-        {"block", o->block >= 0, OF_XATTENTION | OF_POOLED},
-        {"stride", o->stride >= 0, OF_XATTENTION},
-        {"q-clusters", o->q_clusters >= 0, OF_SVG2},
-        {"k-clusters", o->k_clusters >= 0, OF_SVG2},
-        {"compensate", o->compensate, OF_XATTENTION | OF_POOLED},
-        {"seed-exact", o->seed_exact, OF_XATTENTION | OF_POOLED},
-        {"compat", o->compat, OF_XATTENTION | OF_SVG2},
-    };
-    *ret_flags = o->attention >= 0;
-    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
-        if (!flags[i].given) continue;
-        *ret_flags = 1;
-        if (flags[i].of & 1 << method) continue;
-        if (method == HS_DENSE)
-            return hs_fail(err, HS_EINVAL,
-                           "--%s says how sparse attention works, but attention is dense%s: add --attention %s or "
-                           "leave it out",
-                           flags[i].name, o->attention < 0 ? " unless --attention or --profile is given" : "",
-                           flags[i].of & OF_XATTENTION ? "xattention" : "svg2");
-        return hs_fail(err, HS_EINVAL, "--%s has no meaning with %s attention: leave it out", flags[i].name,
-                       hs_method_name(method));
-    }
-    return 0;
-}
-
-static int set_reuse(const hs_options *o, hs_method method, hs_reuse_policy *r, hs_err *err) {
-    hs_reuse_kind was = r->kind;
-    if (o->reuse >= 0) r->kind = (hs_reuse_kind)o->reuse;
-    int by_drift = r->kind == HS_REUSE_DRIFT || r->kind == HS_REUSE_RELATIVE;
-    if (!isnan(o->reuse_delta) && !by_drift)
-        return hs_fail(err, HS_EINVAL,
-                       "--reuse-delta is a limit for the drift, but reuse is %s: add --reuse drift or "
-                       "leave it out",
-                       hs_reuse_name(r->kind));
-    if (o->reuse_interval >= 0 && !hs_reuse_counts(r->kind))
-        return hs_fail(err, HS_EINVAL,
-                       "--reuse-interval counts steps, but reuse is %s: add --reuse interval or leave "
-                       "it out",
-                       hs_reuse_name(r->kind));
-    /* the limits of absolute and relative drift have nothing to do with each other, and only one has a known default */
-    if (r->kind == HS_REUSE_RELATIVE && was != r->kind && isnan(o->reuse_delta))
-        return hs_fail(err, HS_EINVAL,
-                       "--reuse relative needs --reuse-delta D: the drift as a share of the means, such as 0.2");
-    if (r->kind == HS_REUSE_DRIFT && was != r->kind) r->delta = hs_attn_policy_default(method).reuse.delta;
-    if (!isnan(o->reuse_delta)) r->delta = (float)o->reuse_delta;
-    if (o->reuse_interval >= 0) r->interval = o->reuse_interval;
-    return 0;
-}
-
-static void set_int(int *to, int given) {
-    if (given >= 0) *to = given;
-}
-
-int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err) {
-    hs_attn_policy p = *policy;
-    int flags, rc;
-    if (o->attention >= 0 && o->profile && o->attention != (int)p.method)
-        return hs_fail(err, HS_EINVAL, "--attention %s, but %s was made for %s: leave one of the two out",
-                       hs_method_name((hs_method)o->attention), o->profile, hs_method_name(p.method));
-    if (o->attention >= 0 && !o->profile) p = hs_attn_policy_default((hs_method)o->attention);
-    if ((rc = check_methods(o, p.method, &flags, err)) || (rc = set_reuse(o, p.method, &p.reuse, err))) return rc;
-    if (!isnan(o->top_p)) {
-        p.top_p = (float)o->top_p;
-        p.top_p_heads = NULL;
-        p.intervals = 1;
-    }
-    set_int(&p.dense_steps, o->dense_steps);
-    set_int(&p.dense_layers, o->dense_layers);
-    set_int(&p.block, o->block);
-    set_int(&p.stride, o->stride);
-    set_int(&p.q_clusters, o->q_clusters);
-    set_int(&p.k_clusters, o->k_clusters);
-    p.compensate |= o->compensate;
-    p.seed_exact |= o->seed_exact;
-    p.compat |= o->compat;
-    *policy = p;
-    *ret_flags = flags;
-    return 0;
-}
-
-/* ---- the whole line --------------------------------------------------------------------------------------------- */
-int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err) {
-    const int named = (o->transformer != NULL) + (o->text_encoder != NULL) + (o->vae != NULL);
-    if (o->random && (o->model || named || o->tokenizer))
-        return hs_fail(err, HS_EINVAL, "-m, or parts of a model, and --random-weights: give one of the two");
-    if (!o->random && !o->model && named != 3)
-        return hs_fail(err, HS_EINVAL, "-m DIR is missing: the model folder, such as -m data/demo%s",
-                       named || o->tokenizer ? " (or all of --transformer, --text-encoder and --vae)" : "");
-    p->dir = o->model;
-    p->transformer = o->transformer;
-    p->text_encoder = o->text_encoder;
-    p->vae = o->vae;
-    p->tokenizer = o->tokenizer;
-    p->random = o->random;
-    p->threads = o->threads;
-    if (!isnan(o->max_vram)) p->max_vram = (int64_t)(o->max_vram * 1e9);
-    return 0;
-}
-
-const char *hs_options_model_name(const hs_options *o) {
-    return o->random ? o->random : o->model ? o->model : o->transformer;
-}
-
-static int check_attention(const hs_options *o, hs_err *err) {
-    if (!isnan(o->budget) && !o->profile)
-        return hs_fail(err, HS_EINVAL, "--budget chooses in a profile: add --profile FILE, or say --top-p P instead");
-    if (!isnan(o->budget) && !isnan(o->top_p))
-        return hs_fail(err, HS_EINVAL, "--budget and --top-p both set the heads' thresholds: give one of the two");
-    if (o->profile && o->attention == HS_DENSE)
-        return hs_fail(err, HS_EINVAL,
-                       "--profile is for sparse attention, --attention dense is not: give one of the two");
-    /* with a profile the method is not known yet */
-    hs_attn_policy policy = hs_attn_policy_default(HS_DENSE);
-    int flags;
-    return o->profile ? 0 : hs_options_attention(o, &policy, &flags, err);
-}
-
-static int check_together(const hs_options *o, hs_err *err) {
-    hs_model_params model = {.dir = NULL};
-    int rc = hs_options_model(o, &model, err);
-    if (rc) return rc;
-    if (o->prompt && o->prompts) return hs_fail(err, HS_EINVAL, "-p and --prompts: give one of the two");
-    if (o->decode_latents && (o->prompt || o->prompts || o->noise || o->save_latents))
-        return hs_fail(err, HS_EINVAL,
-                       "--decode-latents only decodes: leave out -p, --prompts, --noise and --save-latents");
-    if (o->decode_latents && (o->checkpoint || o->resume))
-        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --checkpoint and --resume");
-    if (o->resume && (o->prompts || o->noise))
-        return hs_fail(err, HS_EINVAL, "--resume goes on with one video: leave out %s",
-                       o->prompts ? "--prompts" : "--noise, its latents are in the checkpoint");
-    if (o->checkpoint_every && !o->checkpoint && !o->resume)
-        return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
-    if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)
-        return hs_fail(err, HS_EINVAL, "-p TEXT is missing: what should the video show? (or --prompts FILE)");
-    if (o->decode_latents && (o->profile || o->attention > HS_DENSE))
-        return hs_fail(err, HS_EINVAL, "--decode-latents only decodes: leave out --profile and --attention");
-    if ((rc = check_attention(o, err))) return rc;
-    if (o->quiet && o->verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
-    return 0;
 }
 
 /* ---- haste-run -------------------------------------------------------------------------------------------------- */
@@ -448,13 +344,16 @@ static int set_attention(void *user, const hs_option_row *row, const char *arg, 
     const hs_option_row *group = row;
     while (group->name) group--;
     if (row->id == ID_PRECISION || !strcmp(group->help, "Attention")) return apply(user, row, arg, err);
-    return hs_fail(err, HS_EINVAL, "--%s does not say how attention works", row->name);
+    return hs_fail(err, HS_EINVAL,
+                   "--%s cannot stand in a variant (options of attention and --precision only): what is the same for "
+                   "all of them is given to haste-eval",
+                   row->name);
 }
 
 int hs_options_parse_attention(int argc, char **argv, hs_options *ret, hs_err *err) {
     hs_options o = hs_options_none();
     int rc = hs_options_read(rows, ROWS, argc, argv, set_attention, &o, err);
-    if (!rc) rc = check_attention(&o, err);
+    if (!rc) rc = hs_options_check_attention(&o, err);
     if (!rc) *ret = o;
     return rc;
 }
@@ -468,15 +367,23 @@ static int set_run(void *user, const hs_option_row *row, const char *arg, hs_err
 int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err) {
     hs_options o = hs_options_none();
     int rc = hs_options_read(rows, ROWS, argc, argv, set_run, &o, err);
-    if (!rc) rc = check_together(&o, err);
+    if (!rc) rc = hs_options_check(&o, err);
     if (rc < 0) return rc;
     *ret = o;
     return 0;
 }
 
+/* Behind the last slash, but for one that ends the path. */
+static const char *last_part(const char *path) {
+    size_t at = strlen(path);
+    if (at && path[at - 1] == '/') at--;
+    while (at && path[at - 1] != '/') at--;
+    return path + at;
+}
+
 int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err) {
     size_t len = strlen(path);
-    const char *percent = strchr(path, '%'), *slash = strrchr(path, '/'), *dot = strrchr(path, '.'), *end;
+    const char *percent = strchr(last_part(path), '%'), *slash = strrchr(path, '/'), *dot = strrchr(path, '.'), *end;
     int width = 1, n;
     if (!strcmp(path, "-"))
         return hs_fail(err, HS_EINVAL, "-o -: several videos cannot share stdout; give a name such as -o out.y4m");
@@ -487,9 +394,6 @@ int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *e
         if (end[0] == '0' && end[1] >= '1' && end[1] <= '9') width = end[1] - '0', end += 2;
         if (*end != 'd' || strchr(end, '%'))
             return hs_fail(err, HS_EINVAL, "%s: needs exactly one %%d or %%0Nd for the number of the prompt", path);
-        if (dot && !strcmp(dot, ".png"))
-            return hs_fail(err, HS_EINVAL,
-                           "%s: with several prompts name a folder for the png files, such as -o frames/", path);
         n = snprintf(ret, size, "%.*s%0*d%s", (int)(percent - path), path, width, i, end + 1);
     } else {
         size_t cut = len; /* the number goes in front of the extension, or of the slash that ends a folder */

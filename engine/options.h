@@ -45,6 +45,11 @@ int hs_options_parse(int argc, char **argv, hs_options *ret, hs_err *err);
  * profile or each other; *policy is then unchanged. */
 int hs_options_attention(const hs_options *o, hs_attn_policy *policy, int *ret_flags, hs_err *err);
 
+/* HS_EINVAL for options that contradict each other, or that would be ignored beside the others. */
+int hs_options_check(const hs_options *o, hs_err *err);
+/* Of them, those that say how attention works. */
+int hs_options_check_attention(const hs_options *o, hs_err *err);
+
 /* Where the model is, threads and memory, for hs_model_open; device and precision stay. HS_EINVAL if too little of the
  * model was named. */
 int hs_options_model(const hs_options *o, hs_model_params *p, hs_err *err);
@@ -54,8 +59,8 @@ const char *hs_options_model_name(const hs_options *o);
 /* The help text, line by line: grouped options with their defaults, then examples. */
 void hs_options_help(void (*line)(void *user, const char *text), void *user);
 
-/* "out.mp4" -> "out_007.mp4", "frames/" -> "frames_007/", "out_%02d.mp4" -> "out_07.mp4", "null:" stays. "-" cannot be
- * numbered. ret has size bytes. */
+/* "out.mp4" -> "out_007.mp4", "frames/" -> "frames_007/", "out_%02d.mp4" -> "out_07.mp4" (only the last part of the
+ * path is looked at), "null:" stays. "-" cannot be numbered. ret has size bytes. */
 int hs_options_number(const char *path, int i, char *ret, size_t size, hs_err *err);
 
 /* What is given of size, frames, steps, guidance, shift, solver, sigmas and negative prompt; the rest of *r stays. */

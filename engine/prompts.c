@@ -28,6 +28,13 @@ int hs_prompts_add(hs_prompts *p, const char *text, const char *what, hs_err *er
     return 0;
 }
 
+/* A bracket and what JSON has behind it; "[a close-up] of a cat" is a prompt. */
+static int is_json(const char *line) {
+    if (*line != '{' && *line != '[') return 0;
+    const char *next = line + 1 + strspn(line + 1, " \t");
+    return !*next || strchr("\"{[]}", *next);
+}
+
 int hs_prompts_read(hs_prompts *p, const char *path, hs_err *err) {
     char *line = NULL, what[4096];
     size_t size = 0;
@@ -48,6 +55,11 @@ int hs_prompts_read(hs_prompts *p, const char *path, hs_err *err) {
         s[end] = 0;
         if (!*s || *s == '#') continue;
         snprintf(what, sizeof what, "%s line %d", path, number);
+        if (p->n == before && is_json(s)) {
+            rc = hs_fail(err, HS_EINVAL, "%s looks like JSON (\"%.20s\"); expected plain text, one prompt a line", what,
+                         s);
+            break;
+        }
         rc = hs_prompts_add(p, s, what, err);
     }
     if (!rc && ferror(f)) rc = hs_fail(err, HS_EIO, "%s: cannot read the prompts: %s", path, strerror(errno));

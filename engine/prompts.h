@@ -16,7 +16,7 @@ int hs_prompt_check(const char *text, const char *what, hs_err *err);
 /* Checks the text and adds a copy. */
 int hs_prompts_add(hs_prompts *p, const char *text, const char *what, hs_err *err);
 /* Adds every prompt of the file; white space around it, empty lines, lines that begin with '#' and a byte order mark do
- * not count. A file without prompts is refused. */
+ * not count. A file without prompts is refused, and JSON. */
 int hs_prompts_read(hs_prompts *p, const char *path, hs_err *err);
 void hs_prompts_done(hs_prompts *p);
 

@@ -14,16 +14,18 @@ if [ "$HAVE_VIDEO" = 1 ]; then
     test -s haste-decoded.mp4 || fail "no default name: $(ls)"
 fi
 
-# any latents can be the noise; sizes follow the file; the seed has no influence then
-good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 1 -o n1.md5
-good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 2 -o n2.md5 --size 32x32 --frames 5
-same "$(cat n1.md5)" "$(cat n2.md5)" "noise from a file with two seeds"
+# any latents can be the noise; sizes follow the file; a seed beside it is refused
+good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors -o n1.md5
+good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors -o n2.md5 --size 32x32 --frames 5
+same "$(cat n1.md5)" "$(cat n2.md5)" "noise from a file, twice"
 test "$(cat n1.md5)" != "$(cat full.md5)" || fail "--noise is ignored"
 
-bad 1 latents $small -p a --noise l.safetensors --size 48x32 -o x.md5
+bad 2 "--noise and --seed" $small -p a --noise l.safetensors -o x.md5
+from_file="-m A --device ref --size 32x32 --frames 5 --steps 3 -p a --noise"
+bad 1 latents $from_file l.safetensors --size 48x32 -o x.md5
 bad 1 latents -m A --device ref --decode-latents l.safetensors --frames 9 -o x.md5
-bad 1 "none.safetensors" $small -p a --noise none.safetensors -o x.md5
-bad 1 latents $small -p a --noise A/vae/diffusion_pytorch_model.safetensors -o x.md5 2>/dev/null || :
+bad 1 "none.safetensors" $from_file none.safetensors -o x.md5
+bad 1 latents $from_file A/vae/diffusion_pytorch_model.safetensors -o x.md5 2>/dev/null || :
 head -c 300 l.safetensors >cut.safetensors
 bad 1 "cut.safetensors" -m A --device ref --decode-latents cut.safetensors -o x.md5
 bad 1 "--save-latents" $small -p a --save-latents no/folder/l.safetensors -o x.md5

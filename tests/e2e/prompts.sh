@@ -17,12 +17,26 @@ done
 good $small --prompts list.txt -o v/y_%02d.md5
 same "$(cat v/y_02.md5)" "$(cat v/x_002.md5)" "pattern in the name"
 good $small --prompts list.txt -o null:
+bad 2 "--frames 1" $small --prompts list.txt -o v/p.png
+if [ "$HAVE_VIDEO" = 1 ]; then
+    good $small --frames 1 --prompts list.txt -o v/p.png
+    good $small --frames 1 --prompts list.txt -o v/p_%d.png
+    same "$(cd v && echo p*)" "p_0.png p_000.png p_001.png p_002.png p_1.png p_2.png" "pictures"
+fi
 
 # escape sequences in a list do not reach the terminal
 printf 'a \033[31mred\nb\n' >list2.txt
 good $small --prompts list2.txt -o null:
 says "1 of 2: a ?[31mred"
 if grep -q "$(printf '\033')" err; then fail "an escape sequence reached stderr"; fi
+
+# a JSON file is not as many prompts as it has lines; brackets alone are no JSON
+printf '\n{\n  "prompt": "a cat"\n}\n' >list.json
+bad 2 "list.json line 2 looks like JSON" $small --prompts list.json -o x.md5
+printf '[{"prompt": "a cat"}]\n' >list.json
+bad 2 "list.json line 1 looks like JSON" $small --prompts list.json -o x.md5
+printf '[a close-up] of a cat\na dog\n{\n' >brackets.txt
+good $small --prompts brackets.txt -o null: --dry-run
 
 bad 1 "nothere.txt" $small --prompts nothere.txt -o x.md5
 printf '# only\n\n' >empty.txt

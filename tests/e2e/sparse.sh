@@ -58,12 +58,12 @@ assert s["attention"] == "svg2" and a["q_clusters"] == 4 and a["k_clusters"] == 
 assert near(s["reuse_rate"], 2 / 3) and [r["reuse_rate"] for r in s["per_step"]] == [0, 1, 1]
 assert 0 < s["density"] < 1, s["density"]
 '
-good $small -p a -o null: --stats s.json $svg2 --reuse interval --reuse-interval 2 --guidance 1
+good $small -p a -o null: --stats s.json $svg2 --reuse interval --reuse-interval 2 --guidance 1 -n ""
 check '
 assert {x[1] for x in f} == {"cond"} and len(f) == 3 * 2 * 2
 assert near(s["reuse_rate"], 1 / 3) and [r["reuse_rate"] for r in s["per_step"]] == [0, 1, 0]
 '
-good $small -p a -o null: --stats s.json $svg2 --reuse stagger --reuse-interval 2 --guidance 1
+good $small -p a -o null: --stats s.json $svg2 --reuse stagger --reuse-interval 2 --guidance 1 -n ""
 says "masks predicted every 2 steps, layers in turn"
 check '
 assert [(x[0], x[2]) for x in f if x[5] == "predicted"][::2] == [(0, 0), (0, 1), (1, 1), (2, 0)], f

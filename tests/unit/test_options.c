@@ -59,13 +59,13 @@ Test(options, defaults_mean_the_model_decides) {
 Test(options, every_option_is_read) {
     hs_options o =
         good("--model|d|--prompt|p|--negative|n|--width|64|--height|48|--frames|9|--fps|24|--steps|7|--guidance|"
-             "2.5|--shift|3.5|--solver|dpm++|--sigmas|b|--seed|18446744073709551615|--noise|a|--output|o");
+             "2.5|--shift|3.5|--solver|dpm++|--sigmas|b|--seed|18446744073709551615|--output|o");
     cr_assert_str_eq(o.negative, "n");
     cr_assert(o.width == 64 && o.height == 48 && o.frames == 9 && o.fps == 24 && o.steps == 7);
     cr_assert(o.guidance == 2.5 && o.shift == 3.5 && o.solver == HS_DPMPP && o.sigmas == HS_SIGMAS_B);
     cr_assert(o.has_seed && o.seed == UINT64_MAX);
-    cr_assert_str_eq(o.noise, "a");
     cr_assert_str_eq(o.output, "o");
+    cr_assert_str_eq(good("-m|d|-p|p|--noise|a").noise, "a");
     o = good("-md|-pp|-nx|-oy|-q|--save-latents|s|--stats|t|--device|ref|--precision|fp32|--threads|3|--dry-run|"
              "--error-on-fallback|--attention|dense");
     cr_assert_str_eq(o.save_latents, "s");
@@ -84,9 +84,9 @@ Test(options, names_of_other_programs_work) {
     cr_assert(o.width == 832 && o.height == 480 && o.frames == 81 && o.steps == 50 && o.guidance == 6 && o.shift == 8);
     cr_assert(o.has_seed && o.seed == 42 && o.solver == HS_UNIPC);
     cr_assert_str_eq(o.output, "x.mp4");
-    o = good("-m|d|-p|p|--size=480x832|--num-frames=5|--num-inference-steps=4|--guidance-scale=1|--flow-shift=5|"
+    o = good("-m|d|-p|p|--size=480x832|--num-frames=5|--num-inference-steps=4|--guidance-scale=1.5|--flow-shift=5|"
              "--negative-prompt=bad|--output-path=y.mkv");
-    cr_assert(o.width == 480 && o.height == 832 && o.frames == 5 && o.steps == 4 && o.guidance == 1 && o.shift == 5);
+    cr_assert(o.width == 480 && o.height == 832 && o.frames == 5 && o.steps == 4 && o.guidance == 1.5 && o.shift == 5);
     cr_assert_str_eq(o.negative, "bad");
     cr_assert_str_eq(o.output, "y.mkv");
     o = good("-m|d|-p|p|--num_frames|13|--num_inference_steps|3|--guidance_scale|2|--flow_shift|4|--negative_prompt|b|"
@@ -94,6 +94,19 @@ Test(options, names_of_other_programs_work) {
     cr_assert(o.frames == 13 && o.steps == 3 && o.guidance == 2 && o.shift == 4);
     cr_assert_str_eq(o.output, "z.y4m");
     cr_assert(!good("-m|d|-p|p|--seed|7|--base_seed|-1").has_seed, "-1 means random");
+    o = good(
+        "--ckpt_dir|d|-p|p|-W|480|-H|832|--video-frames|33|--cfg-scale|6|--sampling-method|dpm++2m|--dtype|bfloat16");
+    cr_assert_str_eq(o.model, "d");
+    cr_assert(o.width == 480 && o.height == 832 && o.frames == 33 && o.guidance == 6 && o.solver == HS_DPMPP);
+    cr_assert_str_eq(o.precision, "bf16");
+    cr_assert_str_eq(good("-m|d|-p|p|--t5xxl|t").text_encoder, "t");
+    cr_assert_str_eq(good("-m|d|-p|p|--dtype|float16").precision, "fp16");
+    cr_assert_str_eq(good("-m|d|-p|p|--dtype|float32").precision, "fp32");
+    cr_assert_eq(good("-m|d|-p|p|--scheduler|uni_pc").solver, HS_UNIPC);
+    cr_assert_str_eq(good("-m|d|-p|p|--n_prompt|bad").negative, "bad");
+    cr_assert_str_eq(good("-m|d|-p|p|--n-prompt|bad").negative, "bad");
+    cr_assert_str_eq(good("-m|d|-p|p|--unet|t").transformer, "t");
+    cr_assert_str_eq(good("-m|d|-p|p|--diffusion-model|t").transformer, "t");
 }
 
 Test(options, numbers_are_strict) {
@@ -138,7 +151,11 @@ Test(options, numbers_are_strict) {
         snprintf(line, sizeof line, "-m|d|-p|p|--size|%s", sizes[i]);
         refused(line, HS_EINVAL, "such as 832x480");
     }
+    refused("-m|d|-p|p|--frames|0", HS_EINVAL, "--frames \"0\": should be 4k+1 frames: 1, 5, 9, ...");
     refused("-m|d|-p|p|--solver|heun", HS_EINVAL, "unipc, dpm++ or euler");
+    refused("-m|d|-p|p|--sampling-method|heun", HS_EINVAL,
+            "--sampling-method \"heun\": should be unipc, dpm++ or euler");
+    refused("-m|d|-p|p|--scheduler|karras", HS_EINVAL, "the noise schedule is --sigmas");
     refused("-m|d|-p|p|--sigmas|e", HS_EINVAL, "a, b, c or d");
     refused("-m|d|-p|p|--sigmas|ab", HS_EINVAL, "a, b, c or d");
 }
@@ -150,15 +167,74 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|-p|a|b", HS_EINVAL, "unexpected \"b\"");
     refused("-m|d|-p|a|--prompts|f", HS_EINVAL, "-p and --prompts");
     refused("-m|d|-p|a|--decode-latents|f", HS_EINVAL, "--decode-latents only decodes");
+    static const char *const ignored[] = {"--steps|3",  "--guidance|5", "--shift|3",    "--solver|euler",
+                                          "--sigmas|a", "--seed|5",     "--negative|x", "--noise|f"};
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) {
+        char line[64], part[64];
+        snprintf(line, sizeof line, "-m|d|--decode-latents|f|%s", ignored[i]);
+        snprintf(part, sizeof part, "only decodes: leave out %.*s", (int)strcspn(ignored[i], "|"), ignored[i]);
+        refused(line, HS_EINVAL, part);
+    }
+    good("-m|d|--decode-latents|f|--size|32x32|--frames|5|--fps|9|--seed|-1");
+    refused("-m|d|-p|a|--noise|f|--seed|5", HS_EINVAL, "--noise and --seed");
+    good("-m|d|-p|a|--noise|f|--seed|-1");
+    refused("-m|d|-p|a|-n|b|--guidance|1", HS_EINVAL, "--negative has no effect without guidance");
+    good("-m|d|-p|a|-n||--guidance|1");
+    good("-m|d|-p|a|-n|b|--guidance|1.5");
+    refused("-m|d|--prompts|f|-o|x.png", HS_EINVAL, "name a folder, such as -o frames/, or make pictures: --frames 1");
+    refused("-m|d|--prompts|f|-o|x_%04d.PNG|--frames|5", HS_EINVAL, "a png holds one frame");
+    good("-m|d|--prompts|f|-o|x.png|--frames|1");
+    good("-m|d|--prompts|f|-o|frames/");
     refused("-m|d|-p|a|-q|-v", HS_EINVAL, "--quiet and --verbose");
     refused("-m|d|-p|a|--widht|64", HS_EINVAL, "did you mean --width?");
     refused("-m|d|-p|a|--widht=64", HS_EINVAL, "unknown option --widht;");
     refused("-m|d|-p|a|--xyzzy", HS_EINVAL, "--help");
+    refused("-m|d|-p|a|--note|f", HS_EINVAL, "unknown option --note; --help lists"); /* half of it is not "noise" */
     refused("-m|d|-p|a|-x", HS_EINVAL, "unknown option -x");
     refused("-m|d|-p|a|-qx", HS_EINVAL, "unknown option -x");
     refused("-m|d|-p", HS_EINVAL, "-p: its value is missing");
     refused("-m|d|-p|a|--steps", HS_EINVAL, "--steps: its value is missing");
     refused("-m|d|-p|a|--dry-run=yes", HS_EINVAL, "takes no value");
+}
+
+Test(options, what_other_programs_have_is_answered) {
+    static const char *const pairs[][2] = {
+        {"--lora|x", "--lora: not supported"},
+        {"--image=x.png", "--image: not supported: videos are made from text only"},
+        {"--task|t2v-1.3B", "--task: not needed"},
+        {"--vae-tiling", "--vae-tiling: automatic where memory is short; see --max-vram"},
+        {"--vae_tiling", "--vae_tiling: automatic"},
+        {"--cpu-offload", "--cpu-offload: not needed"},
+        {"--offload_model|True", "--offload_model: not needed"},
+        {"--t5_cpu", "--t5_cpu: not needed"},
+        {"--ulysses_size|2", "--ulysses_size: not supported: a video is made on one GPU"},
+        {"--ring_size|2", "--ring_size: not supported"},
+        {"--dit_fsdp", "--dit_fsdp: not supported"},
+        {"--lorax|x", "unknown option --lorax"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "-m|d|-p|p|%s", pairs[i][0]);
+        refused(line, HS_EINVAL, pairs[i][1]);
+    }
+}
+
+Test(options, memory_has_a_unit_or_none) {
+    static const struct {
+        const char *text;
+        double gb;
+    } sizes[] = {{"12", 12}, {"7.5", 7.5}, {"12GB", 12}, {"12G", 12}, {"12gb", 12}, {"10GiB", 10.73741824}};
+    char line[64];
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        snprintf(line, sizeof line, "-m|d|-p|p|--max-vram|%s", sizes[i].text);
+        cr_assert_float_eq(good(line).max_vram, sizes[i].gb, 1e-9, "%s", sizes[i].text);
+    }
+    static const char *const bad[] = {"",    "GB",    "12MB",  "12 000",  "-1",  "0",
+                                      "nan", "12GBs", "1e6GB", "1000001", "0x10"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        snprintf(line, sizeof line, "-m|d|-p|p|--max-vram=%s", bad[i]);
+        refused(line, HS_EINVAL, "should be gigabytes from 0.001");
+    }
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -293,6 +369,9 @@ Test(options, attention_flags_that_contradict) {
     refused("-m|d|--decode-latents|l|--profile|f", HS_EINVAL, "--decode-latents only decodes");
     refused("-m|d|--decode-latents|l|--attention|svg2", HS_EINVAL, "--decode-latents only decodes");
     refused("-m|d|--decode-latents|l|--top-p|0.5", HS_EINVAL, "--top-p says how");
+    refused("-m|d|--resume|c|--top-p|0.5", HS_EINVAL, "with --resume the checkpoint does");
+    refused("-m|d|--resume|c|--attention|dense|--top-p|0.5", HS_EINVAL, "attention is dense");
+    good("-m|d|--resume|c|--attention|xattention|--top-p|0.5");
     good("-m|d|--decode-latents|l|--attention|dense");
 }
 
@@ -300,10 +379,10 @@ Test(options, attention_values_are_strict) {
     static const char *const bad[][2] = {{"--attention|sparse", "dense, xattention, svg2 or pooled"},
                                          {"--attention|", "dense, xattention"},
                                          {"--reuse|always", "none, drift, relative, interval, stagger or freeze"},
-                                         {"--top-p|0", "a number from 1e-06 to 1"},
-                                         {"--top-p|1.01", "a number from"},
-                                         {"--top-p|nan", "a number from"},
-                                         {"--top-p|90%", "a number from"},
+                                         {"--top-p|0", "a number above 0, at most 1"},
+                                         {"--top-p|1.01", "a number above 0"},
+                                         {"--top-p|nan", "a number above 0"},
+                                         {"--top-p|90%", "a number above 0"},
                                          {"--reuse-delta|-1", "a number from 0"},
                                          {"--reuse-interval|0", "a whole number from 1"},
                                          {"--dense-steps|-1", "a whole number from 0"},
@@ -389,6 +468,12 @@ Test(options, help_lists_the_contract) {
                                         "--flow-shift",
                                         "--negative-prompt",
                                         "--output-path",
+                                        "--ckpt_dir",
+                                        "-W, --width",
+                                        "-H, --height",
+                                        "--cfg-scale",
+                                        "--video-frames",
+                                        "--t5xxl",
                                         "--profile",
                                         "--budget",
                                         "--attention",
@@ -403,6 +488,11 @@ Test(options, help_lists_the_contract) {
                                         "--q-clusters",
                                         "--k-clusters",
                                         "--compensate",
+                                        "xattention (start here)",
+                                        "freeze (the first ones for good)",
+                                        "dropped blocks by their mean",
+                                        "all from the same seed",
+                                        "already is replaced",
                                         "--compat",
                                         "Examples"};
     collected c = {.longest = 0};
@@ -414,11 +504,12 @@ Test(options, help_lists_the_contract) {
 
 /* ---- numbers in file names --------------------------------------------------------------------------------------- */
 Test(options, several_videos_get_numbers) {
-    static const char *const pairs[][2] = {{"out.mp4", "out_007.mp4"},     {"a.b/out", "a.b/out_007"},
-                                           {"a/.mp4", "a/.mp4_007"},       {"frames/", "frames_007/"},
-                                           {"a/b.c.mkv", "a/b.c_007.mkv"}, {"null:", "null:"},
-                                           {"clip_%d.mp4", "clip_7.mp4"},  {"clip_%02d.mp4", "clip_07.mp4"},
-                                           {"s.json", "s_007.json"},       {".hidden", ".hidden_007"}};
+    static const char *const pairs[][2] = {
+        {"out.mp4", "out_007.mp4"},    {"a.b/out", "a.b/out_007"},     {"a/.mp4", "a/.mp4_007"},
+        {"frames/", "frames_007/"},    {"a/b.c.mkv", "a/b.c_007.mkv"}, {"null:", "null:"},
+        {"clip_%d.mp4", "clip_7.mp4"}, {"50%/a.mp4", "50%/a_007.mp4"}, {"50%/%d.mp4", "50%/7.mp4"},
+        {"50%/f_%d/", "50%/f_7/"},     {"f_%04d.png", "f_0007.png"},   {"clip_%02d.mp4", "clip_07.mp4"},
+        {"s.json", "s_007.json"},      {".hidden", ".hidden_007"}};
     char name[64];
     hs_err err = {0};
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
@@ -427,7 +518,7 @@ Test(options, several_videos_get_numbers) {
     }
     cr_assert_eq(hs_options_number("out.mp4", 1234, name, sizeof name, &err), 0);
     cr_assert_str_eq(name, "out_1234.mp4");
-    static const char *const bad[] = {"-", "a_%d_%d.mp4", "a_%s.mp4", "a_%", "f_%04d.png", "%n.mp4"};
+    static const char *const bad[] = {"-", "a_%d_%d.mp4", "a_%s.mp4", "a_%", "a%/%n.mp4", "%n.mp4"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         cr_assert_eq(hs_options_number(bad[i], 0, name, sizeof name, &err), HS_EINVAL, "%s", bad[i]);
     cr_assert_eq(hs_options_number("out.mp4", 0, name, 8, &err), HS_EINVAL);
