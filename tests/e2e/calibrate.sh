@@ -68,6 +68,15 @@ cal_good solve t.jsonl --sparsity 0.2 --error band --reuse none -q -o band.json
 test ! -s err || fail "-q says: $(cat err)"
 grep -q '"band"' band.json || fail "no band"
 python3 -c 'import json; assert json.load(open("band.json"))["reuse"] == {"kind": "none"}' || fail "reuse"
+# what is written replaces nothing that is read
+cp t.jsonl keep.jsonl && cp p.json keep.json && ln -s t.jsonl link.jsonl
+cal_bad 2 "-o t.jsonl would overwrite the table t.jsonl: name another file" solve t.jsonl --sparsity 0.1 -o t.jsonl
+cal_bad 2 "-o ./link.jsonl would overwrite the table t.jsonl" solve t.jsonl --sparsity 0.1 -o ./link.jsonl
+cal_bad 2 "--report t.jsonl would overwrite the table t.jsonl" solve t.jsonl --sparsity 0.1 -o x.json --report t.jsonl
+cal_bad 2 "--report ./x.json would overwrite the profile x.json" solve t.jsonl --sparsity 0.1 -o x.json --report ./x.json
+cal_bad 2 "-o t.jsonl would overwrite the table t.jsonl" report p.json --table t.jsonl -o t.jsonl
+cal_bad 2 "-o p.json would overwrite the profile p.json" report p.json --table t.jsonl -o p.json
+cmp -s t.jsonl keep.jsonl && cmp -s p.json keep.json || fail "a refused line changed what it reads"
 cal_bad 2 "a mean sparsity of 0.95 cannot be reached: these measurements allow 0 to 0." solve t.jsonl --sparsity 0.95 -o x.json
 cal_bad 2 "--match-top-p 0.91: the table has 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99" solve t.jsonl --match-top-p 0.91 -o x.json
 test ! -e x.json || fail "a refused budget left a profile"
