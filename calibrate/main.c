@@ -28,6 +28,7 @@ typedef struct app {
     char default_table[PATH_SIZE], default_page[PATH_SIZE];
     hs_model *model;
     hs_prompts prompts, held_out;
+    char (*held_out_names)[17]; /* [held_out.n] in tables */
     hs_table *table;
     hs_curves *curves;
     hs_profile *profile, *other;
@@ -82,6 +83,19 @@ static void keep_first(hs_prompts *p, int n) {
     for (; n && p->n > n; p->n--) free(p->text[p->n - 1]);
 }
 
+static int name_held_out(app *a, hs_err *err) {
+    if (a->held_out_names || !a->held_out.n) return 0;
+    if (!(a->held_out_names = hs_alloc((size_t)a->held_out.n * sizeof *a->held_out_names)))
+        return hs_fail(err, HS_ENOMEM, "no memory for the prompts");
+    for (int i = 0; i < a->held_out.n; i++) hs_measure_text_name(a->held_out.text[i], a->held_out_names[i]);
+    return 0;
+}
+
+/* Without such prompts: all that the table has. */
+static hs_pool held_out_pool(const app *a) {
+    return (hs_pool){HS_POOL_HELD_OUT, a->held_out.n, a->held_out_names};
+}
+
 static int read_prompts(app *a, hs_err *err) {
     const hs_calibrate_options *o = &a->o;
     int rc = 0;
@@ -95,7 +109,7 @@ static int read_prompts(app *a, hs_err *err) {
                 rc = hs_fail(err, HS_EINVAL,
                              "%s holds a calibration prompt: \"%.100s\"; held-out prompts must be others", o->held_out,
                              a->prompts.text[k]);
-    return rc;
+    return rc ? rc : name_held_out(a, err);
 }
 
 /* What the options say, over what the model says. */
@@ -329,6 +343,7 @@ static int check(app *a, const hs_solve_params *solve, hs_err *err) {
     const hs_check_params p = {.model = a->model,
                                .req = &r,
                                .measure = &m,
+                               .held_out = held_out_pool(a),
                                .n_tables = a->o.n_tables,
                                .tables = a->o.tables,
                                .profile = a->o.out,
@@ -365,7 +380,8 @@ static int solve(app *a, hs_err *err) {
     } else if (!a->o.no_check) {
         say(a, "not checked: with -m DIR --prompts FILE the errors of all heads together are measured\n");
     }
-    if (a->o.report && (rc = hs_report_write(a->o.report, a->profile, 0, a->table, a->curves, err))) return rc;
+    if (a->o.report && (rc = hs_report_write(a->o.report, a->profile, 0, a->table, a->curves, held_out_pool(a), err)))
+        return rc;
     say(a, "%s: %d budget%s%s%s\n", a->o.out, a->profile->n_budgets, a->profile->n_budgets == 1 ? "" : "s",
         a->o.report ? "; " : "", a->o.report ? a->o.report : "");
     return 0;
@@ -395,7 +411,8 @@ static int write_report(app *a, hs_err *err) {
     int budget, rc = load_profile(a, &budget, err);
     if (rc) return rc;
     a->o.error = error_of(a->profile);
-    if ((rc = load_table(a, err)) || (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, err)))
+    if ((rc = load_table(a, err)) ||
+        (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, held_out_pool(a), err)))
         return rc;
     say(a, "%s\n", a->o.out);
     return 0;
@@ -518,6 +535,7 @@ int main(int argc, char **argv) {
     hs_table_free(a.table);
     hs_prompts_done(&a.prompts);
     hs_prompts_done(&a.held_out);
+    hs_free(a.held_out_names);
     hs_model_free(a.model);
     return status;
 }

@@ -29,7 +29,7 @@ typedef struct view {
 } view;
 
 static const char *pool_name(const view *v) {
-    return v->pool == HS_POOL_HELD_OUT ? "held-out prompts" : "calibration prompts";
+    return v->pool.kind == HS_POOL_HELD_OUT ? "held-out prompts" : "calibration prompts";
 }
 
 /* Lines far from everything else would squeeze it: the floor is drawn where it is near the lowest value, and else said.
@@ -531,7 +531,7 @@ out:
 }
 
 int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_table *t, const hs_curves *c,
-                    hs_err *err) {
+                    hs_pool held_out, hs_err *err) {
     view v = {.p = p, .b = &p->budgets[budget], .t = t, .c = c, .heads = c->layers * c->heads};
     if (p->layers != c->layers || p->heads != c->heads || strcmp(p->sha256, t->info.sha256))
         return hs_fail(err, HS_EINVAL,
@@ -544,10 +544,9 @@ int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_
                            "%s was not made with this table: its budget %.4g has %d step intervals, "
                            "the table has %d",
                            p->path, p->budgets[i].target, p->budgets[i].intervals, c->intervals);
-    v.pool = HS_POOL_CALIBRATION;
+    v.pool = (hs_pool){HS_POOL_CALIBRATION};
     for (int64_t k = 0; k < t->n_joints; k++)
-        if (t->joints[k].prompt >= t->info.prompts && t->joints[k].candidate == HS_JOINT_CONFIG)
-            v.pool = HS_POOL_HELD_OUT;
+        if (t->joints[k].prompt >= t->info.prompts && t->joints[k].candidate == HS_JOINT_CONFIG) v.pool = held_out;
     if (!(v.top_p = hs_alloc((size_t)v.heads * sizeof *v.top_p)))
         return hs_fail(err, HS_ENOMEM, "no memory for the report");
     int rc = write_page(&v, path, err);

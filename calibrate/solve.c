@@ -113,7 +113,7 @@ static int add_head(hs_curves *c, const hs_probe *probe, int64_t n) {
 }
 
 static void measure_floor(hs_curves *c, const hs_table *t) {
-    hs_joint_mean floor = hs_table_joint(t, c->kind, HS_POOL_ANY, HS_JOINT_FLOOR, "");
+    hs_joint_mean floor = hs_table_joint(t, c->kind, (hs_pool){HS_POOL_ANY}, HS_JOINT_FLOOR, "");
     int64_t below = 0, n = (int64_t)hs_curves_sparse_heads(c) * (c->points - 1);
     c->has_floor = floor.n > 0;
     c->floor = c->has_floor ? floor.error : 0;
@@ -199,12 +199,18 @@ void hs_curves_random(const hs_curves *c, uint64_t seed, int i, float *ret_top_p
     }
 }
 
-static int same_prompt(const hs_joint *a, const hs_joint *b) {
-    return a->prompt == b->prompt && !strcmp(a->text, b->text);
+static int in_pool(const hs_table *t, hs_pool pool, const hs_joint *j) {
+    if (pool.kind != HS_POOL_ANY && (j->prompt >= t->info.prompts) != (pool.kind == HS_POOL_HELD_OUT)) return 0;
+    for (int i = 0; i < pool.n; i++)
+        if (!strcmp(pool.text[i], j->text)) return 1;
+    return !pool.n;
 }
 
-static int in_pool(const hs_table *t, hs_pool pool, const hs_joint *j) {
-    return pool == HS_POOL_ANY || (j->prompt >= t->info.prompts) == (pool == HS_POOL_HELD_OUT);
+/* Was this prompt's step measured before, at another place in the file? Looks from `first` on. */
+static int is_again(const hs_joint *first, const hs_joint *j) {
+    for (; first < j; first++)
+        if (first->interval == j->interval && first->step == j->step && !strcmp(first->text, j->text)) return 1;
+    return 0;
 }
 
 hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool, int candidate, const char *config) {
@@ -217,10 +223,10 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
         const hs_joint *k = from;
         double one = 0;
         int n = 0;
-        while (!same_prompt(k, j)) k++;
+        while (strcmp(k->text, j->text)) k++;
         if (k < j || !in_pool(t, pool, j)) continue; /* counted with the first of its prompt */
         for (; k < to; k++) {
-            if (!same_prompt(k, j)) continue;
+            if (strcmp(k->text, j->text) || is_again(j, k)) continue;
             one += error_of(&k->m, kind), n++;
             r.sparsity += k->m.sparsity, r.seconds += k->m.seconds;
         }

@@ -65,9 +65,15 @@ void hs_curves_shared(const hs_curves *c, double p, float *ret_top_p);
  * configuration, so that configurations differ in sparsity as well as in which heads are sparse. */
 void hs_curves_random(const hs_curves *c, uint64_t seed, int i, float *ret_top_p);
 
+typedef enum hs_pool_kind { HS_POOL_CALIBRATION, HS_POOL_HELD_OUT, HS_POOL_ANY } hs_pool_kind;
+typedef struct hs_pool {
+    hs_pool_kind kind;
+    int n;            /* of its prompts only these, because a table keeps what earlier runs held out; 0 = all */
+    char (*text)[17]; /* [n] as in hs_joint (hs_measure_text_name) */
+} hs_pool;
+
 /* Mean joint error of a configuration (candidate >= 0, HS_JOINT_FLOOR, or HS_JOINT_CONFIG with its name), over the
- * records of one pool. */
-typedef enum hs_pool { HS_POOL_CALIBRATION, HS_POOL_HELD_OUT, HS_POOL_ANY } hs_pool;
+ * records of one pool. A prompt is its text, wherever it stood in the file, and each of its steps counts once. */
 typedef struct hs_joint_mean {
     double error, low, high; /* low, high: the mean -+ 1.96 standard errors over prompts; NAN with one prompt */
     double sparsity, seconds;

@@ -199,6 +199,24 @@ import json
 a, b = json.load(open("first.json")), json.load(open("one.json"))
 assert a["budgets"] == b["budgets"] and a["calibration"] == b["calibration"]
 END
+# held-out prompts in another order are the same ones, and those left out do not count
+grep -v '#' held.txt | sort -r >turned.txt
+cp one.jsonl before.jsonl
+cal_good solve one.jsonl -m A --prompts cal.txt --held-out turned.txt --device ref --match-top-p 0.5 --sparsity 0.3 -o turned.json
+cmp -s one.jsonl before.jsonl || fail "prompts in another order were measured again"
+cal_good solve one.jsonl -m A --prompts cal.txt --held-out turned.txt --max-held-out 1 --device ref --match-top-p 0.5 --sparsity 0.3 -o star.json
+python3 - <<'END' || fail "joint errors of other held-out prompts"
+import hashlib, json
+def joint(f): return [b["joint_error"] for b in json.load(open(f))["budgets"]]
+assert all(abs(x - y) < 1e-9 * y for x, y in zip(joint("turned.json"), joint("one.json")))
+text = hashlib.sha256(b"a star\n").hexdigest()[:16]
+seen = {}
+for l in open("one.jsonl").read().splitlines()[1:]:
+    j = json.loads(l).get("joint")
+    if j and j["text"] == text and j["config"]: seen.setdefault(j["config"], []).append(j["error"])
+means = [sum(v) / len(v) for v in seen.values()]
+assert all(any(abs(x - m) < 1e-6 * m for m in means) for x in joint("star.json")), (joint("star.json"), means)
+END
 cal_good $tiny --held-out held.txt --table one.jsonl -o fine.json --match-top-p 0.5 --sparsity 0.3 --random 2 --refine 2
 says "round 1"
 says "configurations: measured / predicted"

@@ -75,6 +75,7 @@ static void add_joint(hs_table *t, int candidate, const char *config, int prompt
     hs_joint *j = &t->joints[t->n_joints++];
     *j = (hs_joint){.prompt = prompt, .candidate = candidate, .m = {error, 10 * error, 0, 0, 0.4, 2}};
     snprintf(j->config, sizeof j->config, "%s", config);
+    j->step = (int)t->n_joints; /* each another one */
     snprintf(j->text, sizeof j->text, "%016x", prompt);
 }
 
@@ -330,17 +331,39 @@ Test(solve, joint_errors_are_per_pool_and_per_prompt) {
     add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 3, 4);
     add_joint(t, HS_JOINT_CONFIG, "ffff456789abcdef", 0, 77);
     add_joint(t, 1, "", 0, 9);
-    hs_joint_mean in = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_CALIBRATION, HS_JOINT_CONFIG, "0123456789abcdef");
+    hs_joint_mean in =
+        hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_CALIBRATION}, HS_JOINT_CONFIG, "0123456789abcdef");
     cr_assert(in.error == 2 && in.n == 2 && in.prompts == 1 && isnan(in.low) && in.sparsity == 0.4 && in.seconds == 2);
-    hs_joint_mean out = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, "0123456789abcdef");
+    hs_joint_mean out =
+        hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, HS_JOINT_CONFIG, "0123456789abcdef");
     /* prompts 3 and 5: mean 4, standard error 1 */
     cr_assert(out.error == 4 && out.n == 4 && out.prompts == 2);
     cr_assert(fabs(out.low - 2.04) < 1e-9 && fabs(out.high - 5.96) < 1e-9, "%g %g", out.low, out.high);
-    hs_joint_mean any = hs_table_joint(t, HS_ERROR_BAND, HS_POOL_ANY, HS_JOINT_CONFIG, "0123456789abcdef");
+    hs_joint_mean any = hs_table_joint(t, HS_ERROR_BAND, (hs_pool){HS_POOL_ANY}, HS_JOINT_CONFIG, "0123456789abcdef");
     cr_assert(any.n == 6 && fabs(any.error - 200.0 / 6) < 1e-9);
-    cr_assert_eq(hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_ANY, 1, "").error, 9);
-    hs_joint_mean none = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_HELD_OUT, 1, "");
+    cr_assert_eq(hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_ANY}, 1, "").error, 9);
+    hs_joint_mean none = hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, 1, "");
     cr_assert(none.n == 0 && isnan(none.error));
+    free_table(t);
+}
+
+/* The held-out file was longer once, and in another order. */
+Test(solve, joint_errors_are_of_the_pool_asked_for) {
+    static const char config[] = "0123456789abcdef";
+    char text[2][17];
+    hs_table *t = make_table(0);
+    for (int i = 0; i < 3; i++) add_joint(t, HS_JOINT_CONFIG, config, 2 + i, 1 << i);
+    add_joint(t, HS_JOINT_CONFIG, config, 2, 1 << 1); /* the text of prompt 3 */
+    memcpy(t->joints[3].text, t->joints[1].text, sizeof text[0]);
+    t->joints[3].step = t->joints[1].step;
+    hs_joint_mean all = hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, HS_JOINT_CONFIG, config);
+    cr_assert(all.prompts == 3 && all.n == 3 && fabs(all.error - 7.0 / 3) < 1e-12, "%d prompts, %g", all.prompts,
+              all.error);
+    memcpy(text[0], t->joints[2].text, sizeof text[0]);
+    memcpy(text[1], t->joints[1].text, sizeof text[1]);
+    const hs_pool now = {HS_POOL_HELD_OUT, 2, text};
+    hs_joint_mean some = hs_table_joint(t, HS_ERROR_PLAIN, now, HS_JOINT_CONFIG, config);
+    cr_assert(some.prompts == 2 && some.n == 2 && some.error == 3, "%d prompts, %g", some.prompts, some.error);
     free_table(t);
 }
 
