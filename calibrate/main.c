@@ -422,7 +422,9 @@ static int compare(app *a, hs_err *err) {
     int budget, rc = load_profile(a, &budget, err);
     if (rc || (rc = hs_profile_load(a->o.other, &a->other, err))) return rc;
     a->o.error = error_of(a->profile);
-    if (a->o.n_tables && (rc = load_table(a, err))) return rc;
+    if (a->o.n_tables && ((rc = load_table(a, err)) || (rc = hs_solve_matches(a->profile, &a->table->info, 0, err)) ||
+                          (rc = hs_solve_matches(a->other, &a->table->info, 0, err))))
+        return rc;
     return hs_compare(stdout, a->profile, a->other, a->curves, err);
 }
 

@@ -533,11 +533,8 @@ out:
 int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_table *t, const hs_curves *c,
                     hs_pool held_out, hs_err *err) {
     view v = {.p = p, .b = &p->budgets[budget], .t = t, .c = c, .heads = c->layers * c->heads};
-    if (p->layers != c->layers || p->heads != c->heads || strcmp(p->sha256, t->info.sha256))
-        return hs_fail(err, HS_EINVAL,
-                       "%s was not made with this table: it is for %s (%d x %d heads), the table is of %s "
-                       "(%d x %d heads)",
-                       p->path, p->model, p->layers, p->heads, t->info.model, c->layers, c->heads);
+    int rc = hs_solve_matches(p, &t->info, 1, err);
+    if (rc) return rc;
     for (int i = 0; i < p->n_budgets; i++)
         if (p->budgets[i].intervals != 1 && p->budgets[i].intervals != c->intervals)
             return hs_fail(err, HS_EINVAL,
@@ -549,7 +546,7 @@ int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_
         if (t->joints[k].prompt >= t->info.prompts && t->joints[k].candidate == HS_JOINT_CONFIG) v.pool = held_out;
     if (!(v.top_p = hs_alloc((size_t)v.heads * sizeof *v.top_p)))
         return hs_fail(err, HS_ENOMEM, "no memory for the report");
-    int rc = write_page(&v, path, err);
+    rc = write_page(&v, path, err);
     hs_free(v.top_p);
     return rc;
 }

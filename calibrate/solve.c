@@ -248,6 +248,72 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
     return r;
 }
 
+/* ---- whose profile? --------------------------------------------------------------------------------------------- */
+
+typedef struct pair {
+    const char *what;
+    double of_profile, of_table;
+} pair;
+
+static int same_numbers(const hs_profile *p, const pair *n, hs_err *err) {
+    for (; n->what; n++)
+        if (n->of_profile != n->of_table)
+            return hs_fail(err, HS_EINVAL, "%s was not made with this table: its %s is %g, that of the table %g",
+                           p->path, n->what, n->of_profile, n->of_table);
+    return 0;
+}
+
+/* Parameters that a method does not have are the same in both. */
+static int same_method(const hs_profile *p, const hs_table_info *i, hs_err *err) {
+    const hs_attn_policy *a = &p->policy, *b = &i->policy;
+    if (a->method != b->method)
+        return hs_fail(err, HS_EINVAL, "%s was not made with this table: its method is %s, that of the table %s",
+                       p->path, hs_method_name(a->method), hs_method_name(b->method));
+    const pair n[] = {{"method.block", a->block, b->block},
+                      {"method.stride", a->stride, b->stride},
+                      {"method.q_clusters", a->q_clusters, b->q_clusters},
+                      {"method.k_clusters", a->k_clusters, b->k_clusters},
+                      {"method.iters_first", a->iters_first, b->iters_first},
+                      {"method.iters_next", a->iters_next, b->iters_next},
+                      {"method.min_share", (double)a->min_share, (double)b->min_share},
+                      {"method.compensate", a->compensate, b->compensate},
+                      {"method.compat", a->compat, b->compat},
+                      {0}};
+    return same_numbers(p, n, err);
+}
+
+static int same_run(const hs_profile *p, const hs_table_info *i, hs_err *err) {
+    const pair n[] = {{"made_for.width", p->width, i->width},
+                      {"made_for.height", p->height, i->height},
+                      {"made_for.frames", p->frames, i->frames},
+                      {"made_for.steps", p->steps, i->steps},
+                      {"made_for.shift", p->shift, i->shift},
+                      {"made_for.guidance", p->guidance, i->guidance},
+                      {"made_for.solver", p->solver, i->solver},
+                      {"dense.steps", p->policy.dense_steps, i->policy.dense_steps},
+                      {"dense.layers", p->policy.dense_layers, i->policy.dense_layers},
+                      {0}};
+    int rc = same_numbers(p, n, err);
+    if (rc || !p->has_calibration) return rc;
+    const int intervals = p->n_intervals == i->n_intervals &&
+                          !memcmp(p->intervals, i->intervals, (size_t)i->n_intervals * sizeof *i->intervals);
+    if (intervals && p->n_candidates == i->n_candidates &&
+        !memcmp(p->candidates, i->candidates, (size_t)i->n_candidates * sizeof *i->candidates))
+        return 0;
+    return hs_fail(err, HS_EINVAL, "%s was not made with this table: its %s are others", p->path,
+                   intervals ? "candidates" : "step intervals");
+}
+
+int hs_solve_matches(const hs_profile *p, const hs_table_info *i, int whole, hs_err *err) {
+    if (p->layers != i->layers || p->heads != i->heads || strcmp(p->sha256, i->sha256))
+        return hs_fail(err, HS_EINVAL,
+                       "%s was not made with this table: it is for %s (%d x %d heads), the table is of %s "
+                       "(%d x %d heads)",
+                       p->path, p->model, p->layers, p->heads, i->model, i->layers, i->heads);
+    int rc = same_method(p, i, err);
+    return rc || !whole ? rc : same_run(p, i, err);
+}
+
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
 
 /* Groups: the heads of sparse layers, for every interval that has thresholds of its own in turn. Options: thresholds

@@ -91,6 +91,10 @@ typedef struct hs_solve_params {
     int (*interrupted)(void *user);
 } hs_solve_params;
 
+/* Can the thresholds of the profile be judged by this table? HS_EINVAL names what differs: the model, the method or its
+ * parameters; with `whole` also what was generated, dense steps and layers, step intervals, candidates. */
+int hs_solve_matches(const hs_profile *p, const hs_table_info *i, int whole, hs_err *err);
+
 /* Every target becomes a budget of the profile, in the order given. HS_EINVAL names the reachable range. */
 int hs_solve(const hs_table *t, const hs_curves *c, const hs_solve_params *p, hs_profile **ret, hs_err *err);
 

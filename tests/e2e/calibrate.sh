@@ -163,6 +163,12 @@ cal solve t.jsonl other.jsonl --sparsity 0.2 -o x.json
 test "$status" != 0 || fail "tables of two models were merged"
 says "sha256"
 cal_bad 2 "was not made with this table" report p.json --table other.jsonl -o x.html
+sed '1s/"width":64/"width":80/' t.jsonl >wider.jsonl
+cal_bad 2 "was not made with this table: its made_for.width is 64, that of the table 80" report p.json --table wider.jsonl -o x.html
+cal_good compare heads.json steps.json --table wider.jsonl
+sed '1s/"stride":16/"stride":8/' t.jsonl >stride.jsonl
+cal_bad 2 "was not made with this table: its method.stride is 16, that of the table 8" compare heads.json steps.json --table stride.jsonl
+cal_bad 2 "was not made with this table" compare heads.json steps.json --table wide.jsonl
 echo "not a table" >bad.jsonl
 cal solve bad.jsonl --sparsity 0.2 -o x.json
 test "$status" != 0 || fail "text was taken for a table"

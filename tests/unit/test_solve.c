@@ -284,6 +284,43 @@ Test(solve, explains_what_cannot_be_reached) {
     free_table(t);
 }
 
+Test(solve, a_profile_belongs_to_its_kind_of_table) {
+    hs_table *t = make_table(1);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    double target = 0.1;
+    hs_profile *p;
+    hs_err err = {0};
+    cr_assert_eq(hs_solve(t, c, &(hs_solve_params){.n = 1, .target = &target}, &p, NULL), 0);
+    cr_assert_eq(hs_solve_matches(p, &t->info, 1, &err), 0, "%s", err.msg);
+#define DIFFERS(member, value, always, words)                                                                          \
+    do {                                                                                                               \
+        hs_table_info other = t->info;                                                                                 \
+        other.member = value;                                                                                          \
+        cr_assert_eq(hs_solve_matches(p, &other, 0, &err), always ? HS_EINVAL : 0, #member);                           \
+        cr_assert_eq(hs_solve_matches(p, &other, 1, &err), HS_EINVAL, #member);                                        \
+        cr_assert(strstr(err.msg, "was not made with this table") && strstr(err.msg, words), "%s", err.msg);           \
+    } while (0)
+    DIFFERS(layers, LAYERS + 1, 1, "(3 x 2 heads), the table is of made-up (4 x 2 heads)");
+    DIFFERS(heads, HEADS + 1, 1, "(3 x 3 heads)");
+    DIFFERS(sha256[0], '6', 1, "it is for made-up");
+    DIFFERS(policy.method, HS_POOLED, 1, "its method is svg2, that of the table pooled");
+    DIFFERS(policy.q_clusters, 7, 1, "its method.q_clusters is 300, that of the table 7");
+    DIFFERS(policy.min_share, 0.2f, 1, "method.min_share");
+    DIFFERS(policy.block, 64, 1, "method.block");
+    DIFFERS(policy.compat, 1, 1, "method.compat");
+    DIFFERS(width, 80, 0, "its made_for.width is 64, that of the table 80");
+    DIFFERS(steps, 11, 0, "made_for.steps");
+    DIFFERS(solver, HS_UNIPC, 0, "made_for.solver");
+    DIFFERS(policy.dense_steps, 1, 0, "dense.steps");
+    DIFFERS(intervals[1][0], 6, 0, "its step intervals are others");
+    DIFFERS(n_intervals, 1, 0, "its step intervals are others");
+    DIFFERS(candidates[2], 0.8, 0, "its candidates are others");
+#undef DIFFERS
+    hs_profile_free(p);
+    hs_curves_free(c);
+    free_table(t);
+}
+
 /* More freedom never costs more, and here it must help: errors fall with time and sparsity does not. */
 Test(solve, thresholds_per_interval_predict_less) {
     hs_table *t = make_table(0);
