@@ -282,6 +282,23 @@ static int check_model(const hs_calibrate_options *o, hs_err *err) {
     return 0;
 }
 
+/* Better now than after hours of measuring: --match-top-p, or what stands for it, is one of the candidates. */
+static int check_match(const hs_calibrate_options *o, hs_err *err) {
+    const int said = o->match.n > 0;
+    const hs_number_list match = said ? o->match : (hs_number_list){1, {HS_CALIBRATE_MATCH}};
+    if (!said && (o->sparsity.n || o->step_seconds.n)) return 0;
+    for (int i = 0; i < match.n; i++) {
+        int k = 0;
+        while (k < o->candidates.n && (float)o->candidates.at[k] != (float)match.at[i]) k++;
+        if (k == o->candidates.n)
+            return hs_fail(err, HS_EINVAL,
+                           "--match-top-p %g%s: --candidates lacks it; add it there, name one of them, or say "
+                           "--sparsity S",
+                           match.at[i], said ? "" : " (the default)");
+    }
+    return 0;
+}
+
 static int check_together(const hs_calibrate_options *o, hs_err *err) {
     int measures = o->verb == HS_VERB_ALL || o->verb == HS_VERB_MEASURE;
     int solves = o->verb == HS_VERB_ALL || o->verb == HS_VERB_SOLVE;
@@ -322,7 +339,7 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL, "--dry-run says what measuring costs: %s has none of it", verb_names[o->verb]);
     if (o->refine && !o->held_out)
         return hs_fail(err, HS_EINVAL, "--refine is judged on other prompts: add --held-out FILE");
-    return 0;
+    return o->verb == HS_VERB_ALL ? check_match(o, err) : 0;
 }
 
 /* The verb and what stands behind it without an option, off the front of the line. */

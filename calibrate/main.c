@@ -291,7 +291,7 @@ static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
     char known[400] = "";
     float *top_p = hs_alloc((size_t)a->curves->layers * (size_t)a->curves->heads * sizeof *top_p);
     int rc = top_p ? 0 : hs_fail(err, HS_ENOMEM, "no memory for the budgets");
-    if (!list.n && !match.n && !a->o.step_seconds.n) add_target(&match, 0.9);
+    if (!list.n && !match.n && !a->o.step_seconds.n) add_target(&match, HS_CALIBRATE_MATCH);
     for (int i = 0; i < match.n && !rc; i++) {
         double error, sparsity;
         hs_curves_shared(a->curves, match.at[i], top_p);

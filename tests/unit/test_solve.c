@@ -687,6 +687,10 @@ Test(calibrate_options, refusals_name_the_option) {
     refused("-m d --prompts f -o p --seconds 0", "--seconds \"0\": should be 1 to 32 different numbers above 0");
     refused("solve t -o p --random 3", "--random is for the check of the choice: add -m DIR");
     refused("-m d --prompts f -o p --refine 2", "--refine is judged on other prompts: add --held-out FILE");
+    refused("-m d --prompts f -o p --candidates 0.5,0.7", "--match-top-p 0.9 (the default): --candidates lacks it");
+    refused("-m d --prompts f -o p --match-top-p 0.9,0.75", "--match-top-p 0.75: --candidates lacks it");
+    cr_assert_eq(good("-m d --prompts f -o p --candidates 0.5,0.7 --sparsity 0.3").match.n, 0);
+    cr_assert_eq(good("solve t -o p --match-top-p 0.75").match.n, 1); /* the table says what it has */
     refused("-m d --prompts f -o p --no-check --held-out g", "--held-out is for the check");
 }
 
