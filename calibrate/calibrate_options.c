@@ -59,7 +59,7 @@ static const hs_option_row rows[] = {
     {ID_METHOD, 0, "method", "NAME", "xattention, svg2 or pooled [xattention]"},
     {ID_METHOD, 0, "attention", "NAME", NULL},
     {ID_SHARED, 0, "block", "N", "xattention, pooled: tokens a block, 64 or 128 [128]"},
-    {ID_SHARED, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
+    {ID_SHARED, 0, "stride", "N", "xattention: sample antidiagonals of 2, 4, 8 or 16; 1 = exact mass, slow [16]"},
     {ID_SHARED, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_SHARED, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
     {ID_SHARED, 0, "compensate", NULL, "xattention, pooled: dropped blocks still count with their mean"},
