@@ -27,10 +27,10 @@ static const hs_option_row rows[] = {
     {ID_MAX_PROMPTS, 0, "max-prompts", "N", "only the first N of them [all]"},
     {ID_HELD_OUT, 0, "held-out", "FILE", "other prompts, on which the choice is checked [none]"},
     {ID_MAX_HELD_OUT, 0, "max-held-out", "N", "only the first N of them [8; 0 = all]"},
-    {0, 0, NULL, NULL, "Video and sampling, as haste-run"},
-    {ID_SHARED, 'n', "negative", "TEXT", "what the video should not show [the model's]"},
+    {ID_SHARED, 'n', "negative", "TEXT", "what the video should not show [the model's]; solve: as when measuring"},
     {ID_SHARED, 0, "negative-prompt", "TEXT", NULL},
     {ID_SHARED, 0, "negative_prompt", "TEXT", NULL},
+    {0, 0, NULL, NULL, "Video and sampling, as haste-run"},
     {ID_SHARED, 0, "size", "WxH", "[the model's]"},
     {ID_SHARED, 0, "width", "N", "[the model's]"},
     {ID_SHARED, 0, "height", "N", "[the model's]"},
@@ -327,11 +327,13 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
     if (o->run.seed > (uint64_t)1 << 53)
         return hs_fail(err, HS_EINVAL, "--seed: should be at most 2^53 = 9007199254740992, or JSON could not hold it");
     if (o->run.quiet && o->run.verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
-    if (o->verb == HS_VERB_SOLVE && !hs_options_model_name(&o->run) && (o->random || o->held_out || o->run.prompts))
+    if (o->verb == HS_VERB_SOLVE && !hs_options_model_name(&o->run) &&
+        (o->random || o->held_out || o->run.prompts || o->run.negative))
         return hs_fail(err, HS_EINVAL, "--%s is for the check of the choice: add -m DIR",
-                       o->random     ? "random"
-                       : o->held_out ? "held-out"
-                                     : "prompts");
+                       o->random        ? "random"
+                       : o->held_out    ? "held-out"
+                       : o->run.prompts ? "prompts"
+                                        : "negative");
     if (o->no_check && (o->random || o->held_out))
         return hs_fail(err, HS_EINVAL, "--%s is for the check that --no-check leaves out",
                        o->random ? "random" : "held-out");

@@ -335,11 +335,26 @@ static int make_budgets(app *a, hs_number_list *targets, hs_solve_params *ret, h
     return 0;
 }
 
-static int check(app *a, const hs_solve_params *solve, hs_err *err) {
+/* What is measured in addition to the probes has to be measured as they were. */
+static int go_on(app *a, hs_request *ret_request, hs_measure_params *ret_params, hs_err *err) {
+    hs_table_info info;
     int rc;
     if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) return rc;
-    const hs_request r = request_of_table(a);
-    const hs_measure_params m = params_of_table(a);
+    *ret_request = request_of_table(a);
+    *ret_params = params_of_table(a);
+    if ((rc = hs_measure_info(a->model, ret_request, ret_params, &info, err))) return rc;
+    if (strcmp(info.prompts_sha256, a->table->info.prompts_sha256))
+        return hs_fail(err, HS_EINVAL,
+                       "%s was measured with other prompts: give --prompts, --max-prompts and --negative as they were",
+                       a->o.tables[0]);
+    return 0;
+}
+
+static int check(app *a, const hs_solve_params *solve, hs_err *err) {
+    hs_request r;
+    hs_measure_params m;
+    int rc = go_on(a, &r, &m, err);
+    if (rc) return rc;
     const hs_check_params p = {.model = a->model,
                                .req = &r,
                                .measure = &m,
@@ -356,10 +371,10 @@ static int check(app *a, const hs_solve_params *solve, hs_err *err) {
 
 /* The cost model needs the seconds of the shared thresholds before anything is chosen. */
 static int measure_shared(app *a, hs_err *err) {
-    int rc;
-    if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) return rc;
-    const hs_request r = request_of_table(a);
-    const hs_measure_params m = params_of_table(a);
+    hs_request r;
+    hs_measure_params m;
+    int rc = go_on(a, &r, &m, err);
+    if (rc) return rc;
     rc = hs_measure_joint(a->model, &r, &m, 1, 0, NULL, err);
     return rc ? rc : load_table(a, err);
 }

@@ -238,6 +238,12 @@ import json
 b, = json.load(open("steps.json"))["budgets"]
 assert b["joint_error"] > 0 and b["until"] == [0.5, 1] and b["top_p"][0] != b["top_p"][1], b
 END
+# a table with a negative prompt of its own is checked with the same
+cal_good measure $tiny -n dull --table dull.jsonl
+cal_bad 2 "dull.jsonl was measured with other prompts: give --prompts, --max-prompts and --negative as they were" \
+    solve dull.jsonl -m A --prompts cal.txt --device ref --match-top-p 0.5 -q -o dull.json
+cal_good solve dull.jsonl -m A --prompts cal.txt -n dull --device ref --match-top-p 0.5 -o dull.json
+says "joint error   predicted  calibration"
 cal measure $tiny --table one.jsonl --dense-steps 1
 test "$status" != 0 || fail "a table of other settings was continued"
 cal_bad 2 "holds a calibration prompt" $tiny --held-out cal.txt --table new.jsonl -o x.json

@@ -65,6 +65,9 @@ Test(calibrate_options, verbs) {
     cr_assert(o.verb == HS_VERB_SOLVE && o.n_tables == 3 && o.no_check && o.gap == 1e-4);
     cr_assert_str_eq(o.tables[1], "b");
     cr_assert_str_eq(o.tables[2], "c");
+    o = good("solve a -m d --prompts f -n blur -o p"); /* part of what was measured */
+    cr_assert_str_eq(o.run.negative, "blur");
+    cr_assert_str_eq(good("solve a -m d --prompts f --negative-prompt x -o p").run.negative, "x");
     o = good("show p.json --budget 0.4");
     cr_assert(o.verb == HS_VERB_SHOW && o.run.budget == 0.4);
     cr_assert_str_eq(o.profile, "p.json");
@@ -117,6 +120,8 @@ Test(calibrate_options, refusals_name_the_option) {
     refused("solve t -o p --dry-run", "--dry-run says what measuring costs");
     refused("-m d --prompts f -o p --seconds 0", "--seconds \"0\": should be 1 to 32 different numbers above 0");
     refused("solve t -o p --random 3", "--random is for the check of the choice: add -m DIR");
+    refused("solve t -o p -n dull", "--negative is for the check of the choice: add -m DIR");
+    refused("show p -n dull", "--negative has no meaning with show");
     refused("-m d --prompts f -o p --refine 2", "--refine is judged on other prompts: add --held-out FILE");
     refused("-m d --prompts f -o p --candidates 0.5,0.7", "--match-top-p 0.9 (the default): --candidates lacks it");
     refused("-m d --prompts f -o p --match-top-p 0.9,0.75", "--match-top-p 0.75: --candidates lacks it");
