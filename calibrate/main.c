@@ -259,6 +259,12 @@ static void say_table(app *a) {
         say(a, "\nnumeric floor not measured (measure again to add it)\n");
     if (c->floor > 0 && c->below_floor > 0.5)
         hs_log(HS_LOG_WARN, "more than half of the errors drown in rounding: measure with --precision fp32 or fp16");
+    if (c->fewest < c->most)
+        hs_log(
+            HS_LOG_WARN,
+            "some heads have %d probe%s at each threshold and step interval, others %d: measuring is not finished, or "
+            "the table of a shard is missing",
+            c->fewest, c->fewest == 1 ? "" : "s", c->most);
     warn_of_few_probes(a);
 }
 

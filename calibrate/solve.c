@@ -1,6 +1,7 @@
 /* Curves of the heads from the probes of a table, and the choice of thresholds through ilp/choose.h. */
 #include "solve.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,7 @@ static int curves_new(const hs_table_info *info, hs_error_kind kind, hs_curves *
                          .dense_layers = info->policy.dense_layers,
                          .intervals = info->n_intervals,
                          .points = info->n_candidates + 1,
+                         .fewest = INT_MAX,
                          .kind = kind};
         for (int k = 0; k < c->points; k++) { /* insertion by rising threshold; 1 is above all candidates */
             double p = k < info->n_candidates ? info->candidates[k] : 1;
@@ -99,7 +101,9 @@ static int add_head(hs_curves *c, const hs_probe *probe, int64_t n) {
         empty -= !count[probe[i].interval]++;
         used += candidates;
     }
-    for (int j = 0; j < c->intervals; j++)
+    for (int j = 0; j < c->intervals; j++) {
+        if (count[j] < c->fewest) c->fewest = count[j];
+        if (count[j] > c->most) c->most = count[j];
         for (size_t k = 0; k < (size_t)c->points && count[j]; k++) {
             size_t from = at_interval(c, j, layer, head) + k, to = at_head(c, layer, head) + k;
             c->interval_error[from] /= count[j];
@@ -107,6 +111,7 @@ static int add_head(hs_curves *c, const hs_probe *probe, int64_t n) {
             c->error[to] += c->interval_error[from] / c->intervals;
             c->sparsity[to] += c->interval_sparsity[from] / c->intervals;
         }
+    }
     c->samples += used;
     c->dropped += n - used;
     return empty;

@@ -29,8 +29,9 @@ typedef struct hs_curves {
     double *interval_error, *interval_sparsity; /* [intervals, layers, heads, points] */
     hs_error_kind kind;
     int has_floor;
-    double floor;             /* error of full masks against dense attention; 0 without has_floor */
-    double below_floor;       /* share of the measured points whose error is not above it */
+    double floor;       /* error of full masks against dense attention; 0 without has_floor */
+    double below_floor; /* share of the measured points whose error is not above it */
+    int fewest, most;   /* probes that a head has at each threshold and interval; they differ until measuring is over */
     int64_t samples, dropped; /* probes used; left out because their head was not measured at every candidate there */
 } hs_curves;
 

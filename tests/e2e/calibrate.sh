@@ -156,6 +156,11 @@ cal_good solve third.jsonl --sparsity 0.2,0.35 -o third.json
 cal_bad 2 "profiles of two models" compare heads.json third.json
 
 # ---- tables that are not what they should be
+{ cat t.jsonl && sed -n 's/"prompt":0,\(.*"layer":0,"head":0,\)/"prompt":1,\1/p' t.jsonl; } >more.jsonl
+cal_good solve more.jsonl --sparsity 0.2 -o more.json
+says "warning: some heads have 1 probe at each threshold and step interval, others 2: measuring is not finished"
+cal_good solve t.jsonl --sparsity 0.2 -o more.json
+! grep -q "not finished" err || fail "a complete table is said not to be"
 "$GENTABLE" cut.jsonl layers=4 heads=3 miss=1 || fail gentable
 cal_bad 2 "the table is not complete: 1 of 36 pairs of head and step interval lack probes" solve cut.jsonl --sparsity 0.2 -o x.json
 "$GENTABLE" other.jsonl layers=4 heads=3 sha=8 || fail gentable

@@ -90,6 +90,7 @@ Test(solve, curves_are_means_with_dense_at_the_end) {
     for (int kind = 0; kind < 2; kind++) {
         hs_curves *c = curves_of(t, (hs_error_kind)kind);
         cr_assert(c->points == 4 && c->samples == t->n_probes && c->dropped == 0 && !c->has_floor);
+        cr_assert(c->fewest == 1 && c->most == 1);
         for (int i = 0; i < LAYERS * HEADS; i++)
             for (int k = 0; k < 4; k++) {
                 double e = error_at(i / HEADS, i % HEADS, sorted[k]) * (kind ? 3 : 1);
@@ -120,6 +121,7 @@ Test(solve, means_are_over_prompts_then_intervals) {
     t->probes = more, t->n_probes = n;
     hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
     cr_assert_float_eq(c->error[0], error_at(0, 0, 0.5) * (0.5 * (1.5 + 4.5) + 0.5) / 2, 1e-12);
+    cr_assert(c->fewest == 1 && c->most == 2);
     hs_curves_free(c);
     free_table(t);
 }
