@@ -218,6 +218,14 @@ static int is_again(const hs_joint *first, const hs_joint *j) {
     return 0;
 }
 
+/* Half of a 95 % interval in standard errors of a mean of n: Student's t with n - 1 degrees of freedom. */
+static double half_width(int n) {
+    static const double t[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+                               2.201,  2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+                               2.080,  2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042};
+    return n - 2 < (int)(sizeof t / sizeof *t) ? t[n - 2] : 1.96;
+}
+
 hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool, int candidate, const char *config) {
     hs_joint_mean r = {0};
     double sum = 0, squares = 0;
@@ -247,8 +255,9 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
     r.error /= r.n, r.sparsity /= r.n, r.seconds /= r.n;
     if (r.prompts > 1) {
         double mean = sum / r.prompts, variance = fmax(0, squares / r.prompts - mean * mean) / (r.prompts - 1);
-        r.low = fmax(0, r.error - 1.96 * sqrt(variance));
-        r.high = r.error + 1.96 * sqrt(variance);
+        double half = half_width(r.prompts) * sqrt(variance);
+        r.low = fmax(0, r.error - half);
+        r.high = r.error + half;
     }
     return r;
 }

@@ -76,7 +76,7 @@ typedef struct hs_pool {
 /* Mean joint error of a configuration (candidate >= 0, HS_JOINT_FLOOR, or HS_JOINT_CONFIG with its name), over the
  * records of one pool. A prompt is its text, wherever it stood in the file, and each of its steps counts once. */
 typedef struct hs_joint_mean {
-    double error, low, high; /* low, high: the mean -+ 1.96 standard errors over prompts; NAN with one prompt */
+    double error, low, high; /* low, high: 95 %, Student's t over prompts; NAN with one prompt */
     double sparsity, seconds;
     int n, prompts; /* n = 0: not measured, all others NAN */
 } hs_joint_mean;

@@ -375,13 +375,32 @@ Test(solve, joint_errors_are_per_pool_and_per_prompt) {
         hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, HS_JOINT_CONFIG, "0123456789abcdef");
     /* prompts 3 and 5: mean 4, standard error 1 */
     cr_assert(out.error == 4 && out.n == 4 && out.prompts == 2);
-    cr_assert(fabs(out.low - 2.04) < 1e-9 && fabs(out.high - 5.96) < 1e-9, "%g %g", out.low, out.high);
+    cr_assert(out.low == 0 && fabs(out.high - 16.706) < 1e-9, "%g %g", out.low, out.high); /* t of one degree */
     hs_joint_mean any = hs_table_joint(t, HS_ERROR_BAND, (hs_pool){HS_POOL_ANY}, HS_JOINT_CONFIG, "0123456789abcdef");
     cr_assert(any.n == 6 && fabs(any.error - 200.0 / 6) < 1e-9);
     cr_assert_eq(hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_ANY}, 1, "").error, 9);
     hs_joint_mean none = hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, 1, "");
     cr_assert(none.n == 0 && isnan(none.error));
     free_table(t);
+}
+
+/* Errors 0 and 1 in turn. The quantiles are those of tables of Student's t. */
+Test(solve, intervals_are_students) {
+    static const struct {
+        int prompts;
+        double t;
+    } known[] = {{4, 3.182}, {8, 2.365}, {30, 2.045}, {31, 2.042}, {32, 1.96}, {40, 1.96}};
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
+        hs_table *t = make_table(0);
+        int n = known[k].prompts;
+        for (int i = 0; i < n; i++) add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", i, 10 + i % 2);
+        hs_joint_mean m =
+            hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_ANY}, HS_JOINT_CONFIG, "0123456789abcdef");
+        double ones = n / 2, mean = ones / n, error = sqrt(mean * (1 - mean) / (n - 1));
+        cr_assert(fabs(m.high - m.error - known[k].t * error) < 1e-9, "%d: %g", n, (m.high - m.error) / error);
+        cr_assert(fabs(m.error - m.low - known[k].t * error) < 1e-9);
+        free_table(t);
+    }
 }
 
 /* The held-out file was longer once, and in another order. */
