@@ -228,6 +228,16 @@ for l in open("one.jsonl").read().splitlines()[1:]:
 means = [sum(v) / len(v) for v in seen.values()]
 assert all(any(abs(x - m) < 1e-6 * m for m in means) for x in joint("star.json")), (joint("star.json"), means)
 END
+# a profile that was measured on calibration prompts only, in a table with held-out ones of another
+cal_good solve one.jsonl -m A --prompts cal.txt --device ref --sparsity 0.1 -o seen.json --report seen.html
+python3 - <<'END' || fail "the page hides what was measured"
+import re
+text = open("seen.html").read()
+row = [re.sub("<[^>]*>", "", c) for c in re.findall("<t[hd][^>]*>(.*?)</t[hd]>", re.search("<tr><t[hd][^>]*>0.1</.*?</tr>", text).group())]
+assert float(row[6]) > 0 and float(row[8]) > 0, row
+assert "on calibration prompts" in text and "on held-out prompts" not in text
+assert "on held-out prompts" in open("one.html").read()
+END
 cal_good $tiny --held-out held.txt --table one.jsonl -o fine.json --match-top-p 0.5 --sparsity 0.3 --random 2 --refine 2
 says "round 1"
 says "configurations: measured / predicted"
