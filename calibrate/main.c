@@ -79,6 +79,21 @@ static int open_model(app *a, const char *precision, hs_err *err) {
     return rc || a->model ? rc : hs_model_open(&p, &a->model, err);
 }
 
+/* The same prompt again is no further measurement: means and intervals would take it for one. */
+static void drop_repeated(hs_prompts *p, const char *path) {
+    int n = 0;
+    for (int i = 0; i < p->n; i++) {
+        int k = 0;
+        while (k < n && strcmp(p->text[k], p->text[i])) k++;
+        if (k < n)
+            free(p->text[i]);
+        else
+            p->text[n++] = p->text[i];
+    }
+    if (n < p->n) hs_log(HS_LOG_WARN, "%s: %d of %d prompts are there before and left out", path, p->n - n, p->n);
+    p->n = n;
+}
+
 static void keep_first(hs_prompts *p, int n) {
     for (; n && p->n > n; p->n--) free(p->text[p->n - 1]);
 }
@@ -101,6 +116,8 @@ static int read_prompts(app *a, hs_err *err) {
     int rc = 0;
     if (!a->prompts.n) rc = hs_prompts_read(&a->prompts, o->run.prompts, err);
     if (!rc && o->held_out && !a->held_out.n) rc = hs_prompts_read(&a->held_out, o->held_out, err);
+    drop_repeated(&a->prompts, o->run.prompts);
+    drop_repeated(&a->held_out, o->held_out);
     keep_first(&a->prompts, o->max_prompts);
     keep_first(&a->held_out, o->max_held_out);
     for (int i = 0; i < a->held_out.n && !rc; i++)

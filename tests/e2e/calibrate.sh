@@ -253,6 +253,14 @@ import json
 b, = json.load(open("steps.json"))["budgets"]
 assert b["joint_error"] > 0 and b["until"] == [0.5, 1] and b["top_p"][0] != b["top_p"][1], b
 END
+# a prompt that is there twice counts once
+printf 'a red circle\na blue square\n  a red circle\n' >twice.txt
+printf 'a star\na green ring\na star\n' >held2.txt
+cp one.jsonl before.jsonl
+cal_good $tiny --prompts twice.txt --held-out held2.txt --table one.jsonl -o twice.json --match-top-p 0.5 --sparsity 0.3
+says "warning: twice.txt: 1 of 3 prompts are there before and left out"
+says "warning: held2.txt: 1 of 3 prompts are there before and left out"
+cmp -s one.jsonl before.jsonl || fail "a repeated prompt was measured"
 # a table with a negative prompt of its own is checked with the same
 cal_good measure $tiny -n dull --table dull.jsonl
 cal_bad 2 "dull.jsonl was measured with other prompts: give --prompts, --max-prompts and --negative as they were" \
