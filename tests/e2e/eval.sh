@@ -197,6 +197,14 @@ good $tiny --variants v.txt --velocity-clips 1 --quiet -o partly
 test ! -s err || fail "--quiet: $(cat err)"
 check partly 'assert rows["s30"]["velocity_error"]["n"] == 1 and rows["s30"]["psnr"]["n"] == 2'
 
+# what clips lack that were measured before stays so, and that is said
+good $tiny --variants v.txt --side-by-side 1 -o partly
+says "warning: partly: 3 results were measured before without velocity error and stay so: measure into another folder"
+says "warning: partly: 3 results were measured before without video side by side"
+good $tiny --variants v.txt --drift lack.csv -o whole
+says "warning: whole: 2 results were measured before without drift"
+! grep -q velocity err || fail "velocity errors that are there are missed"
+
 # precision of its own, masks against drift, videos
 cat >v3.txt <<'END'
 x: --attention xattention --block 64 --stride 8 --top-p 0.5 --reuse none
@@ -212,6 +220,7 @@ assert csv[0] == "clip,variant,step,branch,layer,head,lag,drift,drift_before_rop
 assert len(csv) == 1 + 8 * (5 + 2) and {x[6] for x in csv[1:]} == {"1", "4"}, len(csv)
 assert all(float(x[7]) > 0 and float(x[8]) > 0 and 0 < float(x[9]) <= 1 for x in csv[1:])
 assert any(x[7] != x[8] for x in csv[1:]), "the rotation changes the means"
+assert "warning" not in open("err").read()
 r = rows["x"]
 assert r["rank_post_8"]["mean"] is None if "rank_post_8" in r else True
 '
