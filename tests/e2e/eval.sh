@@ -253,8 +253,28 @@ check prof '
 assert [r["variant"] for r in table] == ["dense", "prof/0.5", "prof/0.2"] and rows["prof/0.5"]["group"] == "prof"
 assert rows["prof/0.5"]["density"]["mean"] < rows["prof/0.2"]["density"]["mean"] <= 1
 '
+cp prof.json whole.prof.json
 cp changed.json prof.json
 bad 2 "prof: prof/0.5 was measured as" $tiny --max-prompts 1 --profile prof.json -o prof
+# settings that have no flag tell variants apart too; at their defaults they are not named, as ever
+python3 - <<'END' || fail "writing profiles"
+import json
+p = json.load(open("whole.prof.json"))
+p["method"].update(iters_first=50, iters_next=2)
+p["reuse"] = {"kind": "drift", "delta": 8, "gate_low": 0.4, "gate_high": 0.8}
+json.dump(p, open("usual.json", "w"))
+for section, key, value in ("reuse", "gate_low", 0.3), ("reuse", "gate_high", 0.7), ("method", "min_share", 0.2), ("method", "iters_first", 3), ("method", "iters_next", 1):
+    q = json.loads(json.dumps(p))
+    q[section][key] = value
+    json.dump(q, open(key + ".json", "w"))
+END
+cp usual.json prof.json
+good $tiny --max-prompts 1 --profile prof.json -o usual
+check usual 'assert not any(w in r["what"] for r in table for w in ("gates", "k-means", "share")), table'
+for key in gate_low gate_high min_share iters_first iters_next; do
+    cp $key.json prof.json
+    bad 2 "usual: prof/0.5 was measured as" $tiny --max-prompts 1 --profile prof.json -o usual
+done
 bad 2 "other.json: made for A with sha256 0000000000000000" $tiny --profile other.json -o new
 
 # refusals, before any work

@@ -128,7 +128,7 @@ write("above.json", budgets=[{"target": 0.5, "top_p": [[1, 1], [1.5, 1]]}])
 open("cut.json", "w").write(json.dumps(p)[:-20])
 END
 good $small -p a -o null: --stats s.json --profile p.json
-says "attention: svg2, 4 query and 4 key clusters, top-p 0.3 to 1 per head (mean 0.825), masks predicted every step"
+says "attention: svg2, 4 query and 4 key clusters, 3 and 1 rounds of k-means, top-p 0.3 to 1 per head (mean 0.825), masks predicted every step"
 says "first 1 of 3 steps dense (profile p.json, budget 0.5)"
 says "1 dense steps of 6 become 1 of 3"
 check '
