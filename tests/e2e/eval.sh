@@ -281,6 +281,9 @@ bad 2 "other.json: made for A with sha256 0000000000000000" $tiny --profile othe
 bad 2 "steps" $tiny --variants v.txt --steps 2 -o whole
 sed 's/0.3/0.35/' v.txt >changed.txt
 bad 2 "whole: s30 was measured as" $tiny --variants changed.txt -o whole
+echo '{"format":"haste-table","version":1}' >whole/a.table.jsonl # of haste-calibrate
+good --report -o whole
+rm whole/a.table.jsonl
 bad 2 "--baseline s31: no variant" --report --baseline s31 -o whole
 bad 2 "--baseline s31: no variant" $tiny --variants v.txt --seeds 2 --baseline s31 -o whole
 bad 1 "nowhere" --report -o nowhere
