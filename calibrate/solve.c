@@ -304,6 +304,7 @@ static int same_run(const hs_profile *p, const hs_table_info *i, hs_err *err) {
                       {"made_for.shift", p->shift, i->shift},
                       {"made_for.guidance", p->guidance, i->guidance},
                       {"made_for.solver", p->solver, i->solver},
+                      {"made_for.sigmas", hs_sigmas_of(p->solver, p->sigmas), hs_sigmas_of(i->solver, i->sigmas)},
                       {"dense.steps", p->policy.dense_steps, i->policy.dense_steps},
                       {"dense.layers", p->policy.dense_layers, i->policy.dense_layers},
                       {0}};
@@ -422,7 +423,7 @@ static void describe(const hs_table *t, const hs_curves *c, const hs_solve_param
     memcpy(to->model, i->model, sizeof to->model);
     memcpy(to->sha256, i->sha256, sizeof to->sha256);
     to->width = i->width, to->height = i->height, to->frames = i->frames, to->steps = i->steps;
-    to->shift = i->shift, to->guidance = i->guidance, to->solver = i->solver;
+    to->shift = i->shift, to->guidance = i->guidance, to->solver = i->solver, to->sigmas = i->sigmas;
     to->policy = i->policy;
     to->policy.reuse = p->reuse;
     to->has_calibration = 1;

@@ -125,15 +125,18 @@ for x, y in zip(a["budgets"], b["budgets"]):
     assert all(len(t) == 4 and all(len(r) == 3 for r in t) for t in y["top_p"])
     assert y["error"] < x["error"] and y["sparsity"] >= y["target"] - 1e-9 and y["gap"] <= 1e-4
 END
+sed '1s/"sigmas":-1/"sigmas":1/' t.jsonl >sigmas.jsonl
+cal_good solve sigmas.jsonl --sparsity 0.2 -o sigmas.json
+python3 -c 'import json; p = json.load(open("sigmas.json")); assert p["version"] == 3 and p["made_for"]["sigmas"] == "B"' || fail "sigmas"
 if python3 -c 'import jsonschema' 2>/dev/null; then
     python3 - "$SOURCE_ROOT" <<'END' || fail "profiles and their schema disagree"
 import glob, json, sys, jsonschema
 root = sys.argv[1]
 check = jsonschema.Draft202012Validator(json.load(open(root + "/data/profile.schema.json"))).validate
-for f in ["heads.json", "steps.json"] + glob.glob(root + "/data/profiles/*.json") + glob.glob(root + "/tests/unit/profiles/*.json"):
+for f in ["heads.json", "steps.json", "sigmas.json"] + glob.glob(root + "/data/profiles/*.json") + glob.glob(root + "/tests/unit/profiles/*.json"):
     check(json.load(open(f)))
 p = json.load(open("steps.json"))
-for wrong in ({"version": 1}, {"budgets": [{**p["budgets"][0], "until": [0.5, 1.5]}]}, {"budgets": [{"target": 0.5, "top_p": p["budgets"][0]["top_p"]}]}):
+for wrong in ({"version": 1}, {"version": 3}, {"budgets": [{**p["budgets"][0], "until": [0.5, 1.5]}]}, {"budgets": [{"target": 0.5, "top_p": p["budgets"][0]["top_p"]}]}):
     try: check({**p, **wrong})
     except jsonschema.ValidationError: continue
     raise SystemExit("accepted: %s" % str(wrong)[:100])

@@ -311,6 +311,7 @@ Test(solve, a_profile_belongs_to_its_kind_of_table) {
     DIFFERS(width, 80, 0, "its made_for.width is 64, that of the table 80");
     DIFFERS(steps, 11, 0, "made_for.steps");
     DIFFERS(solver, HS_UNIPC, 0, "made_for.solver");
+    DIFFERS(sigmas, 1, 0, "made_for.sigmas");
     DIFFERS(policy.dense_steps, 1, 0, "dense.steps");
     DIFFERS(intervals[1][0], 6, 0, "its step intervals are others");
     DIFFERS(n_intervals, 1, 0, "its step intervals are others");
