@@ -237,7 +237,18 @@ static void warn_of_lacks(const app *a) {
                    lack[k], lack[k] == 1 ? " was" : "s were", what[k], lack[k] == 1 ? "stays" : "stay");
 }
 
-/* The rows of a clip go to the file at once, when it is done: a killed run leaves no part of them. */
+static int ends_with(const char *path, const char *text, size_t size) {
+    FILE *f = fopen(path, "r");
+    char *end = f ? hs_alloc(size + 1) : NULL;
+    const int same =
+        end && size && !fseeko(f, -(off_t)size, SEEK_END) && fread(end, 1, size, f) == size && !memcmp(end, text, size);
+    if (f) fclose(f);
+    hs_free(end);
+    return same;
+}
+
+/* The rows of a clip go to the file at once, when it is done: a killed run leaves no part of them, and one that
+ * was killed before it kept the result has left them all. */
 static int measure_drift(app *a, int clip, int v, hs_eval_result *r, hs_err *err) {
     char label[HS_EVAL_NAME + 32], *text = NULL;
     size_t size;
@@ -250,6 +261,10 @@ static int measure_drift(app *a, int clip, int v, hs_eval_result *r, hs_err *err
     if (!rc) hs_drift_ranks(d, &r->value[HS_EVAL_RANK_POST_1], &r->value[HS_EVAL_RANK_PRE_1]);
     hs_drift_free(d);
     if (fclose(rows) && !rc) rc = hs_fail(err, HS_ENOMEM, "no memory to follow masks");
+    if (!rc && ends_with(a->o.drift, text, size)) {
+        free(text);
+        return 0;
+    }
     FILE *f = rc ? NULL : fopen(a->o.drift, "a");
     if (f && ftell(f) == 0) fputs("clip,variant,step,branch,layer,head,lag,drift,drift_before_rope,overlap\n", f);
     if (!rc && (!f || fwrite(text, 1, size, f) != size))

@@ -224,6 +224,11 @@ assert "warning" not in open("err").read()
 r = rows["x"]
 assert r["rank_post_8"]["mean"] is None if "rank_post_8" in r else True
 '
+# killed between the rows and the result: they are not there twice
+cp d.csv once.csv
+sed -i '3,$d' drift/clips.jsonl
+good -m A --device ref --size 128x96 --frames 5 --steps 6 --prompts p.txt --max-prompts 1 --variants v3.txt --drift d.csv -o drift
+cmp -s d.csv once.csv || fail "rows of drift are there twice"
 if [ "$HAVE_VIDEO" = 1 ] && command -v ffprobe >/dev/null; then
     same "$(frames_of drift/clip_000_x.mp4)" 5 "frames side by side"
     same "$(ffprobe -v error -show_entries stream=width -of csv=p=0 drift/clip_000_x.mp4 | head -1)" 260 "width"
