@@ -23,14 +23,15 @@ static const hs_option_row rows[] = {
     {ID_SHARED, 0, "text-encoder", "PATH", "likewise (UMT5-XXL)"},
     {ID_SHARED, 0, "vae", "PATH", "likewise"},
     {ID_SHARED, 0, "tokenizer", "PATH", "spiece.model or its folder [in or beside the text encoder]"},
-    {ID_SHARED, 0, "prompts", "FILE", "calibration prompts, one a line, '#' comments (needed with -m)"},
+    {ID_SHARED, 0, "prompts", "FILE",
+     "calibration prompts, one a line, '#' comments; each counts once (needed with -m)"},
     {ID_MAX_PROMPTS, 0, "max-prompts", "N", "only the first N of them [all]"},
     {ID_HELD_OUT, 0, "held-out", "FILE", "other prompts, on which the choice is checked [none]"},
     {ID_MAX_HELD_OUT, 0, "max-held-out", "N", "only the first N of them [8; 0 = all]"},
-    {0, 0, NULL, NULL, "Video and sampling, as haste-run"},
-    {ID_SHARED, 'n', "negative", "TEXT", "what the video should not show [the model's]"},
+    {ID_SHARED, 'n', "negative", "TEXT", "what the video should not show [the model's]; solve: as when measuring"},
     {ID_SHARED, 0, "negative-prompt", "TEXT", NULL},
     {ID_SHARED, 0, "negative_prompt", "TEXT", NULL},
+    {0, 0, NULL, NULL, "Video and sampling, as haste-run"},
     {ID_SHARED, 0, "size", "WxH", "[the model's]"},
     {ID_SHARED, 0, "width", "N", "[the model's]"},
     {ID_SHARED, 0, "height", "N", "[the model's]"},
@@ -59,7 +60,7 @@ static const hs_option_row rows[] = {
     {ID_METHOD, 0, "method", "NAME", "xattention, svg2 or pooled [xattention]"},
     {ID_METHOD, 0, "attention", "NAME", NULL},
     {ID_SHARED, 0, "block", "N", "xattention, pooled: tokens a block, 64 or 128 [128]"},
-    {ID_SHARED, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
+    {ID_SHARED, 0, "stride", "N", "xattention: sample antidiagonals of 2, 4, 8 or 16; 1 = exact mass, slow [16]"},
     {ID_SHARED, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_SHARED, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
     {ID_SHARED, 0, "compensate", NULL, "xattention, pooled: approximate dropped blocks by their mean"},
@@ -282,6 +283,23 @@ static int check_model(const hs_calibrate_options *o, hs_err *err) {
     return 0;
 }
 
+/* Better now than after hours of measuring: --match-top-p, or what stands for it, is one of the candidates. */
+static int check_match(const hs_calibrate_options *o, hs_err *err) {
+    const int said = o->match.n > 0;
+    const hs_number_list match = said ? o->match : (hs_number_list){1, {HS_CALIBRATE_MATCH}};
+    if (!said && (o->sparsity.n || o->step_seconds.n)) return 0;
+    for (int i = 0; i < match.n; i++) {
+        int k = 0;
+        while (k < o->candidates.n && (float)o->candidates.at[k] != (float)match.at[i]) k++;
+        if (k == o->candidates.n)
+            return hs_fail(err, HS_EINVAL,
+                           "--match-top-p %g%s: --candidates lacks it; add it there, name one of them, or say "
+                           "--sparsity S",
+                           match.at[i], said ? "" : " (the default)");
+    }
+    return 0;
+}
+
 static int check_together(const hs_calibrate_options *o, hs_err *err) {
     int measures = o->verb == HS_VERB_ALL || o->verb == HS_VERB_MEASURE;
     int solves = o->verb == HS_VERB_ALL || o->verb == HS_VERB_SOLVE;
@@ -310,11 +328,13 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
     if (o->run.seed > (uint64_t)1 << 53)
         return hs_fail(err, HS_EINVAL, "--seed: should be at most 2^53 = 9007199254740992, or JSON could not hold it");
     if (o->run.quiet && o->run.verbose) return hs_fail(err, HS_EINVAL, "--quiet and --verbose: give one of the two");
-    if (o->verb == HS_VERB_SOLVE && !hs_options_model_name(&o->run) && (o->random || o->held_out || o->run.prompts))
+    if (o->verb == HS_VERB_SOLVE && !hs_options_model_name(&o->run) &&
+        (o->random || o->held_out || o->run.prompts || o->run.negative))
         return hs_fail(err, HS_EINVAL, "--%s is for the check of the choice: add -m DIR",
-                       o->random     ? "random"
-                       : o->held_out ? "held-out"
-                                     : "prompts");
+                       o->random        ? "random"
+                       : o->held_out    ? "held-out"
+                       : o->run.prompts ? "prompts"
+                                        : "negative");
     if (o->no_check && (o->random || o->held_out))
         return hs_fail(err, HS_EINVAL, "--%s is for the check that --no-check leaves out",
                        o->random ? "random" : "held-out");
@@ -322,7 +342,7 @@ static int check_together(const hs_calibrate_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL, "--dry-run says what measuring costs: %s has none of it", verb_names[o->verb]);
     if (o->refine && !o->held_out)
         return hs_fail(err, HS_EINVAL, "--refine is judged on other prompts: add --held-out FILE");
-    return 0;
+    return o->verb == HS_VERB_ALL ? check_match(o, err) : 0;
 }
 
 /* The verb and what stands behind it without an option, off the front of the line. */

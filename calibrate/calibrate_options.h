@@ -16,6 +16,8 @@ typedef enum hs_verb {
 
 enum { HS_CALIBRATE_MAX_TABLES = 256, HS_CALIBRATE_MAX_RANDOM = 1000, HS_CALIBRATE_MAX_ROUNDS = 20 };
 
+#define HS_CALIBRATE_MATCH 0.9 /* the threshold whose sparsity is the budget when none is said */
+
 typedef struct hs_number_list {
     int n;
     double at[HS_PROFILE_MAX_CANDIDATES];

@@ -92,6 +92,8 @@ static int measure(job *j, int first, int shared, int held_out, hs_err *err) {
     return rc ? rc : hs_check_load(p->n_tables, p->tables, (*j->curves)->kind, j->table, j->curves, err);
 }
 
+static const hs_pool calibration = {.kind = HS_POOL_CALIBRATION};
+
 static hs_joint_mean joint_of(const job *j, hs_thresholds config, hs_pool pool) {
     char name[17];
     hs_measure_config_name(config, (*j->curves)->layers, (*j->curves)->heads, name);
@@ -113,8 +115,8 @@ static int check(job *j, hs_err *err) {
     say(j, "joint error   predicted  calibration%s\n", held_out ? "  held-out" : "");
     for (int i = 0; i < j->profile->n_budgets; i++) {
         hs_profile_budget *b = &j->profile->budgets[i];
-        hs_joint_mean seen = joint_of(j, hs_thresholds_of(b), HS_POOL_CALIBRATION);
-        hs_joint_mean held = joint_of(j, hs_thresholds_of(b), HS_POOL_HELD_OUT);
+        hs_joint_mean seen = joint_of(j, hs_thresholds_of(b), calibration);
+        hs_joint_mean held = joint_of(j, hs_thresholds_of(b), j->p->held_out);
         say(j, "  %-10.4g  %9.4g  %11.4g", b->target, b->error + (*j->curves)->floor, seen.error);
         if (held.n) say(j, "  %8.4g (%.3g to %.3g)", held.error, held.low, held.high);
         say(j, "\n");
@@ -139,9 +141,8 @@ static int correct(job *j, hs_err *err) {
             rc = hs_fail(err, HS_ENOMEM, "no memory to refine");
     }
     for (int i = 0; i < j->n && !rc; i++)
-        j->error[i] = i < before
-                          ? joint_of(j, j->config[i], HS_POOL_CALIBRATION).error
-                          : hs_table_joint(*j->table, c->kind, HS_POOL_CALIBRATION, c->candidate[i - before], "").error;
+        j->error[i] = i < before ? joint_of(j, j->config[i], calibration).error
+                                 : hs_table_joint(*j->table, c->kind, calibration, c->candidate[i - before], "").error;
     /* the latest are the nearest */
     int from = j->n > HS_REFINE_MAX ? j->n - HS_REFINE_MAX : 0;
     if (!rc) rc = hs_refine_fit(c, j->n - from, j->config + from, j->error + from, j->factor, &found, err);
@@ -161,9 +162,9 @@ static int take_better(job *j) {
     int taken = 0;
     for (int i = 0; i < j->profile->n_budgets; i++) {
         hs_profile_budget *old = &j->profile->budgets[i], *new = &j->refined->budgets[i];
-        hs_joint_mean old_seen = joint_of(j, hs_thresholds_of(old), HS_POOL_CALIBRATION);
-        hs_joint_mean seen = joint_of(j, hs_thresholds_of(new), HS_POOL_CALIBRATION);
-        new->joint_error = joint_of(j, hs_thresholds_of(new), HS_POOL_HELD_OUT).error;
+        hs_joint_mean old_seen = joint_of(j, hs_thresholds_of(old), calibration);
+        hs_joint_mean seen = joint_of(j, hs_thresholds_of(new), calibration);
+        new->joint_error = joint_of(j, hs_thresholds_of(new), j->p->held_out).error;
         int better = new->joint_error < old->joint_error;
         say(j, "  %-10.4g  predicted %.4g, calibration %.4g -> %.4g, held-out %.4g -> %.4g%s\n", old->target,
             new->error + (*j->curves)->floor, old_seen.error, seen.error, old->joint_error, new->joint_error,

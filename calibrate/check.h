@@ -18,6 +18,7 @@ typedef struct hs_check_params {
     hs_model *model;
     const hs_request *req;            /* as the table says */
     const hs_measure_params *measure; /* likewise; its table is written, its held-out pool judges */
+    hs_pool held_out;                 /* its held-out pool by name */
     int n_tables;
     const char *const *tables;
     const char *profile;   /* saved whenever a joint error is known */

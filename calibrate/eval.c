@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum { PATH_SIZE = 4096 };
 
@@ -196,7 +197,58 @@ static void announce(app *a, const hs_plan *plan) {
     hs_print_fit(stderr, "haste-eval: memory:", plan);
 }
 
-/* The rows of a clip go to the file at once, when it is done: a killed run leaves no part of them. */
+/* DIR/clip_007_svg2-p90, to be freed by hs_free */
+static char *pair_stem(const app *a, int clip, const char *variant) {
+    char name[HS_EVAL_NAME + 32];
+    snprintf(name, sizeof name, "clip_%03d_%s", clip, variant);
+    for (char *p = name; *p; p++)
+        if (*p == '/') *p = '-';
+    return hs_path_join(a->o.out, name);
+}
+
+static int has_pair(const app *a, int clip, const char *variant) {
+    char path[PATH_SIZE], *stem = pair_stem(a, clip, variant);
+    int found = 0;
+    for (int k = 0; k < 2 && stem; k++) {
+        snprintf(path, sizeof path, "%s.%s", stem, k ? "y4m" : "mp4");
+        found |= !access(path, F_OK);
+    }
+    hs_free(stem);
+    return found;
+}
+
+/* Clips that were measured before are not measured again, not even for what they lack. */
+static void warn_of_lacks(const app *a) {
+    static const char *const what[] = {"velocity error", "video side by side", "drift"};
+    int lack[3] = {0};
+    for (int i = 0; i < a->n_clips * a->variants.n; i++) {
+        const int clip = i / a->variants.n, v = i % a->variants.n;
+        const char *name = a->variants.v[v].name;
+        const hs_eval_result *r = hs_eval_results_find(&a->results, prompt_of(a, clip), seed_of(a, clip), name);
+        if (!r || !is_ours(a, clip)) continue;
+        lack[0] += wants_velocity(a, clip) && isnan(r->value[HS_EVAL_VELOCITY_ERROR]);
+        lack[1] += clip < a->o.side_by_side && !has_pair(a, clip, name);
+        lack[2] += wants_drift(a, v) && isnan(r->value[HS_EVAL_RANK_POST_1]);
+    }
+    for (int k = 0; k < 3; k++)
+        if (lack[k])
+            hs_log(HS_LOG_WARN,
+                   "%s: %d result%s measured before without %s and %s so: measure into another folder for it", a->o.out,
+                   lack[k], lack[k] == 1 ? " was" : "s were", what[k], lack[k] == 1 ? "stays" : "stay");
+}
+
+static int ends_with(const char *path, const char *text, size_t size) {
+    FILE *f = fopen(path, "r");
+    char *end = f ? hs_alloc(size + 1) : NULL;
+    const int same =
+        end && size && !fseeko(f, -(off_t)size, SEEK_END) && fread(end, 1, size, f) == size && !memcmp(end, text, size);
+    if (f) fclose(f);
+    hs_free(end);
+    return same;
+}
+
+/* The rows of a clip go to the file at once, when it is done: a killed run leaves no part of them, and one that
+ * was killed before it kept the result has left them all. */
 static int measure_drift(app *a, int clip, int v, hs_eval_result *r, hs_err *err) {
     char label[HS_EVAL_NAME + 32], *text = NULL;
     size_t size;
@@ -209,6 +261,10 @@ static int measure_drift(app *a, int clip, int v, hs_eval_result *r, hs_err *err
     if (!rc) hs_drift_ranks(d, &r->value[HS_EVAL_RANK_POST_1], &r->value[HS_EVAL_RANK_PRE_1]);
     hs_drift_free(d);
     if (fclose(rows) && !rc) rc = hs_fail(err, HS_ENOMEM, "no memory to follow masks");
+    if (!rc && ends_with(a->o.drift, text, size)) {
+        free(text);
+        return 0;
+    }
     FILE *f = rc ? NULL : fopen(a->o.drift, "a");
     if (f && ftell(f) == 0) fputs("clip,variant,step,branch,layer,head,lag,drift,drift_before_rope,overlap\n", f);
     if (!rc && (!f || fwrite(text, 1, size, f) != size))
@@ -230,13 +286,8 @@ static int keep(app *a, const hs_eval_result *r, hs_err *err) {
     return rc;
 }
 
-/* clip_007_svg2-p90.mp4 */
 static int write_pair(app *a, int clip, const char *variant, hs_err *err) {
-    char name[HS_EVAL_NAME + 32];
-    snprintf(name, sizeof name, "clip_%03d_%s", clip, variant);
-    for (char *p = name; *p; p++)
-        if (*p == '/') *p = '-';
-    char *stem = hs_path_join(a->o.out, name);
+    char *stem = pair_stem(a, clip, variant);
     if (!stem) return hs_fail(err, HS_ENOMEM, "no memory for the names of files");
     int rc = hs_eval_video_write(stem,
                                  &(hs_eval_pair){.left = hs_eval_clip_frames(a->bench, 0),
@@ -353,6 +404,7 @@ static int measure(app *a, hs_err *err) {
     int rc = prepare(a, &plan, err);
     if (rc) return rc;
     announce(a, &plan);
+    warn_of_lacks(a);
     a->start = a->said = hs_seconds();
     for (int c = 0; c < a->n_clips && !rc; c++)
         if (needs_work(a, c)) rc = measure_clip(a, c, err);

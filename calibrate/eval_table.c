@@ -154,6 +154,16 @@ void hs_eval_results_done(hs_eval_results *t) {
     *t = (hs_eval_results){0};
 }
 
+/* A folder may hold other files of lines, tables of haste-calibrate for one. */
+static int is_ours(const char *identity) {
+    cJSON *doc = NULL;
+    if (hs_json_parse(identity, strlen(identity), "the first line", &doc, NULL)) return 0;
+    const cJSON *format = cJSON_GetObjectItemCaseSensitive(doc, "format");
+    const int ours = cJSON_IsString(format) && !strcmp(format->valuestring, "haste-eval");
+    cJSON_Delete(doc);
+    return ours;
+}
+
 static int load_one(hs_eval_results *t, const char *path, hs_err *err) {
     char *identity = NULL, *before = t->path;
     int rc = 0;
@@ -163,6 +173,10 @@ static int load_one(hs_eval_results *t, const char *path, hs_err *err) {
     }
     hs_free(before);
     if ((rc = hs_journal_read(path, &identity, NULL, NULL, err))) return rc;
+    if (!is_ours(identity)) {
+        hs_free(identity);
+        return 0;
+    }
     if (t->identity) {
         rc = hs_journal_same(path, identity, t->identity, err);
         hs_free(identity);

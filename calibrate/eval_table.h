@@ -58,8 +58,8 @@ typedef struct hs_eval_results {
 /* Adds a copy; one that is there already is left out. HS_EINVAL if the same variant was measured with other settings.
  */
 int hs_eval_results_add(hs_eval_results *t, const hs_eval_result *r, hs_err *err);
-/* Adds all journals of the folder; identity NULL = that of the first one. None: 0 and nothing added. skip: a file name
- * to leave out, or NULL. */
+/* Adds all journals of the folder, those of other formats left out; identity NULL = that of the first one. None: 0 and
+ * nothing added. skip: a file name to leave out, or NULL. */
 int hs_eval_results_load(hs_eval_results *t, const char *dir, const char *identity, const char *skip, hs_err *err);
 /* For hs_journal_open: user is the hs_eval_results. */
 int hs_eval_results_line(void *user, const char *json, size_t len, int number, hs_err *err);

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PATH_SIZE = 4096 };
@@ -27,6 +28,7 @@ typedef struct app {
     char default_table[PATH_SIZE], default_page[PATH_SIZE];
     hs_model *model;
     hs_prompts prompts, held_out;
+    char (*held_out_names)[17]; /* [held_out.n] in tables */
     hs_table *table;
     hs_curves *curves;
     hs_profile *profile, *other;
@@ -77,8 +79,36 @@ static int open_model(app *a, const char *precision, hs_err *err) {
     return rc || a->model ? rc : hs_model_open(&p, &a->model, err);
 }
 
+/* The same prompt again is no further measurement: means and intervals would take it for one. */
+static void drop_repeated(hs_prompts *p, const char *path) {
+    int n = 0;
+    for (int i = 0; i < p->n; i++) {
+        int k = 0;
+        while (k < n && strcmp(p->text[k], p->text[i])) k++;
+        if (k < n)
+            free(p->text[i]);
+        else
+            p->text[n++] = p->text[i];
+    }
+    if (n < p->n) hs_log(HS_LOG_WARN, "%s: %d of %d prompts are there before and left out", path, p->n - n, p->n);
+    p->n = n;
+}
+
 static void keep_first(hs_prompts *p, int n) {
     for (; n && p->n > n; p->n--) free(p->text[p->n - 1]);
+}
+
+static int name_held_out(app *a, hs_err *err) {
+    if (a->held_out_names || !a->held_out.n) return 0;
+    if (!(a->held_out_names = hs_alloc((size_t)a->held_out.n * sizeof *a->held_out_names)))
+        return hs_fail(err, HS_ENOMEM, "no memory for the prompts");
+    for (int i = 0; i < a->held_out.n; i++) hs_measure_text_name(a->held_out.text[i], a->held_out_names[i]);
+    return 0;
+}
+
+/* Without such prompts: all that the table has. */
+static hs_pool held_out_pool(const app *a) {
+    return (hs_pool){HS_POOL_HELD_OUT, a->held_out.n, a->held_out_names};
 }
 
 static int read_prompts(app *a, hs_err *err) {
@@ -86,6 +116,8 @@ static int read_prompts(app *a, hs_err *err) {
     int rc = 0;
     if (!a->prompts.n) rc = hs_prompts_read(&a->prompts, o->run.prompts, err);
     if (!rc && o->held_out && !a->held_out.n) rc = hs_prompts_read(&a->held_out, o->held_out, err);
+    drop_repeated(&a->prompts, o->run.prompts);
+    drop_repeated(&a->held_out, o->held_out);
     keep_first(&a->prompts, o->max_prompts);
     keep_first(&a->held_out, o->max_held_out);
     for (int i = 0; i < a->held_out.n && !rc; i++)
@@ -94,7 +126,7 @@ static int read_prompts(app *a, hs_err *err) {
                 rc = hs_fail(err, HS_EINVAL,
                              "%s holds a calibration prompt: \"%.100s\"; held-out prompts must be others", o->held_out,
                              a->prompts.text[k]);
-    return rc;
+    return rc ? rc : name_held_out(a, err);
 }
 
 /* What the options say, over what the model says. */
@@ -244,6 +276,12 @@ static void say_table(app *a) {
         say(a, "\nnumeric floor not measured (measure again to add it)\n");
     if (c->floor > 0 && c->below_floor > 0.5)
         hs_log(HS_LOG_WARN, "more than half of the errors drown in rounding: measure with --precision fp32 or fp16");
+    if (c->fewest < c->most)
+        hs_log(
+            HS_LOG_WARN,
+            "some heads have %d probe%s at each threshold and step interval, others %d: measuring is not finished, or "
+            "the table of a shard is missing",
+            c->fewest, c->fewest == 1 ? "" : "s", c->most);
     warn_of_few_probes(a);
 }
 
@@ -276,7 +314,7 @@ static int make_targets(app *a, hs_number_list *ret, hs_err *err) {
     char known[400] = "";
     float *top_p = hs_alloc((size_t)a->curves->layers * (size_t)a->curves->heads * sizeof *top_p);
     int rc = top_p ? 0 : hs_fail(err, HS_ENOMEM, "no memory for the budgets");
-    if (!list.n && !match.n && !a->o.step_seconds.n) add_target(&match, 0.9);
+    if (!list.n && !match.n && !a->o.step_seconds.n) add_target(&match, HS_CALIBRATE_MATCH);
     for (int i = 0; i < match.n && !rc; i++) {
         double error, sparsity;
         hs_curves_shared(a->curves, match.at[i], top_p);
@@ -320,14 +358,30 @@ static int make_budgets(app *a, hs_number_list *targets, hs_solve_params *ret, h
     return 0;
 }
 
-static int check(app *a, const hs_solve_params *solve, hs_err *err) {
+/* What is measured in addition to the probes has to be measured as they were. */
+static int go_on(app *a, hs_request *ret_request, hs_measure_params *ret_params, hs_err *err) {
+    hs_table_info info;
     int rc;
     if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) return rc;
-    const hs_request r = request_of_table(a);
-    const hs_measure_params m = params_of_table(a);
+    *ret_request = request_of_table(a);
+    *ret_params = params_of_table(a);
+    if ((rc = hs_measure_info(a->model, ret_request, ret_params, &info, err))) return rc;
+    if (strcmp(info.prompts_sha256, a->table->info.prompts_sha256))
+        return hs_fail(err, HS_EINVAL,
+                       "%s was measured with other prompts: give --prompts, --max-prompts and --negative as they were",
+                       a->o.tables[0]);
+    return 0;
+}
+
+static int check(app *a, const hs_solve_params *solve, hs_err *err) {
+    hs_request r;
+    hs_measure_params m;
+    int rc = go_on(a, &r, &m, err);
+    if (rc) return rc;
     const hs_check_params p = {.model = a->model,
                                .req = &r,
                                .measure = &m,
+                               .held_out = held_out_pool(a),
                                .n_tables = a->o.n_tables,
                                .tables = a->o.tables,
                                .profile = a->o.out,
@@ -340,10 +394,10 @@ static int check(app *a, const hs_solve_params *solve, hs_err *err) {
 
 /* The cost model needs the seconds of the shared thresholds before anything is chosen. */
 static int measure_shared(app *a, hs_err *err) {
-    int rc;
-    if ((rc = read_prompts(a, err)) || (rc = open_model(a, a->table->info.precision, err))) return rc;
-    const hs_request r = request_of_table(a);
-    const hs_measure_params m = params_of_table(a);
+    hs_request r;
+    hs_measure_params m;
+    int rc = go_on(a, &r, &m, err);
+    if (rc) return rc;
     rc = hs_measure_joint(a->model, &r, &m, 1, 0, NULL, err);
     return rc ? rc : load_table(a, err);
 }
@@ -364,7 +418,8 @@ static int solve(app *a, hs_err *err) {
     } else if (!a->o.no_check) {
         say(a, "not checked: with -m DIR --prompts FILE the errors of all heads together are measured\n");
     }
-    if (a->o.report && (rc = hs_report_write(a->o.report, a->profile, 0, a->table, a->curves, err))) return rc;
+    if (a->o.report && (rc = hs_report_write(a->o.report, a->profile, 0, a->table, a->curves, held_out_pool(a), err)))
+        return rc;
     say(a, "%s: %d budget%s%s%s\n", a->o.out, a->profile->n_budgets, a->profile->n_budgets == 1 ? "" : "s",
         a->o.report ? "; " : "", a->o.report ? a->o.report : "");
     return 0;
@@ -394,7 +449,8 @@ static int write_report(app *a, hs_err *err) {
     int budget, rc = load_profile(a, &budget, err);
     if (rc) return rc;
     a->o.error = error_of(a->profile);
-    if ((rc = load_table(a, err)) || (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, err)))
+    if ((rc = load_table(a, err)) ||
+        (rc = hs_report_write(a->o.out, a->profile, budget, a->table, a->curves, held_out_pool(a), err)))
         return rc;
     say(a, "%s\n", a->o.out);
     return 0;
@@ -404,7 +460,9 @@ static int compare(app *a, hs_err *err) {
     int budget, rc = load_profile(a, &budget, err);
     if (rc || (rc = hs_profile_load(a->o.other, &a->other, err))) return rc;
     a->o.error = error_of(a->profile);
-    if (a->o.n_tables && (rc = load_table(a, err))) return rc;
+    if (a->o.n_tables && ((rc = load_table(a, err)) || (rc = hs_solve_matches(a->profile, &a->table->info, 0, err)) ||
+                          (rc = hs_solve_matches(a->other, &a->table->info, 0, err))))
+        return rc;
     return hs_compare(stdout, a->profile, a->other, a->curves, err);
 }
 
@@ -418,15 +476,54 @@ static int beside(const char *path, const char *extension, char ret[PATH_SIZE], 
     return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
 }
 
+static int folder_of(const char *path, char ret[PATH_SIZE], hs_err *err) {
+    const char *slash = strrchr(path, '/');
+    const int n =
+        slash ? snprintf(ret, PATH_SIZE, "%.*s", (int)(slash - path) + 1, path) : snprintf(ret, PATH_SIZE, ".");
+    return n < PATH_SIZE ? 0 : hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+}
+
 /* A folder that cannot be written into is found before hours of work. */
 static int check_place(const char *path, hs_err *err) {
-    char dir[PATH_SIZE] = ".";
-    const char *slash = strrchr(path, '/');
-    if (slash && snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path) >= PATH_SIZE)
-        return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+    char dir[PATH_SIZE];
+    int rc = folder_of(path, dir, err);
+    if (rc) return rc;
     if (access(dir, W_OK | X_OK))
         return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s", path, dir, strerror(errno));
     return 0;
+}
+
+/* One file under two names, or what would become one. */
+static int is_same_file(const char *a, const char *b) {
+    const char *name_a = strrchr(a, '/'), *name_b = strrchr(b, '/');
+    char dir_a[PATH_SIZE], dir_b[PATH_SIZE];
+    struct stat x, y;
+    const int there = !stat(a, &x);
+    if (there != !stat(b, &y)) return 0;
+    if (there) return S_ISREG(x.st_mode) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    return !strcmp(name_a ? name_a + 1 : a, name_b ? name_b + 1 : b) && !folder_of(a, dir_a, NULL) &&
+           !folder_of(b, dir_b, NULL) && !stat(dir_a, &x) && !stat(dir_b, &y) && x.st_dev == y.st_dev &&
+           x.st_ino == y.st_ino;
+}
+
+/* What is written must not replace what is read, least of all hours of measurements. */
+static int check_apart(const char *option, const char *path, const char *what, const char *other, hs_err *err) {
+    if (!path || !other || !is_same_file(path, other)) return 0;
+    return hs_fail(err, HS_EINVAL, "%s %s would overwrite %s %s: name another file", option, path, what, other);
+}
+
+static int check_places(const hs_calibrate_options *o, hs_err *err) {
+    const char *const option[] = {"-o", "--report"}, *const path[] = {o->out, o->report};
+    int rc = check_apart("--report", o->report, "the profile", o->out, err);
+    for (int k = 0; k < 2 && !rc; k++) {
+        if (path[k]) rc = check_place(path[k], err);
+        if (!rc) rc = check_apart(option[k], path[k], "the profile", o->profile, err);
+        if (!rc) rc = check_apart(option[k], path[k], "the prompts", o->run.prompts, err);
+        if (!rc) rc = check_apart(option[k], path[k], "the prompts", o->held_out, err);
+        for (int i = 0; i < o->n_tables && !rc; i++)
+            rc = check_apart(option[k], path[k], "the table", o->tables[i], err);
+    }
+    return rc;
 }
 
 static int work(app *a, hs_err *err) {
@@ -440,7 +537,7 @@ static int work(app *a, hs_err *err) {
         if ((rc = beside(o->profile, ".html", a->default_page, err))) return rc;
         o->out = a->default_page;
     }
-    if ((o->out && (rc = check_place(o->out, err))) || (o->report && (rc = check_place(o->report, err)))) return rc;
+    if ((rc = check_places(o, err))) return rc;
     switch (o->verb) {
     case HS_VERB_MEASURE: return measure(a, err);
     case HS_VERB_SOLVE: return solve(a, err);
@@ -478,6 +575,7 @@ int main(int argc, char **argv) {
     hs_table_free(a.table);
     hs_prompts_done(&a.prompts);
     hs_prompts_done(&a.held_out);
+    hs_free(a.held_out_names);
     hs_model_free(a.model);
     return status;
 }

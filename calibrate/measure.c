@@ -206,15 +206,12 @@ typedef struct joint_job {
 
 static hs_joint joint_of(const hs_work *g, const joint_job *job, int prompt, int interval) {
     hs_joint j = {.prompt = prompt, .step = g->steps[interval], .interval = interval, .candidate = job->candidate};
-    const char *text = hs_work_prompt(g, prompt);
-    char hex[65];
     memcpy(j.config, job->config, sizeof j.config);
-    hs_work_hash_texts(1, &text, NULL, hex);
-    snprintf(j.text, sizeof j.text, "%.16s", hex);
+    hs_measure_text_name(hs_work_prompt(g, prompt), j.text);
     return j;
 }
 
-/* Is this this shard's, and not in the table yet? */
+/* Is this this shard's, and not in the table yet? Held-out prompts may have changed their places since. */
 static int is_left(const hs_work *g, const joint_job *job, int prompt, int interval) {
     if (!hs_work_is_mine(g, prompt, interval) || (job->candidate == HS_JOINT_FLOOR && prompt >= HS_FLOOR_PROMPTS))
         return 0;
@@ -222,7 +219,7 @@ static int is_left(const hs_work *g, const joint_job *job, int prompt, int inter
     const hs_table *t = g->so_far;
     for (int64_t k = 0; k < t->n_joints; k++) {
         const hs_joint *q = &t->joints[k];
-        if (q->prompt == j.prompt && q->step == j.step && q->candidate == j.candidate && !strcmp(q->config, j.config) &&
+        if (q->step == j.step && q->candidate == j.candidate && !strcmp(q->config, j.config) &&
             !strcmp(q->text, j.text))
             return 0;
     }

@@ -47,8 +47,9 @@ int hs_measure_probes(hs_model *m, const hs_request *req, const hs_measure_param
  * shared != 0, each of n configurations, and always the numeric floor, on the first two prompts. */
 int hs_measure_joint(hs_model *m, const hs_request *req, const hs_measure_params *p, int shared, int n,
                      const hs_thresholds *config, hs_err *err);
-/* The name of a configuration in the table. */
+/* The names of a configuration and of a prompt in the table. */
 void hs_measure_config_name(hs_thresholds config, int layers, int heads, char ret[17]);
+void hs_measure_text_name(const char *prompt, char ret[17]);
 
 #ifdef __cplusplus
 }

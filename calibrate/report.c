@@ -29,7 +29,7 @@ typedef struct view {
 } view;
 
 static const char *pool_name(const view *v) {
-    return v->pool == HS_POOL_HELD_OUT ? "held-out prompts" : "calibration prompts";
+    return v->pool.kind == HS_POOL_HELD_OUT ? "held-out prompts" : "calibration prompts";
 }
 
 /* Lines far from everything else would squeeze it: the floor is drawn where it is near the lowest value, and else said.
@@ -530,27 +530,30 @@ out:
     return rc ? rc : closed;
 }
 
+/* The held-out prompts if any budget of this profile was measured on them: others of the table say nothing of it. */
+static hs_pool shown_pool(const view *v, hs_pool held_out) {
+    view on_held_out = *v;
+    on_held_out.pool = held_out;
+    for (int i = 0; i < v->p->n_budgets; i++)
+        if (joint_of(&on_held_out, hs_thresholds_of(&v->p->budgets[i])).n) return held_out;
+    return (hs_pool){HS_POOL_CALIBRATION};
+}
+
 int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_table *t, const hs_curves *c,
-                    hs_err *err) {
+                    hs_pool held_out, hs_err *err) {
     view v = {.p = p, .b = &p->budgets[budget], .t = t, .c = c, .heads = c->layers * c->heads};
-    if (p->layers != c->layers || p->heads != c->heads || strcmp(p->sha256, t->info.sha256))
-        return hs_fail(err, HS_EINVAL,
-                       "%s was not made with this table: it is for %s (%d x %d heads), the table is of %s "
-                       "(%d x %d heads)",
-                       p->path, p->model, p->layers, p->heads, t->info.model, c->layers, c->heads);
+    int rc = hs_solve_matches(p, &t->info, 1, err);
+    if (rc) return rc;
     for (int i = 0; i < p->n_budgets; i++)
         if (p->budgets[i].intervals != 1 && p->budgets[i].intervals != c->intervals)
             return hs_fail(err, HS_EINVAL,
                            "%s was not made with this table: its budget %.4g has %d step intervals, "
                            "the table has %d",
                            p->path, p->budgets[i].target, p->budgets[i].intervals, c->intervals);
-    v.pool = HS_POOL_CALIBRATION;
-    for (int64_t k = 0; k < t->n_joints; k++)
-        if (t->joints[k].prompt >= t->info.prompts && t->joints[k].candidate == HS_JOINT_CONFIG)
-            v.pool = HS_POOL_HELD_OUT;
+    v.pool = shown_pool(&v, held_out);
     if (!(v.top_p = hs_alloc((size_t)v.heads * sizeof *v.top_p)))
         return hs_fail(err, HS_ENOMEM, "no memory for the report");
-    int rc = write_page(&v, path, err);
+    rc = write_page(&v, path, err);
     hs_free(v.top_p);
     return rc;
 }

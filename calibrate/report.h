@@ -6,10 +6,11 @@
 extern "C" {
 #endif
 
-/* One self-contained page (plot.h). budget: the one whose heads are drawn. HS_EINVAL if the profile is not of the
- * table's model. */
+/* One self-contained page (plot.h). budget: the one whose heads are drawn. held_out: whose joint errors are shown, if
+ * the profile has any there; else those on calibration prompts. HS_EINVAL if the profile was not made with such a
+ * table. */
 int hs_report_write(const char *path, const hs_profile *p, int budget, const hs_table *t, const hs_curves *c,
-                    hs_err *err);
+                    hs_pool held_out, hs_err *err);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 /* Curves of the heads from the probes of a table, and the choice of thresholds through ilp/choose.h. */
 #include "solve.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,7 @@ static int curves_new(const hs_table_info *info, hs_error_kind kind, hs_curves *
                          .dense_layers = info->policy.dense_layers,
                          .intervals = info->n_intervals,
                          .points = info->n_candidates + 1,
+                         .fewest = INT_MAX,
                          .kind = kind};
         for (int k = 0; k < c->points; k++) { /* insertion by rising threshold; 1 is above all candidates */
             double p = k < info->n_candidates ? info->candidates[k] : 1;
@@ -99,7 +101,9 @@ static int add_head(hs_curves *c, const hs_probe *probe, int64_t n) {
         empty -= !count[probe[i].interval]++;
         used += candidates;
     }
-    for (int j = 0; j < c->intervals; j++)
+    for (int j = 0; j < c->intervals; j++) {
+        if (count[j] < c->fewest) c->fewest = count[j];
+        if (count[j] > c->most) c->most = count[j];
         for (size_t k = 0; k < (size_t)c->points && count[j]; k++) {
             size_t from = at_interval(c, j, layer, head) + k, to = at_head(c, layer, head) + k;
             c->interval_error[from] /= count[j];
@@ -107,13 +111,14 @@ static int add_head(hs_curves *c, const hs_probe *probe, int64_t n) {
             c->error[to] += c->interval_error[from] / c->intervals;
             c->sparsity[to] += c->interval_sparsity[from] / c->intervals;
         }
+    }
     c->samples += used;
     c->dropped += n - used;
     return empty;
 }
 
 static void measure_floor(hs_curves *c, const hs_table *t) {
-    hs_joint_mean floor = hs_table_joint(t, c->kind, HS_POOL_ANY, HS_JOINT_FLOOR, "");
+    hs_joint_mean floor = hs_table_joint(t, c->kind, (hs_pool){HS_POOL_ANY}, HS_JOINT_FLOOR, "");
     int64_t below = 0, n = (int64_t)hs_curves_sparse_heads(c) * (c->points - 1);
     c->has_floor = floor.n > 0;
     c->floor = c->has_floor ? floor.error : 0;
@@ -199,12 +204,26 @@ void hs_curves_random(const hs_curves *c, uint64_t seed, int i, float *ret_top_p
     }
 }
 
-static int same_prompt(const hs_joint *a, const hs_joint *b) {
-    return a->prompt == b->prompt && !strcmp(a->text, b->text);
+static int in_pool(const hs_table *t, hs_pool pool, const hs_joint *j) {
+    if (pool.kind != HS_POOL_ANY && (j->prompt >= t->info.prompts) != (pool.kind == HS_POOL_HELD_OUT)) return 0;
+    for (int i = 0; i < pool.n; i++)
+        if (!strcmp(pool.text[i], j->text)) return 1;
+    return !pool.n;
 }
 
-static int in_pool(const hs_table *t, hs_pool pool, const hs_joint *j) {
-    return pool == HS_POOL_ANY || (j->prompt >= t->info.prompts) == (pool == HS_POOL_HELD_OUT);
+/* Was this prompt's step measured before, at another place in the file? Looks from `first` on. */
+static int is_again(const hs_joint *first, const hs_joint *j) {
+    for (; first < j; first++)
+        if (first->interval == j->interval && first->step == j->step && !strcmp(first->text, j->text)) return 1;
+    return 0;
+}
+
+/* Half of a 95 % interval in standard errors of a mean of n: Student's t with n - 1 degrees of freedom. */
+static double half_width(int n) {
+    static const double t[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+                               2.201,  2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+                               2.080,  2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042};
+    return n - 2 < (int)(sizeof t / sizeof *t) ? t[n - 2] : 1.96;
 }
 
 hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool, int candidate, const char *config) {
@@ -217,10 +236,10 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
         const hs_joint *k = from;
         double one = 0;
         int n = 0;
-        while (!same_prompt(k, j)) k++;
+        while (strcmp(k->text, j->text)) k++;
         if (k < j || !in_pool(t, pool, j)) continue; /* counted with the first of its prompt */
         for (; k < to; k++) {
-            if (!same_prompt(k, j)) continue;
+            if (strcmp(k->text, j->text) || is_again(j, k)) continue;
             one += error_of(&k->m, kind), n++;
             r.sparsity += k->m.sparsity, r.seconds += k->m.seconds;
         }
@@ -236,10 +255,78 @@ hs_joint_mean hs_table_joint(const hs_table *t, hs_error_kind kind, hs_pool pool
     r.error /= r.n, r.sparsity /= r.n, r.seconds /= r.n;
     if (r.prompts > 1) {
         double mean = sum / r.prompts, variance = fmax(0, squares / r.prompts - mean * mean) / (r.prompts - 1);
-        r.low = fmax(0, r.error - 1.96 * sqrt(variance));
-        r.high = r.error + 1.96 * sqrt(variance);
+        double half = half_width(r.prompts) * sqrt(variance);
+        r.low = fmax(0, r.error - half);
+        r.high = r.error + half;
     }
     return r;
+}
+
+/* ---- whose profile? --------------------------------------------------------------------------------------------- */
+
+typedef struct pair {
+    const char *what;
+    double of_profile, of_table;
+} pair;
+
+static int same_numbers(const hs_profile *p, const pair *n, hs_err *err) {
+    for (; n->what; n++)
+        if (n->of_profile != n->of_table)
+            return hs_fail(err, HS_EINVAL, "%s was not made with this table: its %s is %g, that of the table %g",
+                           p->path, n->what, n->of_profile, n->of_table);
+    return 0;
+}
+
+/* Parameters that a method does not have are the same in both. */
+static int same_method(const hs_profile *p, const hs_table_info *i, hs_err *err) {
+    const hs_attn_policy *a = &p->policy, *b = &i->policy;
+    if (a->method != b->method)
+        return hs_fail(err, HS_EINVAL, "%s was not made with this table: its method is %s, that of the table %s",
+                       p->path, hs_method_name(a->method), hs_method_name(b->method));
+    const pair n[] = {{"method.block", a->block, b->block},
+                      {"method.stride", a->stride, b->stride},
+                      {"method.q_clusters", a->q_clusters, b->q_clusters},
+                      {"method.k_clusters", a->k_clusters, b->k_clusters},
+                      {"method.iters_first", a->iters_first, b->iters_first},
+                      {"method.iters_next", a->iters_next, b->iters_next},
+                      {"method.min_share", (double)a->min_share, (double)b->min_share},
+                      {"method.compensate", a->compensate, b->compensate},
+                      {"method.compat", a->compat, b->compat},
+                      {0}};
+    return same_numbers(p, n, err);
+}
+
+static int same_run(const hs_profile *p, const hs_table_info *i, hs_err *err) {
+    const pair n[] = {{"made_for.width", p->width, i->width},
+                      {"made_for.height", p->height, i->height},
+                      {"made_for.frames", p->frames, i->frames},
+                      {"made_for.steps", p->steps, i->steps},
+                      {"made_for.shift", p->shift, i->shift},
+                      {"made_for.guidance", p->guidance, i->guidance},
+                      {"made_for.solver", p->solver, i->solver},
+                      {"made_for.sigmas", hs_sigmas_of(p->solver, p->sigmas), hs_sigmas_of(i->solver, i->sigmas)},
+                      {"dense.steps", p->policy.dense_steps, i->policy.dense_steps},
+                      {"dense.layers", p->policy.dense_layers, i->policy.dense_layers},
+                      {0}};
+    int rc = same_numbers(p, n, err);
+    if (rc || !p->has_calibration) return rc;
+    const int intervals = p->n_intervals == i->n_intervals &&
+                          !memcmp(p->intervals, i->intervals, (size_t)i->n_intervals * sizeof *i->intervals);
+    if (intervals && p->n_candidates == i->n_candidates &&
+        !memcmp(p->candidates, i->candidates, (size_t)i->n_candidates * sizeof *i->candidates))
+        return 0;
+    return hs_fail(err, HS_EINVAL, "%s was not made with this table: its %s are others", p->path,
+                   intervals ? "candidates" : "step intervals");
+}
+
+int hs_solve_matches(const hs_profile *p, const hs_table_info *i, int whole, hs_err *err) {
+    if (p->layers != i->layers || p->heads != i->heads || strcmp(p->sha256, i->sha256))
+        return hs_fail(err, HS_EINVAL,
+                       "%s was not made with this table: it is for %s (%d x %d heads), the table is of %s "
+                       "(%d x %d heads)",
+                       p->path, p->model, p->layers, p->heads, i->model, i->layers, i->heads);
+    int rc = same_method(p, i, err);
+    return rc || !whole ? rc : same_run(p, i, err);
 }
 
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
@@ -336,7 +423,7 @@ static void describe(const hs_table *t, const hs_curves *c, const hs_solve_param
     memcpy(to->model, i->model, sizeof to->model);
     memcpy(to->sha256, i->sha256, sizeof to->sha256);
     to->width = i->width, to->height = i->height, to->frames = i->frames, to->steps = i->steps;
-    to->shift = i->shift, to->guidance = i->guidance, to->solver = i->solver;
+    to->shift = i->shift, to->guidance = i->guidance, to->solver = i->solver, to->sigmas = i->sigmas;
     to->policy = i->policy;
     to->policy.reuse = p->reuse;
     to->has_calibration = 1;

@@ -29,8 +29,9 @@ typedef struct hs_curves {
     double *interval_error, *interval_sparsity; /* [intervals, layers, heads, points] */
     hs_error_kind kind;
     int has_floor;
-    double floor;             /* error of full masks against dense attention; 0 without has_floor */
-    double below_floor;       /* share of the measured points whose error is not above it */
+    double floor;       /* error of full masks against dense attention; 0 without has_floor */
+    double below_floor; /* share of the measured points whose error is not above it */
+    int fewest, most;   /* probes that a head has at each threshold and interval; they differ until measuring is over */
     int64_t samples, dropped; /* probes used; left out because their head was not measured at every candidate there */
 } hs_curves;
 
@@ -65,11 +66,17 @@ void hs_curves_shared(const hs_curves *c, double p, float *ret_top_p);
  * configuration, so that configurations differ in sparsity as well as in which heads are sparse. */
 void hs_curves_random(const hs_curves *c, uint64_t seed, int i, float *ret_top_p);
 
+typedef enum hs_pool_kind { HS_POOL_CALIBRATION, HS_POOL_HELD_OUT, HS_POOL_ANY } hs_pool_kind;
+typedef struct hs_pool {
+    hs_pool_kind kind;
+    int n;            /* of its prompts only these, because a table keeps what earlier runs held out; 0 = all */
+    char (*text)[17]; /* [n] as in hs_joint (hs_measure_text_name) */
+} hs_pool;
+
 /* Mean joint error of a configuration (candidate >= 0, HS_JOINT_FLOOR, or HS_JOINT_CONFIG with its name), over the
- * records of one pool. */
-typedef enum hs_pool { HS_POOL_CALIBRATION, HS_POOL_HELD_OUT, HS_POOL_ANY } hs_pool;
+ * records of one pool. A prompt is its text, wherever it stood in the file, and each of its steps counts once. */
 typedef struct hs_joint_mean {
-    double error, low, high; /* low, high: the mean -+ 1.96 standard errors over prompts; NAN with one prompt */
+    double error, low, high; /* low, high: 95 %, Student's t over prompts; NAN with one prompt */
     double sparsity, seconds;
     int n, prompts; /* n = 0: not measured, all others NAN */
 } hs_joint_mean;
@@ -84,6 +91,10 @@ typedef struct hs_solve_params {
     void *user;
     int (*interrupted)(void *user);
 } hs_solve_params;
+
+/* Can the thresholds of the profile be judged by this table? HS_EINVAL names what differs: the model, the method or its
+ * parameters; with `whole` also what was generated, dense steps and layers, step intervals, candidates. */
+int hs_solve_matches(const hs_profile *p, const hs_table_info *i, int whole, hs_err *err);
 
 /* Every target becomes a budget of the profile, in the order given. HS_EINVAL names the reachable range. */
 int hs_solve(const hs_table *t, const hs_curves *c, const hs_solve_params *p, hs_profile **ret, hs_err *err);

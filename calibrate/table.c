@@ -54,7 +54,7 @@ static const field identity_fields[] = {
     {"made_for", "sigmas", INT, AT(sigmas), -1, 3},
     {"method", "name", NAME, P(method), 0, HS_METHOD_COUNT, method_name},
     {"method", "block", INT, P(block), 64, 128, NULL, BLOCKS},
-    {"method", "stride", INT, P(stride), 8, 16, NULL, 1u << HS_XATTENTION},
+    {"method", "stride", INT, P(stride), 1, 16, NULL, 1u << HS_XATTENTION},
     {"method", "q_clusters", INT, P(q_clusters), 1, 65535, NULL, CLUSTERS},
     {"method", "k_clusters", INT, P(k_clusters), 1, 65535, NULL, CLUSTERS},
     {"method", "iters_first", INT, P(iters_first), 1, 1000, NULL, CLUSTERS},

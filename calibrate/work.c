@@ -96,6 +96,12 @@ void hs_measure_config_name(hs_thresholds config, int layers, int heads, char re
     snprintf(ret, 17, "%.16s", hex);
 }
 
+void hs_measure_text_name(const char *prompt, char ret[17]) {
+    char hex[65];
+    hs_work_hash_texts(1, &prompt, NULL, hex);
+    snprintf(ret, 17, "%.16s", hex);
+}
+
 /* ---- which work there is ---- */
 
 const char *hs_work_prompt(const hs_work *g, int prompt) {

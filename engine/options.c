@@ -87,7 +87,7 @@ static const hs_option_row rows[] = {
     {ID_DENSE_STEPS, 0, "dense-steps", "N", "the first N steps attend densely [the profile's, else 0]"},
     {ID_DENSE_LAYERS, 0, "dense-layers", "N", "the first N layers attend densely [the profile's, else 0]"},
     {ID_BLOCK, 0, "block", "N", "xattention, pooled: tokens a block, 64 or 128 [128]"},
-    {ID_STRIDE, 0, "stride", "N", "xattention: sample antidiagonals of 2 to 16 tokens; 1 = exact mass, slow [16]"},
+    {ID_STRIDE, 0, "stride", "N", "xattention: sample antidiagonals of 2, 4, 8 or 16; 1 = exact mass, slow [16]"},
     {ID_Q_CLUSTERS, 0, "q-clusters", "N", "svg2: clusters of queries [300]"},
     {ID_K_CLUSTERS, 0, "k-clusters", "N", "svg2: clusters of keys [1000]"},
     {ID_COMPENSATE, 0, "compensate", NULL, "xattention, pooled: approximate dropped blocks by their mean"},

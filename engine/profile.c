@@ -57,6 +57,7 @@ int hs_profile_new(int layers, int heads, int intervals, int n, hs_profile **ret
     if (!p) return hs_fail(err, HS_ENOMEM, "no memory for a profile");
     p->layers = layers;
     p->heads = heads;
+    p->sigmas = -1;
     p->policy = hs_attn_policy_default(HS_XATTENTION);
     int rc = add_budgets(p, n, err);
     for (int i = 0; i < n && !rc; i++) rc = add_thresholds(p, intervals, &p->budgets[i], err);
@@ -327,7 +328,8 @@ static void read_top_p(reader *r, const cJSON *budget, const hs_profile *p, hs_p
 }
 
 static void read_budgets(reader *r, const cJSON *doc, hs_profile *p) {
-    static const char *const others[][3] = {{"top_p", NULL}, {"top_p", "until", NULL}}; /* of each version */
+    static const char *const others[][3] = {
+        {"top_p", NULL}, {"top_p", "until", NULL}, {"top_p", "until", NULL}}; /* of each version */
     const cJSON *v;
     int n = array_of(r, doc, "budgets", HS_PROFILE_MAX_BUDGETS, &v);
     if (r->rc || (r->rc = add_budgets(p, n, r->err))) return;
@@ -370,6 +372,7 @@ int hs_profile_parse(const char *json, size_t len, const char *path, hs_profile 
     cJSON *doc = NULL;
     hs_profile *p = hs_calloc(1, sizeof *p);
     if (!p) return hs_fail(err, HS_ENOMEM, "%s: no memory for the profile", path);
+    p->sigmas = -1;
     if (!(p->path = hs_strdup(path)))
         r.rc = hs_fail(err, HS_ENOMEM, "%s: no memory for the profile", path);
     else
@@ -379,7 +382,7 @@ int hs_profile_parse(const char *json, size_t len, const char *path, hs_profile 
     if (!r.rc) refuse_unknown(&r, doc, NULL, keys);
     read_object(&r, doc, "made", made_fields, NULL, p);
     read_object(&r, doc, "model", model_fields, NULL, p);
-    read_object(&r, doc, "made_for", made_for_fields, NULL, p);
+    read_object(&r, doc, "made_for", made_for_fields(r.version), NULL, p);
     read_variant(&r, doc, "method", method_fields, p);
     read_variant(&r, doc, "reuse", reuse_fields, p);
     read_object(&r, doc, "dense", warm_up_fields, NULL, p);

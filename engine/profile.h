@@ -14,7 +14,8 @@ extern "C" {
 #endif
 
 enum {
-    HS_PROFILE_VERSION = 2, /* the newest; 1 lacks step intervals, and is written where there are none */
+    HS_PROFILE_VERSION =
+        3, /* the newest; 1 lacks step intervals, 1 and 2 sigmas: the oldest that can say it is written */
     HS_PROFILE_MAX_BUDGETS = 32,
     HS_PROFILE_MAX_CANDIDATES = 32,
     HS_PROFILE_MAX_INTERVALS = HS_MAX_INTERVALS,
@@ -41,6 +42,7 @@ typedef struct hs_profile {
     int width, height, frames, steps;
     double shift, guidance;
     hs_solver_kind solver;
+    int sigmas;            /* hs_sigmas_kind, or -1 = the solver's own */
     hs_attn_policy policy; /* method, its parameters, reuse, dense steps (of `steps`) and layers; no thresholds */
     /* calibration; made by hand: has_calibration = 0 */
     int has_calibration;

@@ -67,8 +67,9 @@ int hs_profile_policy(const hs_profile *p, int budget, int steps, hs_attn_policy
 int hs_profile_differences(const hs_profile *p, const hs_request *r, char *ret, size_t size) {
     int size_same = p->width == r->width && p->height == r->height && p->frames == r->frames;
     int steps_same = p->steps == r->steps;
-    int rest_same =
-        p->solver == r->solver && fabs(p->shift - r->shift) < 1e-6 && fabs(p->guidance - r->guidance) < 1e-6;
+    int sigmas_same = hs_sigmas_of(p->solver, p->sigmas) == hs_sigmas_of(r->solver, r->sigmas);
+    int rest_same = p->solver == r->solver && sigmas_same && fabs(p->shift - r->shift) < 1e-6 &&
+                    fabs(p->guidance - r->guidance) < 1e-6;
     hs_attn_policy a;
     size_t n = 0;
     ret[0] = '\0';
@@ -77,9 +78,9 @@ int hs_profile_differences(const hs_profile *p, const hs_request *r, char *ret, 
     ADD("the profile was made for");
     if (!size_same) ADD(" %dx%d with %d frames", p->width, p->height, p->frames);
     if (!steps_same) ADD("%s %d steps", size_same ? "" : ",", p->steps);
-    if (!rest_same)
-        ADD("%s %s with shift %g and guidance %g", size_same && steps_same ? "" : ",", hs_solver_name(p->solver),
-            p->shift, p->guidance);
+    if (!rest_same) ADD("%s %s with", size_same && steps_same ? "" : ",", hs_solver_name(p->solver));
+    if (!sigmas_same) ADD(" sigmas %c,", 'A' + (int)hs_sigmas_of(p->solver, p->sigmas));
+    if (!rest_same) ADD(" shift %g and guidance %g", p->shift, p->guidance);
     ADD(": its thresholds are used as they are, their error here was not measured");
     if (!steps_same && !hs_profile_policy(p, 0, r->steps, &a, NULL)) {
         if (p->policy.dense_steps)

@@ -92,14 +92,15 @@ static int version_of(const hs_profile *p) {
     int version = 1;
     for (int i = 0; i < p->n_budgets; i++)
         if (p->budgets[i].intervals > 1) version = 2;
-    return version;
+    return p->sigmas < 0 || hs_sigmas_of(p->solver, p->sigmas) == hs_sigmas_of(p->solver, -1) ? version : 3;
 }
 
 static char *text_of(const hs_profile *p) {
     cJSON *doc = cJSON_CreateObject(), *list;
     int ok = doc && cJSON_AddStringToObject(doc, "format", "haste-profile") &&
              cJSON_AddNumberToObject(doc, "version", version_of(p)) && write_object(doc, "made", made_fields, p) &&
-             write_object(doc, "model", model_fields, p) && write_object(doc, "made_for", made_for_fields, p) &&
+             write_object(doc, "model", model_fields, p) &&
+             write_object(doc, "made_for", made_for_fields(version_of(p)), p) &&
              write_object(doc, "method", method_fields[p->policy.method], p) &&
              write_object(doc, "reuse", reuse_fields[p->policy.reuse.kind], p) &&
              write_object(doc, "dense", warm_up_fields, p) && write_calibration(doc, p) &&

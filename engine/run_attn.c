@@ -41,7 +41,20 @@ static void HS_PRINTF(2, 3) add(text *t, const char *fmt, ...) {
     if (n > 0) t->n += (size_t)n;
 }
 
-static void add_reuse(text *t, const hs_reuse_policy *r) {
+/* What only a profile can say is named where it is not the default: haste-eval tells policies apart by these words. */
+static void add_gates(text *t, const hs_reuse_policy *r, const hs_reuse_policy *usual) {
+    if (r->gate_low != usual->gate_low || r->gate_high != usual->gate_high)
+        add(t, " (gates %.9g and %.9g)", (double)r->gate_low, (double)r->gate_high);
+}
+
+static void add_clusters(text *t, const hs_attn_policy *p, const hs_attn_policy *usual) {
+    add(t, ", %d query and %d key clusters", p->q_clusters, p->k_clusters);
+    if (p->iters_first != usual->iters_first || p->iters_next != usual->iters_next)
+        add(t, ", %d and %d rounds of k-means", p->iters_first, p->iters_next);
+    if (p->min_share != usual->min_share) add(t, ", least share of keys %.9g", (double)p->min_share);
+}
+
+static void add_reuse(text *t, const hs_reuse_policy *r, const hs_reuse_policy *usual) {
     switch (r->kind) {
     case HS_REUSE_NONE: add(t, ", masks predicted every step"); break;
     case HS_REUSE_DRIFT: add(t, ", reuse while drift <= %g", (double)r->delta); break;
@@ -50,6 +63,7 @@ static void add_reuse(text *t, const hs_reuse_policy *r) {
     case HS_REUSE_FREEZE: add(t, ", masks predicted once"); break;
     case HS_REUSE_STAGGER: add(t, ", masks predicted every %d steps, layers in turn", r->interval); break;
     }
+    if (r->kind == HS_REUSE_DRIFT || r->kind == HS_REUSE_RELATIVE) add_gates(t, r, usual);
 }
 
 static void add_top_p(text *t, const hs_attn_policy *p, int n) {
@@ -74,13 +88,14 @@ void hs_attn_describe(const hs_request *r, const hs_model_info *info, char *ret,
     text t = {ret, size, 0};
     add(&t, "%s", hs_method_name(p->method));
     if (p->method == HS_DENSE) return;
+    const hs_attn_policy usual = hs_attn_policy_default(p->method);
     if (p->method == HS_SVG2)
-        add(&t, ", %d query and %d key clusters", p->q_clusters, p->k_clusters);
+        add_clusters(&t, p, &usual);
     else
         add(&t, ", block %d", p->block);
     if (p->method == HS_XATTENTION) add(&t, ", stride %d", p->stride);
     add_top_p(&t, p, p->intervals * info->layers * info->heads);
-    add_reuse(&t, &p->reuse);
+    add_reuse(&t, &p->reuse, &usual.reuse);
     if (p->dense_steps >= r->steps || p->dense_layers >= info->layers)
         add(&t, ", but all %s dense: nothing is sparse", p->dense_steps >= r->steps ? "steps are" : "layers are");
     else {

@@ -14,6 +14,12 @@ static double lin(double a, double b, int n, int i) {
     return n > 1 ? a + i * ((b - a) / (n - 1)) : a;
 }
 
+hs_sigmas_kind hs_sigmas_of(hs_solver_kind solver, int sigmas) {
+    static const hs_sigmas_kind usual[] = {
+        [HS_UNIPC] = HS_SIGMAS_A, [HS_DPMPP] = HS_SIGMAS_C, [HS_EULER] = HS_SIGMAS_D};
+    return sigmas < 0 ? usual[solver] : (hs_sigmas_kind)sigmas;
+}
+
 int hs_sched_init(hs_sched *s, hs_solver_kind solver, hs_sigmas_kind kind, int steps, double shift, hs_err *err) {
     if (steps < 1 || steps > HS_MAX_STEPS)
         return hs_fail(err, HS_EINVAL, "%d steps asked for; 1 to %d are possible", steps, HS_MAX_STEPS);

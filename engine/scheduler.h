@@ -14,6 +14,9 @@ typedef enum hs_solver_kind { HS_UNIPC, HS_DPMPP, HS_EULER } hs_solver_kind;
 /* A: original UniPC grid. B: diffusers UniPC of 2026. C: original DPM++ grid. D: diffusers FlowMatchEuler (spec 4.2) */
 typedef enum hs_sigmas_kind { HS_SIGMAS_A, HS_SIGMAS_B, HS_SIGMAS_C, HS_SIGMAS_D } hs_sigmas_kind;
 
+/* -1 = the solver's own: unipc A, dpm++ C, euler D. */
+hs_sigmas_kind hs_sigmas_of(hs_solver_kind solver, int sigmas);
+
 enum { HS_MAX_STEPS = 1000 };
 
 typedef struct hs_sched {

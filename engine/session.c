@@ -139,10 +139,7 @@ hs_request hs_request_default(const hs_model *m) {
 }
 
 int hs_session_sched(const hs_request *r, hs_sched *ret, hs_err *err) {
-    static const hs_sigmas_kind usual[] = {
-        [HS_UNIPC] = HS_SIGMAS_A, [HS_DPMPP] = HS_SIGMAS_C, [HS_EULER] = HS_SIGMAS_D};
-    return hs_sched_init(ret, r->solver, r->sigmas < 0 ? usual[r->solver] : (hs_sigmas_kind)r->sigmas, r->steps,
-                         r->shift, err);
+    return hs_sched_init(ret, r->solver, hs_sigmas_of(r->solver, r->sigmas), r->steps, r->shift, err);
 }
 
 /* ---- session ---------------------------------------------------------------------------------------------------- */

@@ -68,6 +68,15 @@ cal_good solve t.jsonl --sparsity 0.2 --error band --reuse none -q -o band.json
 test ! -s err || fail "-q says: $(cat err)"
 grep -q '"band"' band.json || fail "no band"
 python3 -c 'import json; assert json.load(open("band.json"))["reuse"] == {"kind": "none"}' || fail "reuse"
+# what is written replaces nothing that is read
+cp t.jsonl keep.jsonl && cp p.json keep.json && ln -s t.jsonl link.jsonl
+cal_bad 2 "-o t.jsonl would overwrite the table t.jsonl: name another file" solve t.jsonl --sparsity 0.1 -o t.jsonl
+cal_bad 2 "-o ./link.jsonl would overwrite the table t.jsonl" solve t.jsonl --sparsity 0.1 -o ./link.jsonl
+cal_bad 2 "--report t.jsonl would overwrite the table t.jsonl" solve t.jsonl --sparsity 0.1 -o x.json --report t.jsonl
+cal_bad 2 "--report ./x.json would overwrite the profile x.json" solve t.jsonl --sparsity 0.1 -o x.json --report ./x.json
+cal_bad 2 "-o t.jsonl would overwrite the table t.jsonl" report p.json --table t.jsonl -o t.jsonl
+cal_bad 2 "-o p.json would overwrite the profile p.json" report p.json --table t.jsonl -o p.json
+cmp -s t.jsonl keep.jsonl && cmp -s p.json keep.json || fail "a refused line changed what it reads"
 cal_bad 2 "a mean sparsity of 0.95 cannot be reached: these measurements allow 0 to 0." solve t.jsonl --sparsity 0.95 -o x.json
 cal_bad 2 "--match-top-p 0.91: the table has 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99" solve t.jsonl --match-top-p 0.91 -o x.json
 test ! -e x.json || fail "a refused budget left a profile"
@@ -116,15 +125,18 @@ for x, y in zip(a["budgets"], b["budgets"]):
     assert all(len(t) == 4 and all(len(r) == 3 for r in t) for t in y["top_p"])
     assert y["error"] < x["error"] and y["sparsity"] >= y["target"] - 1e-9 and y["gap"] <= 1e-4
 END
+sed '1s/"sigmas":-1/"sigmas":1/' t.jsonl >sigmas.jsonl
+cal_good solve sigmas.jsonl --sparsity 0.2 -o sigmas.json
+python3 -c 'import json; p = json.load(open("sigmas.json")); assert p["version"] == 3 and p["made_for"]["sigmas"] == "B"' || fail "sigmas"
 if python3 -c 'import jsonschema' 2>/dev/null; then
     python3 - "$SOURCE_ROOT" <<'END' || fail "profiles and their schema disagree"
 import glob, json, sys, jsonschema
 root = sys.argv[1]
 check = jsonschema.Draft202012Validator(json.load(open(root + "/data/profile.schema.json"))).validate
-for f in ["heads.json", "steps.json"] + glob.glob(root + "/data/profiles/*.json") + glob.glob(root + "/tests/unit/profiles/*.json"):
+for f in ["heads.json", "steps.json", "sigmas.json"] + glob.glob(root + "/data/profiles/*.json") + glob.glob(root + "/tests/unit/profiles/*.json"):
     check(json.load(open(f)))
 p = json.load(open("steps.json"))
-for wrong in ({"version": 1}, {"budgets": [{**p["budgets"][0], "until": [0.5, 1.5]}]}, {"budgets": [{"target": 0.5, "top_p": p["budgets"][0]["top_p"]}]}):
+for wrong in ({"version": 1}, {"version": 3}, {"budgets": [{**p["budgets"][0], "until": [0.5, 1.5]}]}, {"budgets": [{"target": 0.5, "top_p": p["budgets"][0]["top_p"]}]}):
     try: check({**p, **wrong})
     except jsonschema.ValidationError: continue
     raise SystemExit("accepted: %s" % str(wrong)[:100])
@@ -147,6 +159,11 @@ cal_good solve third.jsonl --sparsity 0.2,0.35 -o third.json
 cal_bad 2 "profiles of two models" compare heads.json third.json
 
 # ---- tables that are not what they should be
+{ cat t.jsonl && sed -n 's/"prompt":0,\(.*"layer":0,"head":0,\)/"prompt":1,\1/p' t.jsonl; } >more.jsonl
+cal_good solve more.jsonl --sparsity 0.2 -o more.json
+says "warning: some heads have 1 probe at each threshold and step interval, others 2: measuring is not finished"
+cal_good solve t.jsonl --sparsity 0.2 -o more.json
+! grep -q "not finished" err || fail "a complete table is said not to be"
 "$GENTABLE" cut.jsonl layers=4 heads=3 miss=1 || fail gentable
 cal_bad 2 "the table is not complete: 1 of 36 pairs of head and step interval lack probes" solve cut.jsonl --sparsity 0.2 -o x.json
 "$GENTABLE" other.jsonl layers=4 heads=3 sha=8 || fail gentable
@@ -154,6 +171,12 @@ cal solve t.jsonl other.jsonl --sparsity 0.2 -o x.json
 test "$status" != 0 || fail "tables of two models were merged"
 says "sha256"
 cal_bad 2 "was not made with this table" report p.json --table other.jsonl -o x.html
+sed '1s/"width":64/"width":80/' t.jsonl >wider.jsonl
+cal_bad 2 "was not made with this table: its made_for.width is 64, that of the table 80" report p.json --table wider.jsonl -o x.html
+cal_good compare heads.json steps.json --table wider.jsonl
+sed '1s/"stride":16/"stride":8/' t.jsonl >stride.jsonl
+cal_bad 2 "was not made with this table: its method.stride is 16, that of the table 8" compare heads.json steps.json --table stride.jsonl
+cal_bad 2 "was not made with this table" compare heads.json steps.json --table wide.jsonl
 echo "not a table" >bad.jsonl
 cal solve bad.jsonl --sparsity 0.2 -o x.json
 test "$status" != 0 || fail "text was taken for a table"
@@ -190,6 +213,34 @@ import json
 a, b = json.load(open("first.json")), json.load(open("one.json"))
 assert a["budgets"] == b["budgets"] and a["calibration"] == b["calibration"]
 END
+# held-out prompts in another order are the same ones, and those left out do not count
+grep -v '#' held.txt | sort -r >turned.txt
+cp one.jsonl before.jsonl
+cal_good solve one.jsonl -m A --prompts cal.txt --held-out turned.txt --device ref --match-top-p 0.5 --sparsity 0.3 -o turned.json
+cmp -s one.jsonl before.jsonl || fail "prompts in another order were measured again"
+cal_good solve one.jsonl -m A --prompts cal.txt --held-out turned.txt --max-held-out 1 --device ref --match-top-p 0.5 --sparsity 0.3 -o star.json
+python3 - <<'END' || fail "joint errors of other held-out prompts"
+import hashlib, json
+def joint(f): return [b["joint_error"] for b in json.load(open(f))["budgets"]]
+assert all(abs(x - y) < 1e-9 * y for x, y in zip(joint("turned.json"), joint("one.json")))
+text = hashlib.sha256(b"a star\n").hexdigest()[:16]
+seen = {}
+for l in open("one.jsonl").read().splitlines()[1:]:
+    j = json.loads(l).get("joint")
+    if j and j["text"] == text and j["config"]: seen.setdefault(j["config"], []).append(j["error"])
+means = [sum(v) / len(v) for v in seen.values()]
+assert all(any(abs(x - m) < 1e-6 * m for m in means) for x in joint("star.json")), (joint("star.json"), means)
+END
+# a profile that was measured on calibration prompts only, in a table with held-out ones of another
+cal_good solve one.jsonl -m A --prompts cal.txt --device ref --sparsity 0.1 -o seen.json --report seen.html
+python3 - <<'END' || fail "the page hides what was measured"
+import re
+text = open("seen.html").read()
+row = [re.sub("<[^>]*>", "", c) for c in re.findall("<t[hd][^>]*>(.*?)</t[hd]>", re.search("<tr><t[hd][^>]*>0.1</.*?</tr>", text).group())]
+assert float(row[6]) > 0 and float(row[8]) > 0, row
+assert "on calibration prompts" in text and "on held-out prompts" not in text
+assert "on held-out prompts" in open("one.html").read()
+END
 cal_good $tiny --held-out held.txt --table one.jsonl -o fine.json --match-top-p 0.5 --sparsity 0.3 --random 2 --refine 2
 says "round 1"
 says "configurations: measured / predicted"
@@ -205,6 +256,20 @@ import json
 b, = json.load(open("steps.json"))["budgets"]
 assert b["joint_error"] > 0 and b["until"] == [0.5, 1] and b["top_p"][0] != b["top_p"][1], b
 END
+# a prompt that is there twice counts once
+printf 'a red circle\na blue square\n  a red circle\n' >twice.txt
+printf 'a star\na green ring\na star\n' >held2.txt
+cp one.jsonl before.jsonl
+cal_good $tiny --prompts twice.txt --held-out held2.txt --table one.jsonl -o twice.json --match-top-p 0.5 --sparsity 0.3
+says "warning: twice.txt: 1 of 3 prompts are there before and left out"
+says "warning: held2.txt: 1 of 3 prompts are there before and left out"
+cmp -s one.jsonl before.jsonl || fail "a repeated prompt was measured"
+# a table with a negative prompt of its own is checked with the same
+cal_good measure $tiny -n dull --table dull.jsonl
+cal_bad 2 "dull.jsonl was measured with other prompts: give --prompts, --max-prompts and --negative as they were" \
+    solve dull.jsonl -m A --prompts cal.txt --device ref --match-top-p 0.5 -q -o dull.json
+cal_good solve dull.jsonl -m A --prompts cal.txt -n dull --device ref --match-top-p 0.5 -o dull.json
+says "joint error   predicted  calibration"
 cal measure $tiny --table one.jsonl --dense-steps 1
 test "$status" != 0 || fail "a table of other settings was continued"
 cal_bad 2 "holds a calibration prompt" $tiny --held-out cal.txt --table new.jsonl -o x.json

@@ -197,6 +197,14 @@ good $tiny --variants v.txt --velocity-clips 1 --quiet -o partly
 test ! -s err || fail "--quiet: $(cat err)"
 check partly 'assert rows["s30"]["velocity_error"]["n"] == 1 and rows["s30"]["psnr"]["n"] == 2'
 
+# what clips lack that were measured before stays so, and that is said
+good $tiny --variants v.txt --side-by-side 1 -o partly
+says "warning: partly: 3 results were measured before without velocity error and stay so: measure into another folder"
+says "warning: partly: 3 results were measured before without video side by side"
+good $tiny --variants v.txt --drift lack.csv -o whole
+says "warning: whole: 2 results were measured before without drift"
+! grep -q velocity err || fail "velocity errors that are there are missed"
+
 # precision of its own, masks against drift, videos
 cat >v3.txt <<'END'
 x: --attention xattention --block 64 --stride 8 --top-p 0.5 --reuse none
@@ -212,9 +220,15 @@ assert csv[0] == "clip,variant,step,branch,layer,head,lag,drift,drift_before_rop
 assert len(csv) == 1 + 8 * (5 + 2) and {x[6] for x in csv[1:]} == {"1", "4"}, len(csv)
 assert all(float(x[7]) > 0 and float(x[8]) > 0 and 0 < float(x[9]) <= 1 for x in csv[1:])
 assert any(x[7] != x[8] for x in csv[1:]), "the rotation changes the means"
+assert "warning" not in open("err").read()
 r = rows["x"]
 assert r["rank_post_8"]["mean"] is None if "rank_post_8" in r else True
 '
+# killed between the rows and the result: they are not there twice
+cp d.csv once.csv
+sed -i '3,$d' drift/clips.jsonl
+good -m A --device ref --size 128x96 --frames 5 --steps 6 --prompts p.txt --max-prompts 1 --variants v3.txt --drift d.csv -o drift
+cmp -s d.csv once.csv || fail "rows of drift are there twice"
 if [ "$HAVE_VIDEO" = 1 ] && command -v ffprobe >/dev/null; then
     same "$(frames_of drift/clip_000_x.mp4)" 5 "frames side by side"
     same "$(ffprobe -v error -show_entries stream=width -of csv=p=0 drift/clip_000_x.mp4 | head -1)" 260 "width"
@@ -244,14 +258,37 @@ check prof '
 assert [r["variant"] for r in table] == ["dense", "prof/0.5", "prof/0.2"] and rows["prof/0.5"]["group"] == "prof"
 assert rows["prof/0.5"]["density"]["mean"] < rows["prof/0.2"]["density"]["mean"] <= 1
 '
+cp prof.json whole.prof.json
 cp changed.json prof.json
 bad 2 "prof: prof/0.5 was measured as" $tiny --max-prompts 1 --profile prof.json -o prof
+# settings that have no flag tell variants apart too; at their defaults they are not named, as ever
+python3 - <<'END' || fail "writing profiles"
+import json
+p = json.load(open("whole.prof.json"))
+p["method"].update(iters_first=50, iters_next=2)
+p["reuse"] = {"kind": "drift", "delta": 8, "gate_low": 0.4, "gate_high": 0.8}
+json.dump(p, open("usual.json", "w"))
+for section, key, value in ("reuse", "gate_low", 0.3), ("reuse", "gate_high", 0.7), ("method", "min_share", 0.2), ("method", "iters_first", 3), ("method", "iters_next", 1):
+    q = json.loads(json.dumps(p))
+    q[section][key] = value
+    json.dump(q, open(key + ".json", "w"))
+END
+cp usual.json prof.json
+good $tiny --max-prompts 1 --profile prof.json -o usual
+check usual 'assert not any(w in r["what"] for r in table for w in ("gates", "k-means", "share")), table'
+for key in gate_low gate_high min_share iters_first iters_next; do
+    cp $key.json prof.json
+    bad 2 "usual: prof/0.5 was measured as" $tiny --max-prompts 1 --profile prof.json -o usual
+done
 bad 2 "other.json: made for A with sha256 0000000000000000" $tiny --profile other.json -o new
 
 # refusals, before any work
 bad 2 "steps" $tiny --variants v.txt --steps 2 -o whole
 sed 's/0.3/0.35/' v.txt >changed.txt
 bad 2 "whole: s30 was measured as" $tiny --variants changed.txt -o whole
+echo '{"format":"haste-table","version":1}' >whole/a.table.jsonl # of haste-calibrate
+good --report -o whole
+rm whole/a.table.jsonl
 bad 2 "--baseline s31: no variant" --report --baseline s31 -o whole
 bad 2 "--baseline s31: no variant" $tiny --variants v.txt --seeds 2 --baseline s31 -o whole
 bad 1 "nowhere" --report -o nowhere

@@ -41,7 +41,7 @@ for name, heads, maps in (("r.html", 30, 3), ("i.html", 30, 5), ("big.html", 160
     assert text.count("<h2>") >= 4
 text = open("r.html", encoding="utf-8").read()
 for part in ("budgets of the profile", "all heads at one p", "random thresholds", "rank correlation", "numeric floor",
-             "prefers-color-scheme:dark", "held-out prompts", "0.3000"):
+             "prefers-color-scheme:dark", "calibration prompts", "0.3000"):
     assert part in text, part
 END
 

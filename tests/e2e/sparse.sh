@@ -123,12 +123,12 @@ def write(name, **changes):
 write("p.json")
 write("other.json", model__sha256="0" * 64)
 write("layers.json", model__layers=1, budgets=[{"target": 0.5, "top_p": [[1, 1]]}])
-write("version.json", version=3)
+write("version.json", version=4)
 write("above.json", budgets=[{"target": 0.5, "top_p": [[1, 1], [1.5, 1]]}])
 open("cut.json", "w").write(json.dumps(p)[:-20])
 END
 good $small -p a -o null: --stats s.json --profile p.json
-says "attention: svg2, 4 query and 4 key clusters, top-p 0.3 to 1 per head (mean 0.825), masks predicted every step"
+says "attention: svg2, 4 query and 4 key clusters, 3 and 1 rounds of k-means, top-p 0.3 to 1 per head (mean 0.825), masks predicted every step"
 says "first 1 of 3 steps dense (profile p.json, budget 0.5)"
 says "1 dense steps of 6 become 1 of 3"
 check '
@@ -152,7 +152,7 @@ bad 2 "layers.json: made for A with 1 layers x 2 heads, this model has 2 layers 
 bad 2 "p.json: no budget of sparsity 0.3; it has 0.5, 0.2" $small -p a -o null: --profile p.json --budget 0.3
 bad 2 "--attention xattention, but p.json was made for svg2" $small -p a -o null: --profile p.json --attention xattention
 bad 2 "--block has no meaning with svg2" $small -p a -o null: --profile p.json --block 64
-bad 1 "version.json: 'version' is 3" $small -p a -o null: --profile version.json
+bad 1 "version.json: 'version' is 4" $small -p a -o null: --profile version.json
 bad 1 "above.json: 'budgets[0].top_p[1][0]' is 1.5" $small -p a -o null: --profile above.json
 bad 1 "cut.json: " $small -p a -o null: --profile cut.json
 bad 1 "none.json" $small -p a -o null: --profile none.json

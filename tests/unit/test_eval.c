@@ -220,15 +220,18 @@ Test(eval, journals_of_a_folder_merge) {
     hs_err err = {0};
     cr_assert_not_null(mkdtemp(dir));
     hs_eval_result r[] = {result("a", 1, "dense", NAN, 2), result("a", 1, "x", 30, 1), result("b", 1, "x", 20, 1)};
-    journal(dir, "clips-0-of-2.jsonl", "{\"model\":\"m\",\"steps\":3}", 2, r);
-    journal(dir, "clips-1-of-2.jsonl", "{\"model\":\"m\",\"steps\":3}", 2, r + 1);
+    journal(dir, "clips-0-of-2.jsonl", "{\"format\":\"haste-eval\",\"model\":\"m\",\"steps\":3}", 2, r);
+    journal(dir, "a-table.jsonl", "{\"format\":\"haste-table\"}", 0, NULL); /* of haste-calibrate: not looked into */
+    journal(dir, "notes.jsonl", "[]", 0, NULL);
+    journal(dir, "clips-1-of-2.jsonl", "{\"format\":\"haste-eval\",\"model\":\"m\",\"steps\":3}", 2, r + 1);
     cr_assert_eq(hs_eval_results_load(&t, dir, NULL, NULL, &err), 0, "%s", err.msg);
     cr_assert_eq(t.n, 3);
     hs_eval_results_done(&t);
     cr_assert_eq(hs_eval_results_load(&t, dir, NULL, "clips-0-of-2.jsonl", &err), 0);
     cr_assert_eq(t.n, 2);
     hs_eval_results_done(&t);
-    cr_assert_eq(hs_eval_results_load(&t, dir, "{\"model\":\"m\",\"steps\":4}", NULL, &err), HS_EINVAL);
+    cr_assert_eq(hs_eval_results_load(&t, dir, "{\"format\":\"haste-eval\",\"model\":\"m\",\"steps\":4}", NULL, &err),
+                 HS_EINVAL);
     cr_assert(strstr(err.msg, "steps") && strstr(err.msg, "clips-0-of-2.jsonl"), "%s", err.msg);
     hs_eval_results_done(&t);
     cr_assert_eq(hs_eval_results_load(&t, "/nowhere/at/all", NULL, NULL, &err), HS_EIO);

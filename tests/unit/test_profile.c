@@ -22,6 +22,16 @@ static const char *sample(const char *name) {
     return buf;
 }
 
+/* What was saved begins with this version. */
+static void has_version(const char *path, int version) {
+    char *text, want[32];
+    size_t len;
+    snprintf(want, sizeof want, "\"version\":\t%d,", version);
+    cr_assert_eq(hs_file_read(path, 1 << 20, &text, &len, NULL), 0);
+    cr_assert(strstr(text, want), "%.80s", text);
+    hs_free(text);
+}
+
 static hs_profile *good(const char *json) {
     hs_profile *p = NULL;
     hs_err err = {0};
@@ -128,13 +138,13 @@ Test(profile, other_formats_and_versions) {
          "expected \"haste-profile\""},
         {"\"haste-profile\"", "7", HS_EFORMAT, "'format' is 7", "expected \"haste-profile\""},
         {"\"format\": \"haste-profile\",", "", HS_EFORMAT, "'format' is missing", "expected"},
-        {"\"version\": 1,", "\"version\": 0,", HS_ENOTSUP, "'version' is 0", "reads versions 1 to 2"},
-        {"\"version\": 1,", "\"version\": 1.5,", HS_ENOTSUP, "'version' is 1.5", "reads versions 1 to 2"},
-        {"\"version\": 1,", "\"version\": \"1\",", HS_ENOTSUP, "'version' is \"1\"", "reads versions 1 to 2"},
-        {"\"version\": 1,", "", HS_ENOTSUP, "'version' is missing", "reads versions 1 to 2"},
+        {"\"version\": 1,", "\"version\": 0,", HS_ENOTSUP, "'version' is 0", "reads versions 1 to 3"},
+        {"\"version\": 1,", "\"version\": 1.5,", HS_ENOTSUP, "'version' is 1.5", "reads versions 1 to 3"},
+        {"\"version\": 1,", "\"version\": \"1\",", HS_ENOTSUP, "'version' is \"1\"", "reads versions 1 to 3"},
+        {"\"version\": 1,", "", HS_ENOTSUP, "'version' is missing", "reads versions 1 to 3"},
         /* the version first: the rest of another version need not be known */
-        {"\"version\": 1,", "\"version\": 3, \"step_tables\": [],", HS_ENOTSUP, "'version' is 3",
-         "reads versions 1 to 2"},
+        {"\"version\": 1,", "\"version\": 4, \"step_tables\": [],", HS_ENOTSUP, "'version' is 4",
+         "reads versions 1 to 3"},
     };
     ALL_REFUSED("xattention.json", list);
 }
@@ -378,6 +388,37 @@ Test(profile, round_trip) {
     }
     cr_assert_eq(count_files(), 1, "nothing is left beside the file");
     cr_assert_eq(hs_alloc_live(), 0);
+}
+
+/* Version 3 says of which noise schedule; before it was the solver's own, and still is where nothing else is said. */
+Test(profile, sigmas) {
+    char json[4096];
+    snprintf(json, sizeof json, "%s", sample("xattention.json"));
+    const change list[] = {
+        {"\"solver\": \"unipc\"", "\"solver\": \"unipc\", \"sigmas\": \"B\"", HS_ENOTSUP, "'made_for.sigmas'",
+         "version 1"},
+        {"\"version\": 1", "\"version\": 3", HS_EFORMAT, "'made_for.sigmas' is missing", "expected one of A, B, C, D"}};
+    ALL_REFUSED("xattention.json", list);
+    hs_profile *p = good(json);
+    cr_assert_eq(p->sigmas, -1);
+    hs_request r = {.width = 832, .height = 480, .frames = 81, .steps = 50, .shift = 3, .guidance = 5, .sigmas = -1};
+    char text[512];
+    hs_err err = {0};
+    cr_assert_eq(hs_profile_differences(p, &r, text, sizeof text), 0);
+    r.sigmas = 0; /* A, which unipc has anyway */
+    cr_assert_eq(hs_profile_differences(p, &r, text, sizeof text), 0);
+    p->sigmas = 0;
+    cr_assert_eq(hs_profile_save(scratch("a.json"), p, &err), 0, "%s", err.msg);
+    has_version(scratch("a.json"), 1);
+    p->sigmas = 1;
+    cr_assert_eq(hs_profile_differences(p, &r, text, sizeof text), 1);
+    cr_assert(strstr(text, "made for unipc with sigmas B, shift 3 and guidance 5: "), "%s", text);
+    cr_assert_eq(hs_profile_save(scratch("b.json"), p, &err), 0, "%s", err.msg);
+    hs_profile_free(p);
+    has_version(scratch("b.json"), 3);
+    cr_assert_eq(hs_profile_load(scratch("b.json"), &p, &err), 0, "%s", err.msg);
+    cr_assert_eq(p->sigmas, 1);
+    hs_profile_free(p);
 }
 
 Test(profile, numbers_are_written_short) {

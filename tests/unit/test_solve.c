@@ -1,12 +1,10 @@
-/* From probes to thresholds: means, incomplete tables, the floor, dense layers, budgets, joint errors; the options of
- * haste-calibrate. */
+/* From probes to thresholds: means, incomplete tables, the floor, dense layers, budgets, joint errors. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "calibrate_options.h"
 #include "cost.h"
 #include "measure.h"
 #include "refine.h"
@@ -75,6 +73,7 @@ static void add_joint(hs_table *t, int candidate, const char *config, int prompt
     hs_joint *j = &t->joints[t->n_joints++];
     *j = (hs_joint){.prompt = prompt, .candidate = candidate, .m = {error, 10 * error, 0, 0, 0.4, 2}};
     snprintf(j->config, sizeof j->config, "%s", config);
+    j->step = (int)t->n_joints; /* each another one */
     snprintf(j->text, sizeof j->text, "%016x", prompt);
 }
 
@@ -91,6 +90,7 @@ Test(solve, curves_are_means_with_dense_at_the_end) {
     for (int kind = 0; kind < 2; kind++) {
         hs_curves *c = curves_of(t, (hs_error_kind)kind);
         cr_assert(c->points == 4 && c->samples == t->n_probes && c->dropped == 0 && !c->has_floor);
+        cr_assert(c->fewest == 1 && c->most == 1);
         for (int i = 0; i < LAYERS * HEADS; i++)
             for (int k = 0; k < 4; k++) {
                 double e = error_at(i / HEADS, i % HEADS, sorted[k]) * (kind ? 3 : 1);
@@ -121,6 +121,7 @@ Test(solve, means_are_over_prompts_then_intervals) {
     t->probes = more, t->n_probes = n;
     hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
     cr_assert_float_eq(c->error[0], error_at(0, 0, 0.5) * (0.5 * (1.5 + 4.5) + 0.5) / 2, 1e-12);
+    cr_assert(c->fewest == 1 && c->most == 2);
     hs_curves_free(c);
     free_table(t);
 }
@@ -283,6 +284,44 @@ Test(solve, explains_what_cannot_be_reached) {
     free_table(t);
 }
 
+Test(solve, a_profile_belongs_to_its_kind_of_table) {
+    hs_table *t = make_table(1);
+    hs_curves *c = curves_of(t, HS_ERROR_PLAIN);
+    double target = 0.1;
+    hs_profile *p;
+    hs_err err = {0};
+    cr_assert_eq(hs_solve(t, c, &(hs_solve_params){.n = 1, .target = &target}, &p, NULL), 0);
+    cr_assert_eq(hs_solve_matches(p, &t->info, 1, &err), 0, "%s", err.msg);
+#define DIFFERS(member, value, always, words)                                                                          \
+    do {                                                                                                               \
+        hs_table_info other = t->info;                                                                                 \
+        other.member = value;                                                                                          \
+        cr_assert_eq(hs_solve_matches(p, &other, 0, &err), always ? HS_EINVAL : 0, #member);                           \
+        cr_assert_eq(hs_solve_matches(p, &other, 1, &err), HS_EINVAL, #member);                                        \
+        cr_assert(strstr(err.msg, "was not made with this table") && strstr(err.msg, words), "%s", err.msg);           \
+    } while (0)
+    DIFFERS(layers, LAYERS + 1, 1, "(3 x 2 heads), the table is of made-up (4 x 2 heads)");
+    DIFFERS(heads, HEADS + 1, 1, "(3 x 3 heads)");
+    DIFFERS(sha256[0], '6', 1, "it is for made-up");
+    DIFFERS(policy.method, HS_POOLED, 1, "its method is svg2, that of the table pooled");
+    DIFFERS(policy.q_clusters, 7, 1, "its method.q_clusters is 300, that of the table 7");
+    DIFFERS(policy.min_share, 0.2f, 1, "method.min_share");
+    DIFFERS(policy.block, 64, 1, "method.block");
+    DIFFERS(policy.compat, 1, 1, "method.compat");
+    DIFFERS(width, 80, 0, "its made_for.width is 64, that of the table 80");
+    DIFFERS(steps, 11, 0, "made_for.steps");
+    DIFFERS(solver, HS_UNIPC, 0, "made_for.solver");
+    DIFFERS(sigmas, 1, 0, "made_for.sigmas");
+    DIFFERS(policy.dense_steps, 1, 0, "dense.steps");
+    DIFFERS(intervals[1][0], 6, 0, "its step intervals are others");
+    DIFFERS(n_intervals, 1, 0, "its step intervals are others");
+    DIFFERS(candidates[2], 0.8, 0, "its candidates are others");
+#undef DIFFERS
+    hs_profile_free(p);
+    hs_curves_free(c);
+    free_table(t);
+}
+
 /* More freedom never costs more, and here it must help: errors fall with time and sparsity does not. */
 Test(solve, thresholds_per_interval_predict_less) {
     hs_table *t = make_table(0);
@@ -330,17 +369,58 @@ Test(solve, joint_errors_are_per_pool_and_per_prompt) {
     add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", 3, 4);
     add_joint(t, HS_JOINT_CONFIG, "ffff456789abcdef", 0, 77);
     add_joint(t, 1, "", 0, 9);
-    hs_joint_mean in = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_CALIBRATION, HS_JOINT_CONFIG, "0123456789abcdef");
+    hs_joint_mean in =
+        hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_CALIBRATION}, HS_JOINT_CONFIG, "0123456789abcdef");
     cr_assert(in.error == 2 && in.n == 2 && in.prompts == 1 && isnan(in.low) && in.sparsity == 0.4 && in.seconds == 2);
-    hs_joint_mean out = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_HELD_OUT, HS_JOINT_CONFIG, "0123456789abcdef");
+    hs_joint_mean out =
+        hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, HS_JOINT_CONFIG, "0123456789abcdef");
     /* prompts 3 and 5: mean 4, standard error 1 */
     cr_assert(out.error == 4 && out.n == 4 && out.prompts == 2);
-    cr_assert(fabs(out.low - 2.04) < 1e-9 && fabs(out.high - 5.96) < 1e-9, "%g %g", out.low, out.high);
-    hs_joint_mean any = hs_table_joint(t, HS_ERROR_BAND, HS_POOL_ANY, HS_JOINT_CONFIG, "0123456789abcdef");
+    cr_assert(out.low == 0 && fabs(out.high - 16.706) < 1e-9, "%g %g", out.low, out.high); /* t of one degree */
+    hs_joint_mean any = hs_table_joint(t, HS_ERROR_BAND, (hs_pool){HS_POOL_ANY}, HS_JOINT_CONFIG, "0123456789abcdef");
     cr_assert(any.n == 6 && fabs(any.error - 200.0 / 6) < 1e-9);
-    cr_assert_eq(hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_ANY, 1, "").error, 9);
-    hs_joint_mean none = hs_table_joint(t, HS_ERROR_PLAIN, HS_POOL_HELD_OUT, 1, "");
+    cr_assert_eq(hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_ANY}, 1, "").error, 9);
+    hs_joint_mean none = hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, 1, "");
     cr_assert(none.n == 0 && isnan(none.error));
+    free_table(t);
+}
+
+/* Errors 0 and 1 in turn. The quantiles are those of tables of Student's t. */
+Test(solve, intervals_are_students) {
+    static const struct {
+        int prompts;
+        double t;
+    } known[] = {{4, 3.182}, {8, 2.365}, {30, 2.045}, {31, 2.042}, {32, 1.96}, {40, 1.96}};
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
+        hs_table *t = make_table(0);
+        int n = known[k].prompts;
+        for (int i = 0; i < n; i++) add_joint(t, HS_JOINT_CONFIG, "0123456789abcdef", i, 10 + i % 2);
+        hs_joint_mean m =
+            hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_ANY}, HS_JOINT_CONFIG, "0123456789abcdef");
+        double ones = n / 2, mean = ones / n, error = sqrt(mean * (1 - mean) / (n - 1));
+        cr_assert(fabs(m.high - m.error - known[k].t * error) < 1e-9, "%d: %g", n, (m.high - m.error) / error);
+        cr_assert(fabs(m.error - m.low - known[k].t * error) < 1e-9);
+        free_table(t);
+    }
+}
+
+/* The held-out file was longer once, and in another order. */
+Test(solve, joint_errors_are_of_the_pool_asked_for) {
+    static const char config[] = "0123456789abcdef";
+    char text[2][17];
+    hs_table *t = make_table(0);
+    for (int i = 0; i < 3; i++) add_joint(t, HS_JOINT_CONFIG, config, 2 + i, 1 << i);
+    add_joint(t, HS_JOINT_CONFIG, config, 2, 1 << 1); /* the text of prompt 3 */
+    memcpy(t->joints[3].text, t->joints[1].text, sizeof text[0]);
+    t->joints[3].step = t->joints[1].step;
+    hs_joint_mean all = hs_table_joint(t, HS_ERROR_PLAIN, (hs_pool){HS_POOL_HELD_OUT}, HS_JOINT_CONFIG, config);
+    cr_assert(all.prompts == 3 && all.n == 3 && fabs(all.error - 7.0 / 3) < 1e-12, "%d prompts, %g", all.prompts,
+              all.error);
+    memcpy(text[0], t->joints[2].text, sizeof text[0]);
+    memcpy(text[1], t->joints[1].text, sizeof text[1]);
+    const hs_pool now = {HS_POOL_HELD_OUT, 2, text};
+    hs_joint_mean some = hs_table_joint(t, HS_ERROR_PLAIN, now, HS_JOINT_CONFIG, config);
+    cr_assert(some.prompts == 2 && some.n == 2 && some.error == 3, "%d prompts, %g", some.prompts, some.error);
     free_table(t);
 }
 
@@ -510,134 +590,4 @@ Test(refine, neighbours_are_one_threshold_away) {
     cr_assert(moved > 40 && moved < 150, "%d", moved); /* 400 heads, two eighths of them, less at the ends */
     hs_curves_free(c);
     free_table(t);
-}
-
-/* ---- options ---------------------------------------------------------------------------------------------------- */
-
-static int parse(const char *line, hs_calibrate_options *o, hs_err *err) {
-    static char text[4096];
-    static char *argv[128];
-    int argc = 0;
-    snprintf(text, sizeof text, "haste-calibrate %s", line);
-    for (char *w = strtok(text, " "); w; w = strtok(NULL, " ")) argv[argc++] = w;
-    argv[argc] = NULL;
-    *err = (hs_err){0};
-    return hs_calibrate_options_parse(argc, argv, o, err);
-}
-
-static hs_calibrate_options good(const char *line) {
-    hs_calibrate_options o;
-    hs_err err;
-    int rc = parse(line, &o, &err);
-    cr_assert_eq(rc, 0, "\"%s\" refused: %s", line, err.msg);
-    return o;
-}
-
-static void refused(const char *line, const char *part) {
-    hs_calibrate_options o;
-    hs_err err;
-    int rc = parse(line, &o, &err);
-    cr_assert_eq(rc, HS_EINVAL, "\"%s\" gave %d", line, rc);
-    cr_assert(strstr(err.msg, part), "\"%s\": message \"%s\" lacks \"%s\"", line, err.msg, part);
-}
-
-Test(calibrate_options, every_option_is_read) {
-    hs_calibrate_options o =
-        good("-m dir --prompts f --held-out g --max-prompts 3 --max-held-out 0 -o p.json --table t "
-             "--method svg2 --q-clusters 9 --dense-steps 2 --dense-layers 1 --size 64*32 --steps 7 "
-             "--sample_guide_scale 3 --seed 5 --candidates 0.9,.5 --intervals 2 --prompts-per-head 2 "
-             "--sparsity 0,0.4 --seconds 1.5,20 --match-top-p 0.9 --error band --gap 0.01 --time-limit 3 --random 20 "
-             "--refine 2 --per-interval "
-             "--report r.html --reuse interval --reuse-interval 3 --device cpu --precision bf16 "
-             "--threads 1 --dry-run -v");
-    cr_assert(o.verb == HS_VERB_ALL && o.run.attention == HS_SVG2 && o.run.q_clusters == 9 && o.run.dense_steps == 2);
-    cr_assert(o.run.dense_layers == 1 && o.run.width == 64 && o.run.height == 32 && o.run.steps == 7);
-    cr_assert(o.run.guidance == 3 && o.run.seed == 5 && o.run.reuse == HS_REUSE_INTERVAL && o.run.reuse_interval == 3);
-    cr_assert(o.candidates.n == 2 && o.candidates.at[0] == 0.9 && o.candidates.at[1] == 0.5);
-    cr_assert(o.sparsity.n == 2 && o.sparsity.at[0] == 0 && o.sparsity.at[1] == 0.4 && o.step_seconds.at[1] == 20 &&
-              o.match.n == 1);
-    cr_assert(o.intervals == 2 && o.prompts_per_head == 2 && o.max_prompts == 3 && o.max_held_out == 0);
-    cr_assert(o.error == HS_ERROR_BAND && o.gap == 0.01 && o.time_limit == 3 && o.random == 20 && o.refine == 2 &&
-              o.per_interval);
-    cr_assert(o.run.dry_run && o.run.verbose && o.run.threads == 1 && !o.no_check);
-    cr_assert_str_eq(o.held_out, "g");
-    cr_assert_str_eq(o.out, "p.json");
-    cr_assert_str_eq(o.report, "r.html");
-    cr_assert_str_eq(o.tables[0], "t");
-    cr_assert_str_eq(o.run.precision, "bf16");
-}
-
-Test(calibrate_options, verbs) {
-    hs_calibrate_options o = good("measure -m d --prompts f --table t --shard 2/3");
-    cr_assert(o.verb == HS_VERB_MEASURE && o.shard == 2 && o.shards == 3 && o.candidates.n == 8 && o.intervals == 4);
-    o = good("solve a b --table c -o p --no-check");
-    cr_assert(o.verb == HS_VERB_SOLVE && o.n_tables == 3 && o.no_check && o.gap == 1e-4);
-    cr_assert_str_eq(o.tables[1], "b");
-    cr_assert_str_eq(o.tables[2], "c");
-    o = good("show p.json --budget 0.4");
-    cr_assert(o.verb == HS_VERB_SHOW && o.run.budget == 0.4);
-    cr_assert_str_eq(o.profile, "p.json");
-    o = good("compare p.json q.json --table t");
-    cr_assert(o.verb == HS_VERB_COMPARE && o.n_tables == 1 && !strcmp(o.profile, "p.json") &&
-              !strcmp(o.other, "q.json"));
-    o = good("report p.json --table t");
-    cr_assert(o.verb == HS_VERB_REPORT && !o.out);
-    cr_assert(good("--help").help && good("measure -h").help && good("--version").version);
-}
-
-Test(calibrate_options, refusals_name_the_option) {
-    refused("", "-m DIR is missing");
-    refused("dance", "unknown verb \"dance\": measure, solve, show, report or compare");
-    refused("-m d -o p", "--prompts FILE is missing");
-    refused("-m d --prompts f", "-o FILE is missing");
-    refused("measure -m d --prompts f", "--table FILE is missing");
-    refused("solve -o p", "--table FILE is missing");
-    refused("solve t", "-o FILE is missing");
-    refused("show", "show needs a profile behind it");
-    refused("report --table t", "report needs a profile behind it");
-    refused("show p q", "unexpected \"q\" behind show");
-    refused("compare p", "compare needs two profiles behind it");
-    refused("compare p q r", "unexpected \"r\" behind compare");
-    refused("compare p q -o x", "--output has no meaning with compare: it writes no profile");
-    refused("solve t -o p --per-interval=1", "--per-interval");
-    refused("solve t -o p --steps 3", "--steps has no meaning with solve: the table says");
-    refused("solve t -o p --method svg2", "--method has no meaning with solve");
-    refused("show p --table t", "--table has no meaning with show");
-    refused("show p -m d", "--model has no meaning with show: it needs no model");
-    refused("measure -m d --prompts f --table t --sparsity 0.3", "--sparsity has no meaning with measure");
-    refused("-m d --prompts f -o p --budget 0.3", "--budget has no meaning without a verb");
-    refused("-m d --prompts f -o p --shard 0/2", "--shard is for haste-calibrate measure");
-    refused("-m d --prompts f -o p --method dense", "xattention, svg2 or pooled");
-    refused("-m d --prompts f -o p --candidates 0.5,1", "1 to 32 different numbers above 0 and below 1");
-    refused("-m d --prompts f -o p --candidates 0.5,0.5", "different");
-    refused("-m d --prompts f -o p --candidates 0.5,,0.6", "different");
-    refused("-m d --prompts f -o p --candidates 0.99999999999", "below 1"); /* would be 1 as a float */
-    refused("-m d --prompts f -o p --sparsity 50%", "such as 0.4,0.5,0.6");
-    refused("-m d --prompts f -o p --sparsity nan", "--sparsity \"nan\"");
-    refused("-m d --prompts f -o p --error fft", "plain or band");
-    refused("-m d --prompts f -o p --shard 3/3", "I/N with 0 <= I < N");
-    refused("-m d --prompts f -o p --gap -1", "a number from 0 to 1");
-    refused("-m d --prompts f -o p --intervals 0", "a whole number from 1 to 32");
-    refused("-m d --prompts f -o p --seed 9007199254740993", "at most 2^53");
-    refused("-m d --prompts f -o p --candidats 0.5", "did you mean --candidates?");
-    refused("-m d --prompts f -o p --seed -1", "--seed \"-1\": should be a whole number");
-    refused("-m d --prompts f -o p -q -v", "--quiet and --verbose");
-    refused("-m d --prompts f -o p --table a --table b", "one table is measured at a time");
-    refused("solve t -o p --dry-run", "--dry-run says what measuring costs");
-    refused("-m d --prompts f -o p --seconds 0", "--seconds \"0\": should be 1 to 32 different numbers above 0");
-    refused("solve t -o p --random 3", "--random is for the check of the choice: add -m DIR");
-    refused("-m d --prompts f -o p --refine 2", "--refine is judged on other prompts: add --held-out FILE");
-    refused("-m d --prompts f -o p --no-check --held-out g", "--held-out is for the check");
-}
-
-/* Every option of the table is in the help, and every line fits a terminal. */
-static void count_line(void *user, const char *text) {
-    ++*(int *)user;
-    cr_assert(strlen(text) <= 120, "%zu columns: %s", strlen(text), text);
-}
-
-Test(calibrate_options, help_fits) {
-    int lines = 0;
-    hs_calibrate_options_help(count_line, &lines);
-    cr_assert_gt(lines, 60);
 }

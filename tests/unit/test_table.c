@@ -256,6 +256,9 @@ Test(table, foreign_tables) {
     DIFFERS(other.policy = info_of(HS_POOLED).policy, "its method.name is \"xattention\", expected \"pooled\"")
     DIFFERS(other.policy.block = 64, "its method.block is 128, expected 64")
     DIFFERS(other.policy.stride = 8, "its method.stride is 16, expected 8")
+    DIFFERS(other.policy.stride = 4, "its method.stride is 16, expected 4")
+    DIFFERS(other.policy.stride = 2, "its method.stride is 16, expected 2")
+    DIFFERS(other.policy.stride = 1, "its method.stride is 16, expected 1")
     DIFFERS(other.policy.compensate = 1, "its method.compensate is false, expected true")
     DIFFERS(other.policy.compat = 1, "its method.compat is false, expected true")
     DIFFERS(other.policy.dense_steps = 2, "its dense.steps is 3, expected 2")
@@ -285,6 +288,9 @@ Test(table, foreign_tables) {
     other = svg2;
     other.seed = UINT64_MAX;
     refused(scratch("new"), &other, HS_EFORMAT, "calibration.seed");
+    other = i;
+    other.policy.stride = 3;
+    refused(scratch("new"), &other, HS_EINVAL, "stride 3, must be 1, 2, 4, 8 or 16");
     other = svg2;
     other.candidates[2] = 1;
     refused(scratch("new"), &other, HS_EFORMAT, "candidate 2");
