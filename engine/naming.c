@@ -134,6 +134,7 @@ static const struct {
     {HS_PART_TRANSFORMER, "diffusion_model."},
     {HS_PART_TRANSFORMER, "transformer."},
     {HS_PART_TEXT, "text_encoders.*.transformer."},
+    {HS_PART_TEXT, "text_encoders."}, /* of what stands beside the encoder: its tokenizer, a scale of logits */
     {HS_PART_TEXT, "text_encoder."},
     {HS_PART_VAE, "first_stage_model."},
     {HS_PART_VAE, "vae."},
@@ -342,6 +343,7 @@ static int translate(void *user, hs_st_tensor *t, char *ret, size_t size, hs_err
         name += x->prefix_len;
     }
     if (is_helper(x, t, err, &rc)) return rc;
+    if (x->n->part == HS_PART_TEXT && ends(name, "logit_scale")) return 0; /* ComfyUI saves one with any text encoder */
     if (x->n->part == HS_PART_TEXT && ends(name, "spiece_model")) name = "spiece_model";
     if ((rc = take_scale(x, t, err))) return rc;
     for (const rule *r = x->n->rules; r->from; r++)

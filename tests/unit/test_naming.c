@@ -122,11 +122,12 @@ static hs_st *open_set(const char *lines, hs_part part) {
     return st;
 }
 
+/* As ComfyUI's CheckpointSave names them */
 Test(naming, prefixes_of_checkpoints_with_all_parts) {
     static const char all[] =
         "model.diffusion_model.time_projection.1.weight U8 [1] first_stage_model.decoder.conv1.weight U8 [1]"
-        " text_encoders.umt5xxl.transformer.shared.weight U8 [1]"
-        " text_encoders.umt5xxl.transformer.spiece_model U8 [3] ";
+        " text_encoders.umt5xxl.transformer.shared.weight U8 [1] text_encoders.umt5xxl.logit_scale F32 [1]"
+        " text_encoders.spiece_model U8 [3] ";
     static const char *const want[HS_PART_COUNT][2] = {
         {"condition_embedder.time_proj.weight"}, {"shared.weight", "spiece_model"}, {"decoder.conv_in.weight"}};
     for (int p = 0; p < HS_PART_COUNT; p++) {
@@ -135,6 +136,14 @@ Test(naming, prefixes_of_checkpoints_with_all_parts) {
         cr_expect_null(hs_st_unused(st));
         hs_st_close(st);
     }
+}
+
+/* As CLIPSave writes it */
+Test(naming, text_encoder_with_a_scale_of_logits) {
+    hs_st *st = open_set("shared.weight U8 [1] logit_scale F32 [1] spiece_model U8 [3]", HS_PART_TEXT);
+    cr_expect(hs_st_find(st, "shared.weight") && hs_st_find(st, "spiece_model"));
+    cr_expect_eq(hs_st_count(st), 2);
+    hs_st_close(st);
 }
 
 Test(naming, scales_become_part_of_their_weights) {
