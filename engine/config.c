@@ -341,6 +341,8 @@ int hs_config_parse_sched(const char *json, size_t len, const char *path, hs_con
     expect_bool(&r, "use_karras_sigmas", 0);
     expect_bool(&r, "use_exponential_sigmas", 0);
     expect_bool(&r, "use_beta_sigmas", 0);
+    expect_bool(&r, "invert_sigmas", 0);
+    expect_bool(&r, "stochastic_sampling", 0);
     return reader_close(&r);
 }
 

@@ -199,6 +199,10 @@ Test(config, unsupported_and_impossible_values_are_refused_by_name) {
         {sched_json, ":1000", ":500", HS_ENOTSUP, "'num_train_timesteps' is 500", hs_config_parse_sched},
         {sched_json, "\"use_karras_sigmas\":false", "\"use_karras_sigmas\":true", HS_ENOTSUP, "'use_karras_sigmas'",
          hs_config_parse_sched},
+        {sched_json, ":1000", ":1000,\"invert_sigmas\":true", HS_ENOTSUP, "'invert_sigmas' is true",
+         hs_config_parse_sched},
+        {sched_json, ":1000", ":1000,\"stochastic_sampling\":true", HS_ENOTSUP, "'stochastic_sampling' is true",
+         hs_config_parse_sched},
 
         {index_json, "WanPipeline", "WanImageToVideoPipeline", HS_ENOTSUP, "but only WanPipeline", parse_index},
         {index_json, "\"boundary_ratio\":null", "\"boundary_ratio\":0.875", HS_ENOTSUP, "two transformers",
