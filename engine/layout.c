@@ -35,6 +35,7 @@ static const layout layouts[] = {
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
 static const char *const flags[PLACES] = {"--transformer", "--text-encoder", "--vae", "--tokenizer"};
+static const char *const stems[HS_PART_COUNT] = {"diffusion_pytorch_model", "model", "diffusion_pytorch_model"};
 
 static int exists(const char *dir, const char *name) {
     char *path = hs_path_join(dir, name);
@@ -101,29 +102,46 @@ static int find_file(const char *dir, hs_part part, hs_st **ret, hs_err *err) {
     return rc;
 }
 
-static int open_place(const char *path, hs_part part, hs_st **ret, hs_err *err) {
-    static const char *const stems[HS_PART_COUNT] = {"diffusion_pytorch_model", "model", "diffusion_pytorch_model"};
-    char name[64];
+static int is_any_part(const hs_st *st) {
+    int any = 0;
+    for (int p = 0; p < HS_PART_COUNT; p++) any |= hs_naming_fits(st, (hs_part)p);
+    return any;
+}
+
+/* The files with stock names if they hold the part, else the one that does. Files of no part are handed on if nothing
+ * else is there, so that they are refused by what they are. *ret_stock: a config.json beside them is theirs. */
+static int open_folder(const char *dir, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
+    hs_st *stock = NULL;
+    int rc = hs_st_dir_has(dir, stems[part]) ? hs_st_open_dir(dir, stems[part], &stock, err) : HS_OK;
+    if (rc) return rc;
+    *ret_stock = stock && hs_naming_fits(stock, part);
+    if (!*ret_stock) rc = find_file(dir, part, ret, err);
+    if (rc == HS_EIO && stock && !is_any_part(stock)) {
+        rc = HS_OK;
+        *ret_stock = 1;
+    }
+    if (*ret_stock)
+        *ret = stock;
+    else
+        hs_st_close(stock);
+    return rc;
+}
+
+static int open_place(const char *path, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
     if (access(path, F_OK))
         return hs_fail(err, HS_EIO, "the %s should be %s: %s", hs_part_name(part), path, strerror(errno));
-    if (!is_dir(path)) return hs_st_open(path, ret, err);
-    snprintf(name, sizeof name, "%s.safetensors", stems[part]);
-    int sharded = exists(path, name);
-    snprintf(name, sizeof name, "%s.safetensors.index.json", stems[part]);
-    sharded |= exists(path, name);
-    return sharded || exists(path, "config.json") ? hs_st_open_dir(path, stems[part], ret, err)
-                                                  : find_file(path, part, ret, err);
+    return is_dir(path) ? open_folder(path, part, ret, ret_stock, err) : hs_st_open(path, ret, err);
 }
 
 /* Opens and translates; the config beside it is read if the names are Diffusers', else the tensors say all. */
 static int open_part(hs_files *f, const char *path, hs_part part, int needs_config, hs_err *err) {
     static const hs_config_parse_fn parsers[HS_PART_COUNT] = {hs_config_parse_transformer, hs_config_parse_text,
                                                               hs_config_parse_vae};
-    int diffusers = 0, rc;
-    if ((rc = open_place(path, part, &f->st[part], err)) ||
+    int diffusers = 0, stock = 0, rc;
+    if ((rc = open_place(path, part, &f->st[part], &stock, err)) ||
         (rc = hs_naming_apply(f->st[part], part, path, &diffusers, err)))
         return rc;
-    const int config = needs_config || (is_dir(path) && exists(path, "config.json"));
+    const int config = needs_config || (stock && exists(path, "config.json"));
     if (diffusers && config) {
         if ((rc = hs_config_file(path, "config.json", 0, parsers[part], &f->config, err))) return rc;
         return part == HS_PART_TRANSFORMER ? hs_transformer_sha256(path, f->sha256, err) : HS_OK;

@@ -123,3 +123,16 @@ int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) 
     hs_free(path);
     return rc;
 }
+
+int hs_st_dir_has(const char *dir, const char *stem) {
+    static const char *const tails[] = {".safetensors.index.json", ".safetensors"};
+    char name[256];
+    int there = 0;
+    for (int i = 0; i < 2 && !there; i++) {
+        snprintf(name, sizeof name, "%s%s", stem, tails[i]);
+        char *path = hs_path_join(dir, name);
+        there = path && !access(path, F_OK);
+        hs_free(path);
+    }
+    return there;
+}

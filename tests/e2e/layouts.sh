@@ -47,6 +47,24 @@ mv models/models models/split_files
 same "$(video -m models)" "$expect" "split_files"
 cp $dit $text $vae flat
 same "$(video -m flat)" "$expect" "files side by side"
+
+# a part with stock names is not in the way of the others, nor is its config, or one that belongs to nothing here
+echo '{"_class_name": "Other"}' >flat/config.json
+same "$(video -m flat)" "$expect" "files side by side and a config"
+rm flat/config.json
+mkdir shards && cp $text $vae original/config.json original/diffusion_pytorch_model* shards
+same "$(video -m shards)" "$expect" "the original's shards beside two other files"
+same "$(video -m diffusers --vae original --text-encoder original)" "$expect" "a part out of a whole folder"
+rm shards/wan_2.1_vae.safetensors
+bad 1 "shards holds no VAE of a Wan2.1 model" $settings -m shards
+rm shards/diffusion* && python3 - <<'END' || fail "writing another model"
+import struct
+h = b'{"double_blocks.0.w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+open("shards/diffusion_pytorch_model.safetensors", "wb").write(struct.pack("<Q", len(h)) + h + b"0")
+END
+bad 1 "shards is HunyuanVideo or FLUX" $settings -m shards
+
+# two of a kind
 cp original/Wan2.1_VAE.pth flat/other.pth
 bad 2 "hold a VAE: say which by --vae FILE" $settings -m flat
 same "$(video -m flat --vae flat/other.pth)" "$expect" "one of two by name"
