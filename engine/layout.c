@@ -61,8 +61,9 @@ static int is_tensor_file(const char *name) {
     return *name != '.' && dot && (!strcmp(dot, ".safetensors") || !strcmp(dot, ".pth") || !strcmp(dot, ".pt"));
 }
 
-/* The only file in dir that holds the part. One that cannot be read is not the one, unless none is. */
-static int find_file(const char *dir, hs_part part, hs_st **ret, hs_err *err) {
+/* The only file in dir that holds the part. One that cannot be read is not the one, unless none is. *ret_stock: its
+ * name is the stock name with a variant in it. */
+static int find_file(const char *dir, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
     DIR *d = opendir(dir);
     if (!d) return hs_fail(err, HS_EIO, "cannot open %s: %s", dir, strerror(errno));
     hs_st *found = NULL;
@@ -94,6 +95,8 @@ static int find_file(const char *dir, hs_part part, hs_st **ret, hs_err *err) {
         rc = hs_fail(err, HS_EIO,
                      "%s holds no %s of a Wan2.1 model: not a model folder, or an incomplete download%s%.300s", dir,
                      hs_part_name(part), *why.msg ? "; " : "", why.msg);
+    const size_t stem = strlen(stems[part]);
+    *ret_stock = !rc && !strncmp(found_name, stems[part], stem) && found_name[stem] == '.';
     hs_free(found_name);
     if (rc)
         hs_st_close(found);
@@ -114,16 +117,18 @@ static int open_folder(const char *dir, hs_part part, hs_st **ret, int *ret_stoc
     hs_st *stock = NULL;
     int rc = hs_st_dir_has(dir, stems[part]) ? hs_st_open_dir(dir, stems[part], &stock, err) : HS_OK;
     if (rc) return rc;
-    *ret_stock = stock && hs_naming_fits(stock, part);
-    if (!*ret_stock) rc = find_file(dir, part, ret, err);
+    int use = stock && hs_naming_fits(stock, part);
+    if (!use) rc = find_file(dir, part, ret, ret_stock, err);
     if (rc == HS_EIO && stock && !is_any_part(stock)) {
         rc = HS_OK;
-        *ret_stock = 1;
+        use = 1;
     }
-    if (*ret_stock)
+    if (use) {
+        *ret_stock = 1;
         *ret = stock;
-    else
+    } else {
         hs_st_close(stock);
+    }
     return rc;
 }
 
@@ -131,6 +136,12 @@ static int open_place(const char *path, hs_part part, hs_st **ret, int *ret_stoc
     if (access(path, F_OK))
         return hs_fail(err, HS_EIO, "the %s should be %s: %s", hs_part_name(part), path, strerror(errno));
     return is_dir(path) ? open_folder(path, part, ret, ret_stock, err) : hs_st_open(path, ret, err);
+}
+
+/* The identity of a Diffusers folder is that of the files without a variant. */
+static int has_identity(const char *dir) {
+    return exists(dir, "diffusion_pytorch_model.safetensors.index.json") ||
+           exists(dir, "diffusion_pytorch_model.safetensors");
 }
 
 /* Opens and translates; the config beside it is read if the names are Diffusers', else the tensors say all. */
@@ -144,7 +155,7 @@ static int open_part(hs_files *f, const char *path, hs_part part, int needs_conf
     const int config = needs_config || (stock && exists(path, "config.json"));
     if (diffusers && config) {
         if ((rc = hs_config_file(path, "config.json", 0, parsers[part], &f->config, err))) return rc;
-        return part == HS_PART_TRANSFORMER ? hs_transformer_sha256(path, f->sha256, err) : HS_OK;
+        return part == HS_PART_TRANSFORMER && has_identity(path) ? hs_transformer_sha256(path, f->sha256, err) : HS_OK;
     }
     rc = hs_naming_config(f->st[part], part, path, &f->config, err);
     if (!rc && config && part == HS_PART_TRANSFORMER)

@@ -2,12 +2,12 @@
 #include "json.h"
 #include "safetensors.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { MAX_INDEX = 100000000 /* bytes */ };
+enum { MAX_INDEX = 100000000 /* bytes */, NAME = 256 };
 
 typedef struct entry {
     const char *name, *file; /* borrowed from the JSON document */
@@ -103,36 +103,47 @@ static int open_index(const char *dir, const char *path, hs_st **ret, hs_err *er
     return rc;
 }
 
-int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) {
-    char name[256];
-    if (snprintf(name, sizeof(name), "%s.safetensors.index.json", stem) >= (int)sizeof(name))
-        return hs_fail(err, HS_EINVAL, "file name '%s' is too long", stem);
-    char *path = hs_path_join(dir, name);
-    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
-    int rc;
-    if (!access(path, F_OK)) {
-        rc = open_index(dir, path, ret, err);
-    } else {
-        path[strlen(path) - strlen(".index.json")] = '\0';
-        rc = access(path, F_OK) ? hs_fail(err, HS_EIO,
-                                          "%s holds neither %s nor the file without .index.json: not a model "
-                                          "folder, or an incomplete download",
-                                          dir, name)
-                                : hs_st_open(path, ret, err);
+/* The name of what hs_st_open_dir opens, in ret; how many there are: more than 1 only where several variants are. */
+static int find_stock(const char *dir, const char *stem, char ret[NAME]) {
+    enum { VARIANT = 1, SINGLE, INDEX };
+    char single[NAME];
+    const int len = snprintf(single, sizeof single, "%s.safetensors", stem);
+    int best = 0, n = 0;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (strncmp(e->d_name, single, (size_t)len)) continue;
+        const char *tail = e->d_name + len, *end = strrchr(e->d_name, '.');
+        const int rank = !*tail                                                  ? SINGLE
+                         : !strcmp(tail, ".index.json")                          ? INDEX
+                         : !strncmp(tail, ".index.", 7) && !strcmp(end, ".json") ? VARIANT
+                                                                                 : 0;
+        if (rank < best || !rank) continue;
+        n = rank == best ? n + 1 : 1;
+        best = rank;
+        snprintf(ret, NAME, "%s", e->d_name);
     }
-    hs_free(path);
-    return rc;
+    if (d) closedir(d);
+    return n;
 }
 
 int hs_st_dir_has(const char *dir, const char *stem) {
-    static const char *const tails[] = {".safetensors.index.json", ".safetensors"};
-    char name[256];
-    int there = 0;
-    for (int i = 0; i < 2 && !there; i++) {
-        snprintf(name, sizeof name, "%s%s", stem, tails[i]);
-        char *path = hs_path_join(dir, name);
-        there = path && !access(path, F_OK);
-        hs_free(path);
-    }
-    return there;
+    char name[NAME];
+    return find_stock(dir, stem, name) > 0;
+}
+
+int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) {
+    char name[NAME] = "";
+    const int n = find_stock(dir, stem, name);
+    if (!n)
+        return hs_fail(err, HS_EIO,
+                       "%s holds neither %s.safetensors.index.json nor the file without .index.json: not a model "
+                       "folder, or an incomplete download",
+                       dir, stem);
+    if (n > 1)
+        return hs_fail(err, HS_EINVAL, "%s holds %d variants, %s among them: keep the index of one", dir, n, name);
+    char *path = hs_path_join(dir, name);
+    if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
+    const int rc = strcmp(strrchr(name, '.'), ".json") ? hs_st_open(path, ret, err) : open_index(dir, path, ret, err);
+    hs_free(path);
+    return rc;
 }

@@ -64,6 +64,16 @@ open("shards/diffusion_pytorch_model.safetensors", "wb").write(struct.pack("<Q",
 END
 bad 1 "shards is HunyuanVideo or FLUX" $settings -m shards
 
+# variants, sharded and single; the config is theirs
+cp -r diffusers variants
+for part in transformer text_encoder; do
+    for f in variants/$part/*.index.json; do mv $f ${f%.json}.fp16.json; done
+done
+mv variants/vae/diffusion_pytorch_model.safetensors variants/vae/diffusion_pytorch_model.fp16.safetensors
+same "$(video -m variants)" "$expect" "files of a variant"
+sed -i 's/AutoencoderKLWan/Other/' variants/vae/config.json
+bad 1 "'_class_name' is \"Other\"" $settings -m diffusers --vae variants/vae
+
 # two of a kind
 cp original/Wan2.1_VAE.pth flat/other.pth
 bad 2 "hold a VAE: say which by --vae FILE" $settings -m flat

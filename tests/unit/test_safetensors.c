@@ -253,6 +253,24 @@ Test(safetensors, a_folder_without_index) {
     cr_assert_eq(hs_alloc_live(), 0);
 }
 
+/* As save_pretrained(variant="fp16") names it */
+Test(safetensors, a_folder_with_the_index_of_a_variant) {
+    hs_st *st = NULL;
+    hs_err e;
+    two_shards(INDEX("\"w.a\":\"m-2.safetensors\",\"w.b\":\"m-1.safetensors\""));
+    cr_assert(!rename(scratch("m.safetensors.index.json"), scratch("m.safetensors.index.fp16.json")));
+    cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), 0, "%s", e.msg);
+    cr_assert_eq(hs_st_count(st), 2);
+    hs_st_close(st);
+    write_text(scratch("m.safetensors.index.bf16.json"), "");
+    cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), HS_EINVAL);
+    cr_assert(strstr(e.msg, "holds 2 variants") && strstr(e.msg, "keep the index of one"), "%s", e.msg);
+    write_tensors(scratch("m.safetensors"), ONE("w"), 8); /* no variant: comes first */
+    cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), 0, "%s", e.msg);
+    cr_assert_eq(hs_st_count(st), 1);
+    hs_st_close(st);
+}
+
 Test(safetensors, index_and_shards_must_agree) {
     static const struct {
         const char *map, *message;
