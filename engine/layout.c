@@ -54,6 +54,11 @@ static char *place_in(const char *dir, const char *name) {
     return *name ? hs_path_join(dir, name) : hs_strdup(dir);
 }
 
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 /* ---- one part --------------------------------------------------------------------------------------------------- */
 
 static int is_tensor_file(const char *name) {
@@ -132,10 +137,14 @@ static int open_folder(const char *dir, hs_part part, hs_st **ret, int *ret_stoc
     return rc;
 }
 
-static int open_place(const char *path, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
+static int open_place(const char *path, int named, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
     if (access(path, F_OK))
         return hs_fail(err, HS_EIO, "the %s should be %s: %s", hs_part_name(part), path, strerror(errno));
-    return is_dir(path) ? open_folder(path, part, ret, ret_stock, err) : hs_st_open(path, ret, err);
+    if (is_dir(path)) return open_folder(path, part, ret, ret_stock, err);
+    const int rc = hs_st_open(path, ret, err);
+    return rc && !named && !is_tensor_file(base_name(path))
+               ? hs_fail(err, rc, "%s; -m takes the folder of a model", err->msg)
+               : rc;
 }
 
 /* The identity of a Diffusers folder is that of the files without a variant. */
@@ -145,11 +154,11 @@ static int has_identity(const char *dir) {
 }
 
 /* Opens and translates; the config beside it is read if the names are Diffusers', else the tensors say all. */
-static int open_part(hs_files *f, const char *path, hs_part part, int needs_config, hs_err *err) {
+static int open_part(hs_files *f, const char *path, int named, hs_part part, int needs_config, hs_err *err) {
     static const hs_config_parse_fn parsers[HS_PART_COUNT] = {hs_config_parse_transformer, hs_config_parse_text,
                                                               hs_config_parse_vae};
     int diffusers = 0, stock = 0, rc;
-    if ((rc = open_place(path, part, &f->st[part], &stock, err)) ||
+    if ((rc = open_place(path, named, part, &f->st[part], &stock, err)) ||
         (rc = hs_naming_apply(f->st[part], part, path, &diffusers, err)))
         return rc;
     const int config = needs_config || (stock && exists(path, "config.json"));
@@ -241,7 +250,8 @@ static int open_all(const hs_model_params *p, const layout *l, char *const place
     const char *const named[HS_PART_COUNT] = {p->transformer, p->text_encoder, p->vae};
     const int diffusers = l == &layouts[0] || l == &layouts[1];
     int rc = p->dir && is_dir(p->dir) ? read_folder(p->dir, diffusers, &f->config, err) : 0;
-    for (int i = 0; i < HS_PART_COUNT && !rc; i++) rc = open_part(f, place[i], (hs_part)i, diffusers && !named[i], err);
+    for (int i = 0; i < HS_PART_COUNT && !rc; i++)
+        rc = open_part(f, place[i], named[i] != NULL, (hs_part)i, diffusers && !named[i], err);
     if (!rc) rc = hs_config_check(&f->config, p->dir ? p->dir : place[0], err);
     if (!rc) rc = open_tokenizer(f, p->tokenizer, place[TOKENIZER], place[HS_PART_TEXT], err);
     if (rc) return rc;

@@ -170,12 +170,16 @@ static int header_add(hs_st *st, shard *sh, const void *data, size_t len, int64_
         return hs_fail(err, HS_EFORMAT, "%s has %lld bytes: too short for a safetensors file", path,
                        (long long)file_size);
     for (int i = 0; i < PREFIX; i++) hlen |= (uint64_t)p[i] << 8 * i;
-    if (hlen > MAX_HEADER || hlen > (uint64_t)file_size - PREFIX)
+    if (hlen > MAX_HEADER)
+        return hs_fail(err, HS_EFORMAT,
+                       "%s is neither a safetensors file nor a PyTorch checkpoint: its first bytes would be a header "
+                       "of %llu bytes, expected at most %d",
+                       path, (unsigned long long)hlen, MAX_HEADER);
+    if (hlen > (uint64_t)file_size - PREFIX)
         return hs_fail(
             err, HS_EFORMAT,
-            "%s: header length %llu, but the file has %lld bytes and a header at most %d: truncated, or not a "
-            "safetensors file",
-            path, (unsigned long long)hlen, (long long)file_size, MAX_HEADER);
+            "%s: header length %llu, but the file has %lld bytes: truncated, or not a safetensors file; fetch it again",
+            path, (unsigned long long)hlen, (long long)file_size);
     if (hlen > len - PREFIX)
         return hs_fail(err, HS_EFORMAT, "%s: %zu bytes given, but the header needs %llu", path, len,
                        (unsigned long long)hlen + PREFIX);

@@ -87,6 +87,8 @@ mkdir alone && cp $t5 alone/t5.pth
 bad 1 "name one by --tokenizer FILE" $settings -m flat --text-encoder alone/t5.pth
 bad 2 "all of --transformer, --text-encoder and --vae" $settings --transformer $dit --vae $vae
 bad 1 "no/such.safetensors" $settings -m diffusers --vae no/such.safetensors
+bad 1 "-m takes the folder of a model" $settings -m diffusers/model_index.json
+says "diffusers/model_index.json is neither a safetensors file"
 mv original/Wan2.1_VAE.pth alone
 bad 1 "the VAE should be original/Wan2.1_VAE.pth" $settings -m original
 mv alone/Wan2.1_VAE.pth original

@@ -176,7 +176,7 @@ Test(safetensors, bad_files) {
     cr_assert(strstr(e.msg, "header length 9, but the file has 16 bytes"), "%s", e.msg);
     write_file(scratch("m"), huge, 16);
     cr_assert_eq(hs_st_open(scratch("m"), &st, &e), HS_EFORMAT);
-    cr_assert(strstr(e.msg, "header length 18446744073709551615"), "%s", e.msg);
+    cr_assert(strstr(e.msg, "is neither a safetensors file") && strstr(e.msg, "18446744073709551615"), "%s", e.msg);
     make_dir(scratch("d"));
     cr_assert_eq(hs_st_open(scratch("d"), &st, &e), HS_EIO);
     /* 100,000,001 bytes of header, and a file that would hold them */
