@@ -3,9 +3,11 @@
 #include "safetensors.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_INDEX = 100000000 /* bytes */, NAME = 256 };
 
@@ -86,6 +88,10 @@ static int open_index(const char *dir, const char *path, hs_st **ret, hs_err *er
     if (!rc) rc = hs_json_parse(text, len, path, &doc, err);
     if (!rc) rc = read_entries(doc, path, &e, &n, err);
     if (!rc) rc = list_shards(dir, e, n, &paths, &shards, err);
+    for (int i = 0; i < shards && !rc; i++)
+        if (access(paths[i], F_OK))
+            rc = hs_fail(err, HS_EIO, "cannot open %s: %s; %s names it: an incomplete download, fetch it again",
+                         paths[i], strerror(errno), path);
     if (!rc) rc = hs_st_open_files(path, shards, (const char *const *)paths, &st, err);
     if (!rc) {
         qsort(e, (size_t)n, sizeof(*e), entry_by_name);
