@@ -86,8 +86,11 @@ static int parse_tensor(const cJSON *v, const char *path, hs_st_tensor *t, int64
 
     const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(v, "dtype");
     if (!parse_dtype(dtype, &t->dtype))
-        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has dtype %s, expected one of F32 BF16 F16 U8 I32 F8_E4M3",
-                       path, name, cJSON_IsString(dtype) ? dtype->valuestring : "(none)");
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has dtype %s, expected one of F32 BF16 F16 U8 I32 F8_E4M3%s",
+                       path, name, cJSON_IsString(dtype) ? dtype->valuestring : "(none)",
+                       cJSON_IsString(dtype) && !strncmp(dtype->valuestring, "F8_", 3)
+                           ? ": use the fp8_e4m3fn, fp16 or bf16 file of this model"
+                           : "");
 
     const cJSON *shape = cJSON_GetObjectItemCaseSensitive(v, "shape");
     if (!cJSON_IsArray(shape)) return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has no shape", path, name);

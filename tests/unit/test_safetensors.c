@@ -81,6 +81,7 @@ Test(safetensors, bad_headers_are_refused) {
         {"no object", "[]", "not a JSON object"},
         {"bytes after it", "{} {}", "bytes after the end"},
         {"tensor is no object", "{\"t\":3}", "'t' of the header is not an object"},
+        {"another 8-bit type", T("\"F8_E5M2\"", "[8]", "[0,8]"), "F8_E4M3: use the fp8_e4m3fn, fp16 or bf16 file"},
         {"unknown dtype", T("\"I64\"", "[1]", "[0,8]"), "'t' has dtype I64, expected one of F32"},
         {"no dtype", "{\"t\":{\"shape\":[1],\"data_offsets\":[0,4]}}", "dtype (none)"},
         {"number as dtype", T("3", "[1]", "[0,4]"), "dtype (none)"},
