@@ -327,7 +327,7 @@ static int shard_add(hs_st *st, char *path, hs_err *err) {
     if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", st->label);
     shard *sh = &st->shards[st->n_shards++];
     sh->path = path;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is refused below, not waited for */
     if (fd < 0) return hs_fail(err, HS_EIO, "cannot open %s: %s", path, strerror(errno));
     int rc = HS_OK;
     struct stat s;

@@ -323,6 +323,14 @@ Test(safetensors, a_tensor_in_two_shards) {
     cr_assert_eq(hs_alloc_live(), 0);
 }
 
+Test(safetensors, a_pipe_is_not_waited_for, .timeout = 10) {
+    hs_st *st;
+    hs_err e = {0};
+    cr_assert(!mkfifo(scratch("pipe.safetensors"), 0600));
+    cr_assert_eq(hs_st_open(scratch("pipe.safetensors"), &st, &e), HS_EIO);
+    cr_assert(strstr(e.msg, "pipe.safetensors is not a regular file"), "%s", e.msg);
+}
+
 /* ---- writing --------------------------------------------------------------------------------------------------- */
 
 static const float values[6] = {1, -2, 3.5f, 0, 1e-20f, 7};
