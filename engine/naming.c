@@ -312,8 +312,8 @@ static int take_scale(const translation *x, hs_st_tensor *t, hs_err *err) {
                        s->name, (long long)s->numel);
     if (!s->data) return HS_OK; /* only the header was given */
     hs_to_f32(&v, s->data, s->dtype, 1);
-    if (!(v > 0 && v <= 3e38f))
-        return hs_fail(err, HS_EFORMAT, "%s: '%s' is %g, expected a number above 0", s->file, s->name, (double)v);
+    if (!(v >= 0 && v <= 3e38f)) /* 0: of a weight that is 0 all over */
+        return hs_fail(err, HS_EFORMAT, "%s: '%s' is %g, expected a number from 0 on", s->file, s->name, (double)v);
     t->scale = v;
     return HS_OK;
 }

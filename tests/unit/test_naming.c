@@ -164,11 +164,20 @@ Test(naming, scales_become_part_of_their_weights) {
     hs_st_close(st);
 }
 
+Test(naming, a_scale_may_be_zero) {
+    hs_st *st =
+        open_set("time_projection.1.scale_weight U8 [1] time_projection.1.weight F8_E4M3 [2]", HS_PART_TRANSFORMER);
+    float v = 1;
+    hs_st_floats(hs_st_find(st, "condition_embedder.time_proj.weight"), 1, 1, &v);
+    cr_expect_eq(v, 0);
+    hs_st_close(st);
+}
+
 Test(naming, eight_bit_forms_that_are_refused) {
     static const char *const cases[][2] = {
         {"time_projection.1.weight F8_E4M3 [2] time_projection.1.scale_weight F32 [2]", "2 scales, but only one"},
-        {"time_projection.1.scale_weight U8 [1] time_projection.1.weight F8_E4M3 [2]",
-         "is 0, expected a number above 0"},
+        {"time_projection.1.weight F8_E4M3 [128] time_projection.1.scale_weight BF16 [1]",
+         "e-38, expected a number from 0 on"},
         {"time_projection.1.weight F8_E4M3 [2] time_projection.1.comfy_quant U8 [8]", "comfy_quant"},
         {"time_projection.1.weight F8_E4M3 [2] time_projection.1.comfy_quant F32 [1]", "not a text in JSON"},
         {"time_projection.1.weight F8_E4M3 [2] time_projection.7.scale_weight F32 [1]",
