@@ -211,15 +211,16 @@ static int open_tokenizer(hs_files *f, const char *named, const char *place, con
         rc = t->dtype != HS_U8 || t->ndim != 1
                  ? hs_fail(err, HS_EFORMAT, "%s: '%s' should be the bytes of a SentencePiece model", t->file, t->name)
                  : hs_tokenizer_open_bytes(t->data, (size_t)t->numel, t->file, &f->tokenizer, err);
-    } else if (place) {
+    } else if (place && exists(place, "spiece.model")) {
         rc = open_spiece(place, &f->tokenizer, err);
     } else {
         char *path = spiece_beside(text);
+        const char *json = place && exists(place, "tokenizer.json") ? " (a tokenizer.json is not read)" : "";
         rc = path ? hs_tokenizer_open(path, &f->tokenizer, err)
                   : hs_fail(err, HS_EIO,
-                            "%s has no tokenizer inside it or beside it: name one by --tokenizer FILE "
+                            "%s has no tokenizer inside it or beside it%s%s%s: name one by --tokenizer FILE "
                             "(spiece.model, of google/umt5-xxl)",
-                            text);
+                            text, place ? ", and there is none in " : "", place ? place : "", json);
         hs_free(path);
     }
     if (!rc && hs_tokenizer_vocab(f->tokenizer) > f->config.t_vocab)

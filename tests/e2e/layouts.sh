@@ -89,6 +89,10 @@ bad 2 "all of --transformer, --text-encoder and --vae" $settings --transformer $
 bad 1 "no/such.safetensors" $settings -m diffusers --vae no/such.safetensors
 bad 1 "-m takes the folder of a model" $settings -m diffusers/model_index.json
 says "diffusers/model_index.json is neither a safetensors file"
+mv variants/tokenizer/spiece.model variants/tokenizer/tokenizer.json
+bad 1 "none in variants/tokenizer (a tokenizer.json is not read): name one by --tokenizer FILE" $settings -m variants --vae diffusers/vae
+mv variants/tokenizer/tokenizer.json variants/text_encoder/spiece.model
+same "$(video -m variants --vae diffusers/vae)" "$expect" "a tokenizer beside the text encoder"
 mv original/Wan2.1_VAE.pth alone
 bad 1 "the VAE should be original/Wan2.1_VAE.pth" $settings -m original
 mv alone/Wan2.1_VAE.pth original
