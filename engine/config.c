@@ -216,7 +216,13 @@ int hs_config_parse_transformer(const char *json, size_t len, const char *path, 
 
 int hs_config_parse_original(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
     reader r = reader_open(json, len, path, err);
+    const cJSON *class_name = item(&r, "_class_name");
     double eps = 0;
+    if (cJSON_IsString(class_name) && !strcmp(class_name->valuestring, "WanTransformer3DModel"))
+        r.rc = hs_fail(err, HS_EFORMAT,
+                       "%s is Diffusers', but the weights beside it have the names of the original repository: name "
+                       "them without it, by --transformer FILE",
+                       path);
     expect_class(&r, "_class_name", (const char *const[3]){"WanModel"});
     expect_text(&r, "model_type", "t2v");
     expect_int(&r, "dim", c->dim);

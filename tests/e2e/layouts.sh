@@ -98,6 +98,10 @@ bad 1 "the VAE should be original/Wan2.1_VAE.pth" $settings -m original
 mv alone/Wan2.1_VAE.pth original
 
 # what is something else
+cp -r diffusers crossed && rm crossed/transformer/diffusion* && cp $dit crossed/transformer/diffusion_pytorch_model.safetensors
+bad 1 "crossed/transformer/config.json is Diffusers', but the weights beside it" $settings -m crossed
+says "--transformer FILE"
+same "$(video -m crossed --transformer crossed/transformer/diffusion_pytorch_model.safetensors)" "$expect" "the cure"
 bad 1 "is the VAE of a Wan model, expected the transformer" $settings -m diffusers --transformer $vae
 bad 1 "is the transformer of a Wan model, expected the text encoder" $settings -m diffusers --text-encoder $dit
 sed -i 's/"t2v"/"i2v"/' original/config.json
