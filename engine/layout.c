@@ -138,6 +138,7 @@ static int open_folder(const char *dir, hs_part part, hs_st **ret, int *ret_stoc
 }
 
 static int open_place(const char *path, int named, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
+    if (access(path, F_OK) && named) return hs_fail(err, HS_EIO, "%s %s: %s", flags[part], path, strerror(errno));
     if (access(path, F_OK))
         return hs_fail(err, HS_EIO, "the %s should be %s: %s", hs_part_name(part), path, strerror(errno));
     if (is_dir(path)) return open_folder(path, part, ret, ret_stock, err);

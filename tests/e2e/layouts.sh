@@ -86,7 +86,7 @@ bad 1 "holds no text encoder of a Wan2.1 model" $settings -m flat
 mkdir alone && cp $t5 alone/t5.pth
 bad 1 "name one by --tokenizer FILE" $settings -m flat --text-encoder alone/t5.pth
 bad 2 "all of --transformer, --text-encoder and --vae" $settings --transformer $dit --vae $vae
-bad 1 "no/such.safetensors" $settings -m diffusers --vae no/such.safetensors
+bad 1 "haste-run: --vae no/such.safetensors: No such file or directory" $settings -m diffusers --vae no/such.safetensors
 bad 1 "-m takes the folder of a model" $settings -m diffusers/model_index.json
 says "diffusers/model_index.json is neither a safetensors file"
 mv variants/tokenizer/spiece.model variants/tokenizer/tokenizer.json
