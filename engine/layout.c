@@ -262,6 +262,13 @@ static int open_all(const hs_model_params *p, const layout *l, char *const place
     return HS_OK;
 }
 
+/* A Diffusers folder's folder of one part, where more than one is asked for? */
+static int is_part_of_folder(const hs_model_params *p, const layout *l) {
+    const int named = (p->transformer != NULL) + (p->text_encoder != NULL) + (p->vae != NULL);
+    return l == &layouts[LAYOUTS - 1] && named < HS_PART_COUNT - 1 && exists(p->dir, "config.json") &&
+           exists(p->dir, "../model_index.json");
+}
+
 int hs_files_open(const hs_model_params *p, hs_files *ret, hs_err *err) {
     const char *const named[PLACES] = {p->transformer, p->text_encoder, p->vae, p->tokenizer};
     const layout *l = p->dir ? find_layout(p->dir) : NULL;
@@ -274,6 +281,8 @@ int hs_files_open(const hs_model_params *p, hs_files *ret, hs_err *err) {
             "cannot open the model folder %s: %s. Weights are not fetched by themselves: docs/wan.md says where "
             "they are",
             p->dir, strerror(errno));
+    if (!rc && l && is_part_of_folder(p, l))
+        rc = hs_fail(err, HS_EINVAL, "%s holds one part of a model: give -m the folder above it", p->dir);
     for (int i = 0; i < PLACES && !rc; i++) {
         if (!named[i] && !l && i != TOKENIZER)
             rc = hs_fail(err, HS_EINVAL, "neither a model folder nor %s is named", flags[i]);

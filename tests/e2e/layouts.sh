@@ -89,6 +89,8 @@ bad 2 "all of --transformer, --text-encoder and --vae" $settings --transformer $
 bad 1 "haste-run: --vae no/such.safetensors: No such file or directory" $settings -m diffusers --vae no/such.safetensors
 bad 1 "-m takes the folder of a model" $settings -m diffusers/model_index.json
 says "diffusers/model_index.json is neither a safetensors file"
+bad 2 "diffusers/vae holds one part of a model: give -m the folder above it" $settings -m diffusers/vae
+same "$(video -m diffusers/vae --transformer $dit --text-encoder diffusers/text_encoder)" "$expect" "one part by folder"
 mv variants/tokenizer/spiece.model variants/tokenizer/tokenizer.json
 bad 1 "none in variants/tokenizer (a tokenizer.json is not read): name one by --tokenizer FILE" $settings -m variants --vae diffusers/vae
 mv variants/tokenizer/tokenizer.json variants/text_encoder/spiece.model
