@@ -35,9 +35,34 @@ typedef struct reader {
     int rc; /* the first failure; later calls do nothing */
 } reader;
 
+/* Python writes numbers that JSON does not have (DPMSolverMultistepScheduler's lambda_min_clipped is -Infinity). Here
+ * they become texts: nothing that is read may be one, and the message shows it. Room for 2 * len bytes. */
+static size_t quote_python_numbers(const char *json, size_t len, char *ret) {
+    static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
+    size_t n = 0;
+    int in_text = 0;
+    for (size_t i = 0; i < len;) {
+        size_t word = 0;
+        for (size_t k = 0; k < 3 && !in_text && !word; k++)
+            if (len - i >= strlen(words[k]) && !memcmp(json + i, words[k], strlen(words[k]))) word = strlen(words[k]);
+        if (word) {
+            n += (size_t)sprintf(ret + n, "\"%.*s\"", (int)word, json + i);
+            i += word;
+            continue;
+        }
+        if (json[i] == '"') in_text = !in_text;
+        if (in_text && json[i] == '\\' && i + 1 < len) ret[n++] = json[i++]; /* and what it escapes */
+        ret[n++] = json[i++];
+    }
+    return n;
+}
+
 static reader reader_open(const char *json, size_t len, const char *path, hs_err *err) {
     reader r = {.path = path, .err = err};
-    r.rc = hs_json_parse(json, len, path, &r.doc, err);
+    char *text = hs_alloc(2 * len + 1);
+    r.rc = text ? hs_json_parse(text, quote_python_numbers(json, len, text), path, &r.doc, err)
+                : hs_fail(err, HS_ENOMEM, "no memory to read %s", path);
+    hs_free(text);
     if (!r.rc && !cJSON_IsObject(r.doc)) r.rc = hs_fail(err, HS_EFORMAT, "%s: not a JSON object", path);
     return r;
 }
@@ -191,7 +216,13 @@ int hs_config_parse_transformer(const char *json, size_t len, const char *path, 
 
 int hs_config_parse_original(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
     reader r = reader_open(json, len, path, err);
+    const cJSON *class_name = item(&r, "_class_name");
     double eps = 0;
+    if (cJSON_IsString(class_name) && !strcmp(class_name->valuestring, "WanTransformer3DModel"))
+        r.rc = hs_fail(err, HS_EFORMAT,
+                       "%s is Diffusers', but the weights beside it have the names of the original repository: name "
+                       "them without it, by --transformer FILE",
+                       path);
     expect_class(&r, "_class_name", (const char *const[3]){"WanModel"});
     expect_text(&r, "model_type", "t2v");
     expect_int(&r, "dim", c->dim);
@@ -316,6 +347,8 @@ int hs_config_parse_sched(const char *json, size_t len, const char *path, hs_con
     expect_bool(&r, "use_karras_sigmas", 0);
     expect_bool(&r, "use_exponential_sigmas", 0);
     expect_bool(&r, "use_beta_sigmas", 0);
+    expect_bool(&r, "invert_sigmas", 0);
+    expect_bool(&r, "stochastic_sampling", 0);
     return reader_close(&r);
 }
 

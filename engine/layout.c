@@ -35,6 +35,7 @@ static const layout layouts[] = {
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
 static const char *const flags[PLACES] = {"--transformer", "--text-encoder", "--vae", "--tokenizer"};
+static const char *const stems[HS_PART_COUNT] = {"diffusion_pytorch_model", "model", "diffusion_pytorch_model"};
 
 static int exists(const char *dir, const char *name) {
     char *path = hs_path_join(dir, name);
@@ -53,6 +54,11 @@ static char *place_in(const char *dir, const char *name) {
     return *name ? hs_path_join(dir, name) : hs_strdup(dir);
 }
 
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 /* ---- one part --------------------------------------------------------------------------------------------------- */
 
 static int is_tensor_file(const char *name) {
@@ -60,8 +66,9 @@ static int is_tensor_file(const char *name) {
     return *name != '.' && dot && (!strcmp(dot, ".safetensors") || !strcmp(dot, ".pth") || !strcmp(dot, ".pt"));
 }
 
-/* The only file in dir that holds the part. One that cannot be read is not the one, unless none is. */
-static int find_file(const char *dir, hs_part part, hs_st **ret, hs_err *err) {
+/* The only file in dir that holds the part. One that cannot be read is not the one, unless none is. *ret_stock: its
+ * name is the stock name with a variant in it. */
+static int find_file(const char *dir, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
     DIR *d = opendir(dir);
     if (!d) return hs_fail(err, HS_EIO, "cannot open %s: %s", dir, strerror(errno));
     hs_st *found = NULL;
@@ -93,6 +100,8 @@ static int find_file(const char *dir, hs_part part, hs_st **ret, hs_err *err) {
         rc = hs_fail(err, HS_EIO,
                      "%s holds no %s of a Wan2.1 model: not a model folder, or an incomplete download%s%.300s", dir,
                      hs_part_name(part), *why.msg ? "; " : "", why.msg);
+    const size_t stem = strlen(stems[part]);
+    *ret_stock = !rc && !strncmp(found_name, stems[part], stem) && found_name[stem] == '.';
     hs_free(found_name);
     if (rc)
         hs_st_close(found);
@@ -101,32 +110,62 @@ static int find_file(const char *dir, hs_part part, hs_st **ret, hs_err *err) {
     return rc;
 }
 
-static int open_place(const char *path, hs_part part, hs_st **ret, hs_err *err) {
-    static const char *const stems[HS_PART_COUNT] = {"diffusion_pytorch_model", "model", "diffusion_pytorch_model"};
-    char name[64];
+static int is_any_part(const hs_st *st) {
+    int any = 0;
+    for (int p = 0; p < HS_PART_COUNT; p++) any |= hs_naming_fits(st, (hs_part)p);
+    return any;
+}
+
+/* The files with stock names if they hold the part, else the one that does. Files of no part are handed on if nothing
+ * else is there, so that they are refused by what they are. *ret_stock: a config.json beside them is theirs. */
+static int open_folder(const char *dir, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
+    hs_st *stock = NULL;
+    int rc = hs_st_dir_has(dir, stems[part]) ? hs_st_open_dir(dir, stems[part], &stock, err) : HS_OK;
+    if (rc) return rc;
+    int use = stock && hs_naming_fits(stock, part);
+    if (!use) rc = find_file(dir, part, ret, ret_stock, err);
+    if (rc == HS_EIO && stock && !is_any_part(stock)) {
+        rc = HS_OK;
+        use = 1;
+    }
+    if (use) {
+        *ret_stock = 1;
+        *ret = stock;
+    } else {
+        hs_st_close(stock);
+    }
+    return rc;
+}
+
+static int open_place(const char *path, int named, hs_part part, hs_st **ret, int *ret_stock, hs_err *err) {
+    if (access(path, F_OK) && named) return hs_fail(err, HS_EIO, "%s %s: %s", flags[part], path, strerror(errno));
     if (access(path, F_OK))
         return hs_fail(err, HS_EIO, "the %s should be %s: %s", hs_part_name(part), path, strerror(errno));
-    if (!is_dir(path)) return hs_st_open(path, ret, err);
-    snprintf(name, sizeof name, "%s.safetensors", stems[part]);
-    int sharded = exists(path, name);
-    snprintf(name, sizeof name, "%s.safetensors.index.json", stems[part]);
-    sharded |= exists(path, name);
-    return sharded || exists(path, "config.json") ? hs_st_open_dir(path, stems[part], ret, err)
-                                                  : find_file(path, part, ret, err);
+    if (is_dir(path)) return open_folder(path, part, ret, ret_stock, err);
+    const int rc = hs_st_open(path, ret, err);
+    return rc && !named && !is_tensor_file(base_name(path))
+               ? hs_fail(err, rc, "%s; -m takes the folder of a model", err->msg)
+               : rc;
+}
+
+/* The identity of a Diffusers folder is that of the files without a variant. */
+static int has_identity(const char *dir) {
+    return exists(dir, "diffusion_pytorch_model.safetensors.index.json") ||
+           exists(dir, "diffusion_pytorch_model.safetensors");
 }
 
 /* Opens and translates; the config beside it is read if the names are Diffusers', else the tensors say all. */
-static int open_part(hs_files *f, const char *path, hs_part part, int needs_config, hs_err *err) {
+static int open_part(hs_files *f, const char *path, int named, hs_part part, int needs_config, hs_err *err) {
     static const hs_config_parse_fn parsers[HS_PART_COUNT] = {hs_config_parse_transformer, hs_config_parse_text,
                                                               hs_config_parse_vae};
-    int diffusers = 0, rc;
-    if ((rc = open_place(path, part, &f->st[part], err)) ||
+    int diffusers = 0, stock = 0, rc;
+    if ((rc = open_place(path, named, part, &f->st[part], &stock, err)) ||
         (rc = hs_naming_apply(f->st[part], part, path, &diffusers, err)))
         return rc;
-    const int config = needs_config || (is_dir(path) && exists(path, "config.json"));
+    const int config = needs_config || (stock && exists(path, "config.json"));
     if (diffusers && config) {
         if ((rc = hs_config_file(path, "config.json", 0, parsers[part], &f->config, err))) return rc;
-        return part == HS_PART_TRANSFORMER ? hs_transformer_sha256(path, f->sha256, err) : HS_OK;
+        return part == HS_PART_TRANSFORMER && has_identity(path) ? hs_transformer_sha256(path, f->sha256, err) : HS_OK;
     }
     rc = hs_naming_config(f->st[part], part, path, &f->config, err);
     if (!rc && config && part == HS_PART_TRANSFORMER)
@@ -173,15 +212,16 @@ static int open_tokenizer(hs_files *f, const char *named, const char *place, con
         rc = t->dtype != HS_U8 || t->ndim != 1
                  ? hs_fail(err, HS_EFORMAT, "%s: '%s' should be the bytes of a SentencePiece model", t->file, t->name)
                  : hs_tokenizer_open_bytes(t->data, (size_t)t->numel, t->file, &f->tokenizer, err);
-    } else if (place) {
+    } else if (place && exists(place, "spiece.model")) {
         rc = open_spiece(place, &f->tokenizer, err);
     } else {
         char *path = spiece_beside(text);
+        const char *json = place && exists(place, "tokenizer.json") ? " (a tokenizer.json is not read)" : "";
         rc = path ? hs_tokenizer_open(path, &f->tokenizer, err)
                   : hs_fail(err, HS_EIO,
-                            "%s has no tokenizer inside it or beside it: name one by --tokenizer FILE "
+                            "%s has no tokenizer inside it or beside it%s%s%s: name one by --tokenizer FILE "
                             "(spiece.model, of google/umt5-xxl)",
-                            text);
+                            text, place ? ", and there is none in " : "", place ? place : "", json);
         hs_free(path);
     }
     if (!rc && hs_tokenizer_vocab(f->tokenizer) > f->config.t_vocab)
@@ -212,13 +252,21 @@ static int open_all(const hs_model_params *p, const layout *l, char *const place
     const char *const named[HS_PART_COUNT] = {p->transformer, p->text_encoder, p->vae};
     const int diffusers = l == &layouts[0] || l == &layouts[1];
     int rc = p->dir && is_dir(p->dir) ? read_folder(p->dir, diffusers, &f->config, err) : 0;
-    for (int i = 0; i < HS_PART_COUNT && !rc; i++) rc = open_part(f, place[i], (hs_part)i, diffusers && !named[i], err);
+    for (int i = 0; i < HS_PART_COUNT && !rc; i++)
+        rc = open_part(f, place[i], named[i] != NULL, (hs_part)i, diffusers && !named[i], err);
     if (!rc) rc = hs_config_check(&f->config, p->dir ? p->dir : place[0], err);
     if (!rc) rc = open_tokenizer(f, p->tokenizer, place[TOKENIZER], place[HS_PART_TEXT], err);
     if (rc) return rc;
     hs_naming_sha256(f->st[HS_PART_TRANSFORMER], f->shapes_sha256);
     if (!*f->sha256) strcpy(f->sha256, f->shapes_sha256);
     return HS_OK;
+}
+
+/* A Diffusers folder's folder of one part, where more than one is asked for? */
+static int is_part_of_folder(const hs_model_params *p, const layout *l) {
+    const int named = (p->transformer != NULL) + (p->text_encoder != NULL) + (p->vae != NULL);
+    return l == &layouts[LAYOUTS - 1] && named < HS_PART_COUNT - 1 && exists(p->dir, "config.json") &&
+           exists(p->dir, "../model_index.json");
 }
 
 int hs_files_open(const hs_model_params *p, hs_files *ret, hs_err *err) {
@@ -233,6 +281,8 @@ int hs_files_open(const hs_model_params *p, hs_files *ret, hs_err *err) {
             "cannot open the model folder %s: %s. Weights are not fetched by themselves: docs/wan.md says where "
             "they are",
             p->dir, strerror(errno));
+    if (!rc && l && is_part_of_folder(p, l))
+        rc = hs_fail(err, HS_EINVAL, "%s holds one part of a model: give -m the folder above it", p->dir);
     for (int i = 0; i < PLACES && !rc; i++) {
         if (!named[i] && !l && i != TOKENIZER)
             rc = hs_fail(err, HS_EINVAL, "neither a model folder nor %s is named", flags[i]);

@@ -134,6 +134,7 @@ static const struct {
     {HS_PART_TRANSFORMER, "diffusion_model."},
     {HS_PART_TRANSFORMER, "transformer."},
     {HS_PART_TEXT, "text_encoders.*.transformer."},
+    {HS_PART_TEXT, "text_encoders."}, /* of what stands beside the encoder: its tokenizer, a scale of logits */
     {HS_PART_TEXT, "text_encoder."},
     {HS_PART_VAE, "first_stage_model."},
     {HS_PART_VAE, "vae."},
@@ -311,8 +312,8 @@ static int take_scale(const translation *x, hs_st_tensor *t, hs_err *err) {
                        s->name, (long long)s->numel);
     if (!s->data) return HS_OK; /* only the header was given */
     hs_to_f32(&v, s->data, s->dtype, 1);
-    if (!(v > 0 && v <= 3e38f))
-        return hs_fail(err, HS_EFORMAT, "%s: '%s' is %g, expected a number above 0", s->file, s->name, (double)v);
+    if (!(v >= 0 && v <= 3e38f)) /* 0: of a weight that is 0 all over */
+        return hs_fail(err, HS_EFORMAT, "%s: '%s' is %g, expected a number from 0 on", s->file, s->name, (double)v);
     t->scale = v;
     return HS_OK;
 }
@@ -342,6 +343,7 @@ static int translate(void *user, hs_st_tensor *t, char *ret, size_t size, hs_err
         name += x->prefix_len;
     }
     if (is_helper(x, t, err, &rc)) return rc;
+    if (x->n->part == HS_PART_TEXT && ends(name, "logit_scale")) return 0; /* ComfyUI saves one with any text encoder */
     if (x->n->part == HS_PART_TEXT && ends(name, "spiece_model")) name = "spiece_model";
     if ((rc = take_scale(x, t, err))) return rc;
     for (const rule *r = x->n->rules; r->from; r++)

@@ -86,8 +86,11 @@ static int parse_tensor(const cJSON *v, const char *path, hs_st_tensor *t, int64
 
     const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(v, "dtype");
     if (!parse_dtype(dtype, &t->dtype))
-        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has dtype %s, expected one of F32 BF16 F16 U8 I32 F8_E4M3",
-                       path, name, cJSON_IsString(dtype) ? dtype->valuestring : "(none)");
+        return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has dtype %s, expected one of F32 BF16 F16 U8 I32 F8_E4M3%s",
+                       path, name, cJSON_IsString(dtype) ? dtype->valuestring : "(none)",
+                       cJSON_IsString(dtype) && !strncmp(dtype->valuestring, "F8_", 3)
+                           ? ": use the fp8_e4m3fn, fp16 or bf16 file of this model"
+                           : "");
 
     const cJSON *shape = cJSON_GetObjectItemCaseSensitive(v, "shape");
     if (!cJSON_IsArray(shape)) return hs_fail(err, HS_EFORMAT, "%s: tensor '%s' has no shape", path, name);
@@ -170,12 +173,16 @@ static int header_add(hs_st *st, shard *sh, const void *data, size_t len, int64_
         return hs_fail(err, HS_EFORMAT, "%s has %lld bytes: too short for a safetensors file", path,
                        (long long)file_size);
     for (int i = 0; i < PREFIX; i++) hlen |= (uint64_t)p[i] << 8 * i;
-    if (hlen > MAX_HEADER || hlen > (uint64_t)file_size - PREFIX)
+    if (hlen > MAX_HEADER)
+        return hs_fail(err, HS_EFORMAT,
+                       "%s is neither a safetensors file nor a PyTorch checkpoint: its first bytes would be a header "
+                       "of %llu bytes, expected at most %d",
+                       path, (unsigned long long)hlen, MAX_HEADER);
+    if (hlen > (uint64_t)file_size - PREFIX)
         return hs_fail(
             err, HS_EFORMAT,
-            "%s: header length %llu, but the file has %lld bytes and a header at most %d: truncated, or not a "
-            "safetensors file",
-            path, (unsigned long long)hlen, (long long)file_size, MAX_HEADER);
+            "%s: header length %llu, but the file has %lld bytes: truncated, or not a safetensors file; fetch it again",
+            path, (unsigned long long)hlen, (long long)file_size);
     if (hlen > len - PREFIX)
         return hs_fail(err, HS_EFORMAT, "%s: %zu bytes given, but the header needs %llu", path, len,
                        (unsigned long long)hlen + PREFIX);
@@ -320,7 +327,7 @@ static int shard_add(hs_st *st, char *path, hs_err *err) {
     if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", st->label);
     shard *sh = &st->shards[st->n_shards++];
     sh->path = path;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is refused below, not waited for */
     if (fd < 0) return hs_fail(err, HS_EIO, "cannot open %s: %s", path, strerror(errno));
     int rc = HS_OK;
     struct stat s;

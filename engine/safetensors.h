@@ -31,9 +31,12 @@ typedef struct hs_st hs_st;
 int hs_st_open(const char *path, hs_st **ret, hs_err *err);
 /* Several of them as one; label names all of them in messages. */
 int hs_st_open_files(const char *label, int n, const char *const *paths, hs_st **ret, hs_err *err);
-/* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`. The index's
+/* A folder: `<stem>.safetensors.index.json` with its shards if it exists, else `<stem>.safetensors`, else the index of
+ * a variant (`<stem>.safetensors.index.fp16.json`), if there is only one. The index's
  * weight_map must name exactly the tensors that its shards hold. */
 int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err);
+/* Is there something that hs_st_open_dir would open? */
+int hs_st_dir_has(const char *dir, const char *stem);
 /* No file: random numbers in BF16 for every tensor that is asked for (random.h). */
 int hs_st_random(const char *label, hs_st **ret, hs_err *err);
 void hs_st_close(hs_st *st);

@@ -2,12 +2,14 @@
 #include "json.h"
 #include "safetensors.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_INDEX = 100000000 /* bytes */ };
+enum { MAX_INDEX = 100000000 /* bytes */, NAME = 256 };
 
 typedef struct entry {
     const char *name, *file; /* borrowed from the JSON document */
@@ -86,6 +88,10 @@ static int open_index(const char *dir, const char *path, hs_st **ret, hs_err *er
     if (!rc) rc = hs_json_parse(text, len, path, &doc, err);
     if (!rc) rc = read_entries(doc, path, &e, &n, err);
     if (!rc) rc = list_shards(dir, e, n, &paths, &shards, err);
+    for (int i = 0; i < shards && !rc; i++)
+        if (access(paths[i], F_OK))
+            rc = hs_fail(err, HS_EIO, "cannot open %s: %s; %s names it: an incomplete download, fetch it again",
+                         paths[i], strerror(errno), path);
     if (!rc) rc = hs_st_open_files(path, shards, (const char *const *)paths, &st, err);
     if (!rc) {
         qsort(e, (size_t)n, sizeof(*e), entry_by_name);
@@ -103,23 +109,47 @@ static int open_index(const char *dir, const char *path, hs_st **ret, hs_err *er
     return rc;
 }
 
+/* The name of what hs_st_open_dir opens, in ret; how many there are: more than 1 only where several variants are. */
+static int find_stock(const char *dir, const char *stem, char ret[NAME]) {
+    enum { VARIANT = 1, SINGLE, INDEX };
+    char single[NAME];
+    const int len = snprintf(single, sizeof single, "%s.safetensors", stem);
+    int best = 0, n = 0;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (strncmp(e->d_name, single, (size_t)len)) continue;
+        const char *tail = e->d_name + len, *end = strrchr(e->d_name, '.');
+        const int rank = !*tail                                                  ? SINGLE
+                         : !strcmp(tail, ".index.json")                          ? INDEX
+                         : !strncmp(tail, ".index.", 7) && !strcmp(end, ".json") ? VARIANT
+                                                                                 : 0;
+        if (rank < best || !rank) continue;
+        n = rank == best ? n + 1 : 1;
+        best = rank;
+        snprintf(ret, NAME, "%s", e->d_name);
+    }
+    if (d) closedir(d);
+    return n;
+}
+
+int hs_st_dir_has(const char *dir, const char *stem) {
+    char name[NAME];
+    return find_stock(dir, stem, name) > 0;
+}
+
 int hs_st_open_dir(const char *dir, const char *stem, hs_st **ret, hs_err *err) {
-    char name[256];
-    if (snprintf(name, sizeof(name), "%s.safetensors.index.json", stem) >= (int)sizeof(name))
-        return hs_fail(err, HS_EINVAL, "file name '%s' is too long", stem);
+    char name[NAME] = "";
+    const int n = find_stock(dir, stem, name);
+    if (!n)
+        return hs_fail(err, HS_EIO,
+                       "%s holds neither %s.safetensors.index.json nor the file without .index.json: not a model "
+                       "folder, or an incomplete download",
+                       dir, stem);
+    if (n > 1)
+        return hs_fail(err, HS_EINVAL, "%s holds %d variants, %s among them: keep the index of one", dir, n, name);
     char *path = hs_path_join(dir, name);
     if (!path) return hs_fail(err, HS_ENOMEM, "no memory to open %s", dir);
-    int rc;
-    if (!access(path, F_OK)) {
-        rc = open_index(dir, path, ret, err);
-    } else {
-        path[strlen(path) - strlen(".index.json")] = '\0';
-        rc = access(path, F_OK) ? hs_fail(err, HS_EIO,
-                                          "%s holds neither %s nor the file without .index.json: not a model "
-                                          "folder, or an incomplete download",
-                                          dir, name)
-                                : hs_st_open(path, ret, err);
-    }
+    const int rc = strcmp(strrchr(name, '.'), ".json") ? hs_st_open(path, ret, err) : open_index(dir, path, ret, err);
     hs_free(path);
     return rc;
 }

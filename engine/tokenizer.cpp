@@ -43,7 +43,8 @@ bool read_varint(bytes *b, uint64_t *ret) {
 template <typename F> bool each_field(bytes msg, unsigned number, F check) {
     while (msg.n) {
         uint64_t key, size = 0;
-        if (!read_varint(&msg, &key)) return false;
+        /* protobuf keeps 32 bits of a key, which could make another field of it than this reads */
+        if (!read_varint(&msg, &key) || key > UINT32_MAX) return false;
         switch (key & 7) {
         case 0:
             if (!read_varint(&msg, &size)) return false;
@@ -80,7 +81,7 @@ bool charsmap_ok(bytes map) {
     const size_t strings = map.n - 4 - size;
     for (size_t i = 0; i < units; i++) {
         const uint32_t u = u32(unit + 4 * i);
-        if (u >> 31) continue; /* a value, not a node */
+        if (i && u >> 31) continue; /* a value, not a node; the first unit is the root whatever it says */
         const size_t next = i ^ (size_t)((u >> 10) << ((u & 512) >> 6));
         if ((next | 255) >= units) return false;
         if ((u & 256) && (u32(unit + 4 * next) & 0x7fffffffu) >= strings) return false;
@@ -102,6 +103,12 @@ struct hs_tokenizer {
 int hs_tokenizer_open_bytes(const void *data, size_t len, const char *label, hs_tokenizer **ret, hs_err *err) {
     if (len > MAX_MODEL)
         return hs_fail(err, HS_EFORMAT, "%s: a tokenizer of %zu bytes, expected at most %zu", label, len, MAX_MODEL);
+    /* before the library sees it: loading already encodes the samples that a model brings to test itself */
+    if (!charsmaps_ok(bytes{(const unsigned char *)data, len}))
+        return hs_fail(err, HS_EFORMAT,
+                       "%s is not a SentencePiece model, or damaged: broken off, or its character map points outside "
+                       "itself; fetch it again",
+                       label);
     int rc = HS_OK;
     void *room = hs_alloc(sizeof(hs_tokenizer));
     hs_tokenizer *t = nullptr;
@@ -109,9 +116,7 @@ int hs_tokenizer_open_bytes(const void *data, size_t len, const char *label, hs_
         if (!room) throw std::bad_alloc();
         t = new (room) hs_tokenizer;
         const auto status = t->sp.LoadFromSerializedProto(absl::string_view((const char *)data, len));
-        if (status.ok() && !charsmaps_ok(bytes{(const unsigned char *)data, len}))
-            rc = hs_fail(err, HS_EFORMAT, "%s: the character map points outside itself: a damaged file", label);
-        else if (!status.ok())
+        if (!status.ok())
             rc = hs_fail(err, HS_EFORMAT, "%s is not a SentencePiece model: %s", label, status.ToString().c_str());
         else if (t->sp.eos_id() != EOS)
             rc = hs_fail(err, HS_EFORMAT, "%s: end of sequence has id %d, expected %d as in T5 vocabularies", label,

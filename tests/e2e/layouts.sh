@@ -47,6 +47,34 @@ mv models/models models/split_files
 same "$(video -m models)" "$expect" "split_files"
 cp $dit $text $vae flat
 same "$(video -m flat)" "$expect" "files side by side"
+
+# a part with stock names is not in the way of the others, nor is its config, or one that belongs to nothing here
+echo '{"_class_name": "Other"}' >flat/config.json
+same "$(video -m flat)" "$expect" "files side by side and a config"
+rm flat/config.json
+mkdir shards && cp $text $vae original/config.json original/diffusion_pytorch_model* shards
+same "$(video -m shards)" "$expect" "the original's shards beside two other files"
+same "$(video -m diffusers --vae original --text-encoder original)" "$expect" "a part out of a whole folder"
+rm shards/wan_2.1_vae.safetensors
+bad 1 "shards holds no VAE of a Wan2.1 model" $settings -m shards
+rm shards/diffusion* && python3 - <<'END' || fail "writing another model"
+import struct
+h = b'{"double_blocks.0.w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+open("shards/diffusion_pytorch_model.safetensors", "wb").write(struct.pack("<Q", len(h)) + h + b"0")
+END
+bad 1 "shards is HunyuanVideo or FLUX" $settings -m shards
+
+# variants, sharded and single; the config is theirs
+cp -r diffusers variants
+for part in transformer text_encoder; do
+    for f in variants/$part/*.index.json; do mv $f ${f%.json}.fp16.json; done
+done
+mv variants/vae/diffusion_pytorch_model.safetensors variants/vae/diffusion_pytorch_model.fp16.safetensors
+same "$(video -m variants)" "$expect" "files of a variant"
+sed -i 's/AutoencoderKLWan/Other/' variants/vae/config.json
+bad 1 "'_class_name' is \"Other\"" $settings -m diffusers --vae variants/vae
+
+# two of a kind
 cp original/Wan2.1_VAE.pth flat/other.pth
 bad 2 "hold a VAE: say which by --vae FILE" $settings -m flat
 same "$(video -m flat --vae flat/other.pth)" "$expect" "one of two by name"
@@ -58,12 +86,24 @@ bad 1 "holds no text encoder of a Wan2.1 model" $settings -m flat
 mkdir alone && cp $t5 alone/t5.pth
 bad 1 "name one by --tokenizer FILE" $settings -m flat --text-encoder alone/t5.pth
 bad 2 "all of --transformer, --text-encoder and --vae" $settings --transformer $dit --vae $vae
-bad 1 "no/such.safetensors" $settings -m diffusers --vae no/such.safetensors
+bad 1 "haste-run: --vae no/such.safetensors: No such file or directory" $settings -m diffusers --vae no/such.safetensors
+bad 1 "-m takes the folder of a model" $settings -m diffusers/model_index.json
+says "diffusers/model_index.json is neither a safetensors file"
+bad 2 "diffusers/vae holds one part of a model: give -m the folder above it" $settings -m diffusers/vae
+same "$(video -m diffusers/vae --transformer $dit --text-encoder diffusers/text_encoder)" "$expect" "one part by folder"
+mv variants/tokenizer/spiece.model variants/tokenizer/tokenizer.json
+bad 1 "none in variants/tokenizer (a tokenizer.json is not read): name one by --tokenizer FILE" $settings -m variants --vae diffusers/vae
+mv variants/tokenizer/tokenizer.json variants/text_encoder/spiece.model
+same "$(video -m variants --vae diffusers/vae)" "$expect" "a tokenizer beside the text encoder"
 mv original/Wan2.1_VAE.pth alone
 bad 1 "the VAE should be original/Wan2.1_VAE.pth" $settings -m original
 mv alone/Wan2.1_VAE.pth original
 
 # what is something else
+cp -r diffusers crossed && rm crossed/transformer/diffusion* && cp $dit crossed/transformer/diffusion_pytorch_model.safetensors
+bad 1 "crossed/transformer/config.json is Diffusers', but the weights beside it" $settings -m crossed
+says "--transformer FILE"
+same "$(video -m crossed --transformer crossed/transformer/diffusion_pytorch_model.safetensors)" "$expect" "the cure"
 bad 1 "is the VAE of a Wan model, expected the transformer" $settings -m diffusers --transformer $vae
 bad 1 "is the transformer of a Wan model, expected the text encoder" $settings -m diffusers --text-encoder $dit
 sed -i 's/"t2v"/"i2v"/' original/config.json

@@ -89,6 +89,15 @@ Test(config, newer_files_and_other_schedulers) {
     cr_assert_eq(hs_config_parse_index(index, strlen(index), "x", NULL, &e), 0, "%s", e.msg);
 }
 
+Test(config, numbers_that_only_python_writes) {
+    hs_config c = {0};
+    hs_err e = {0};
+    const char *json = edit(sched_json, "\"flow_shift\"",
+                            "\"lambda_min_clipped\":-Infinity,\"x\":[Infinity,NaN,\"a\\\" NaN\"],\"flow_shift\"");
+    cr_assert_eq(parse(hs_config_parse_sched, json, &c, &e), 0, "%s", e.msg);
+    cr_assert_eq(c.shift, 3);
+}
+
 static int parse_index(const char *json, size_t len, const char *path, hs_config *c, hs_err *err) {
     (void)c;
     return hs_config_parse_index(json, len, path, NULL, err);
@@ -185,8 +194,14 @@ Test(config, unsupported_and_impossible_values_are_refused_by_name) {
          hs_config_parse_sched},
         {sched_json, "\"flow_shift\":3.0", "\"flow_shift\":0", HS_EFORMAT, "'flow_shift' is 0", hs_config_parse_sched},
         {sched_json, "\"flow_shift\":3.0", "\"flow_shift\":101", HS_EFORMAT, "at most 100", hs_config_parse_sched},
+        {sched_json, "\"flow_shift\":3.0", "\"flow_shift\":-Infinity", HS_EFORMAT, "'flow_shift' is \"-Infinity\"",
+         hs_config_parse_sched},
         {sched_json, ":1000", ":500", HS_ENOTSUP, "'num_train_timesteps' is 500", hs_config_parse_sched},
         {sched_json, "\"use_karras_sigmas\":false", "\"use_karras_sigmas\":true", HS_ENOTSUP, "'use_karras_sigmas'",
+         hs_config_parse_sched},
+        {sched_json, ":1000", ":1000,\"invert_sigmas\":true", HS_ENOTSUP, "'invert_sigmas' is true",
+         hs_config_parse_sched},
+        {sched_json, ":1000", ":1000,\"stochastic_sampling\":true", HS_ENOTSUP, "'stochastic_sampling' is true",
          hs_config_parse_sched},
 
         {index_json, "WanPipeline", "WanImageToVideoPipeline", HS_ENOTSUP, "but only WanPipeline", parse_index},

@@ -122,11 +122,12 @@ static hs_st *open_set(const char *lines, hs_part part) {
     return st;
 }
 
+/* As ComfyUI's CheckpointSave names them */
 Test(naming, prefixes_of_checkpoints_with_all_parts) {
     static const char all[] =
         "model.diffusion_model.time_projection.1.weight U8 [1] first_stage_model.decoder.conv1.weight U8 [1]"
-        " text_encoders.umt5xxl.transformer.shared.weight U8 [1]"
-        " text_encoders.umt5xxl.transformer.spiece_model U8 [3] ";
+        " text_encoders.umt5xxl.transformer.shared.weight U8 [1] text_encoders.umt5xxl.logit_scale F32 [1]"
+        " text_encoders.spiece_model U8 [3] ";
     static const char *const want[HS_PART_COUNT][2] = {
         {"condition_embedder.time_proj.weight"}, {"shared.weight", "spiece_model"}, {"decoder.conv_in.weight"}};
     for (int p = 0; p < HS_PART_COUNT; p++) {
@@ -135,6 +136,14 @@ Test(naming, prefixes_of_checkpoints_with_all_parts) {
         cr_expect_null(hs_st_unused(st));
         hs_st_close(st);
     }
+}
+
+/* As CLIPSave writes it */
+Test(naming, text_encoder_with_a_scale_of_logits) {
+    hs_st *st = open_set("shared.weight U8 [1] logit_scale F32 [1] spiece_model U8 [3]", HS_PART_TEXT);
+    cr_expect(hs_st_find(st, "shared.weight") && hs_st_find(st, "spiece_model"));
+    cr_expect_eq(hs_st_count(st), 2);
+    hs_st_close(st);
 }
 
 Test(naming, scales_become_part_of_their_weights) {
@@ -155,11 +164,20 @@ Test(naming, scales_become_part_of_their_weights) {
     hs_st_close(st);
 }
 
+Test(naming, a_scale_may_be_zero) {
+    hs_st *st =
+        open_set("time_projection.1.scale_weight U8 [1] time_projection.1.weight F8_E4M3 [2]", HS_PART_TRANSFORMER);
+    float v = 1;
+    hs_st_floats(hs_st_find(st, "condition_embedder.time_proj.weight"), 1, 1, &v);
+    cr_expect_eq(v, 0);
+    hs_st_close(st);
+}
+
 Test(naming, eight_bit_forms_that_are_refused) {
     static const char *const cases[][2] = {
         {"time_projection.1.weight F8_E4M3 [2] time_projection.1.scale_weight F32 [2]", "2 scales, but only one"},
-        {"time_projection.1.scale_weight U8 [1] time_projection.1.weight F8_E4M3 [2]",
-         "is 0, expected a number above 0"},
+        {"time_projection.1.weight F8_E4M3 [128] time_projection.1.scale_weight BF16 [1]",
+         "e-38, expected a number from 0 on"},
         {"time_projection.1.weight F8_E4M3 [2] time_projection.1.comfy_quant U8 [8]", "comfy_quant"},
         {"time_projection.1.weight F8_E4M3 [2] time_projection.1.comfy_quant F32 [1]", "not a text in JSON"},
         {"time_projection.1.weight F8_E4M3 [2] time_projection.7.scale_weight F32 [1]",

@@ -81,6 +81,7 @@ Test(safetensors, bad_headers_are_refused) {
         {"no object", "[]", "not a JSON object"},
         {"bytes after it", "{} {}", "bytes after the end"},
         {"tensor is no object", "{\"t\":3}", "'t' of the header is not an object"},
+        {"another 8-bit type", T("\"F8_E5M2\"", "[8]", "[0,8]"), "F8_E4M3: use the fp8_e4m3fn, fp16 or bf16 file"},
         {"unknown dtype", T("\"I64\"", "[1]", "[0,8]"), "'t' has dtype I64, expected one of F32"},
         {"no dtype", "{\"t\":{\"shape\":[1],\"data_offsets\":[0,4]}}", "dtype (none)"},
         {"number as dtype", T("3", "[1]", "[0,4]"), "dtype (none)"},
@@ -176,7 +177,7 @@ Test(safetensors, bad_files) {
     cr_assert(strstr(e.msg, "header length 9, but the file has 16 bytes"), "%s", e.msg);
     write_file(scratch("m"), huge, 16);
     cr_assert_eq(hs_st_open(scratch("m"), &st, &e), HS_EFORMAT);
-    cr_assert(strstr(e.msg, "header length 18446744073709551615"), "%s", e.msg);
+    cr_assert(strstr(e.msg, "is neither a safetensors file") && strstr(e.msg, "18446744073709551615"), "%s", e.msg);
     make_dir(scratch("d"));
     cr_assert_eq(hs_st_open(scratch("d"), &st, &e), HS_EIO);
     /* 100,000,001 bytes of header, and a file that would hold them */
@@ -253,6 +254,24 @@ Test(safetensors, a_folder_without_index) {
     cr_assert_eq(hs_alloc_live(), 0);
 }
 
+/* As save_pretrained(variant="fp16") names it */
+Test(safetensors, a_folder_with_the_index_of_a_variant) {
+    hs_st *st = NULL;
+    hs_err e;
+    two_shards(INDEX("\"w.a\":\"m-2.safetensors\",\"w.b\":\"m-1.safetensors\""));
+    cr_assert(!rename(scratch("m.safetensors.index.json"), scratch("m.safetensors.index.fp16.json")));
+    cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), 0, "%s", e.msg);
+    cr_assert_eq(hs_st_count(st), 2);
+    hs_st_close(st);
+    write_text(scratch("m.safetensors.index.bf16.json"), "");
+    cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), HS_EINVAL);
+    cr_assert(strstr(e.msg, "holds 2 variants") && strstr(e.msg, "keep the index of one"), "%s", e.msg);
+    write_tensors(scratch("m.safetensors"), ONE("w"), 8); /* no variant: comes first */
+    cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), 0, "%s", e.msg);
+    cr_assert_eq(hs_st_count(st), 1);
+    hs_st_close(st);
+}
+
 Test(safetensors, index_and_shards_must_agree) {
     static const struct {
         const char *map, *message;
@@ -279,6 +298,7 @@ Test(safetensors, index_and_shards_must_agree) {
         int rc = hs_st_open_dir(scratch("."), "m", &st, &e);
         cr_assert_eq(rc, cases[i].code, "%s: %s", cases[i].map, e.msg);
         if (cases[i].message) cr_assert(strstr(e.msg, cases[i].message), "%s: \"%s\"", cases[i].map, e.msg);
+        if (rc == HS_EIO) cr_assert(strstr(e.msg, "index.json names it: an incomplete download"), "%s", e.msg);
         hs_st_close(st);
         cr_assert_eq(hs_alloc_live(), 0);
     }
@@ -301,6 +321,14 @@ Test(safetensors, a_tensor_in_two_shards) {
     cr_assert_eq(hs_st_open_dir(scratch("."), "m", &st, &e), HS_EFORMAT);
     cr_assert(strstr(e.msg, "m-2.safetensors") && strstr(e.msg, "truncated"), "%s", e.msg);
     cr_assert_eq(hs_alloc_live(), 0);
+}
+
+Test(safetensors, a_pipe_is_not_waited_for, .timeout = 10) {
+    hs_st *st;
+    hs_err e = {0};
+    cr_assert(!mkfifo(scratch("pipe.safetensors"), 0600));
+    cr_assert_eq(hs_st_open(scratch("pipe.safetensors"), &st, &e), HS_EIO);
+    cr_assert(strstr(e.msg, "pipe.safetensors is not a regular file"), "%s", e.msg);
 }
 
 /* ---- writing --------------------------------------------------------------------------------------------------- */

@@ -136,6 +136,53 @@ Test(tokenizer, damaged_character_map) {
     cr_assert_lt(mallinfo2().uordblks, before + 100000, "the refused model stays in memory");
 }
 
+/* The golden model with a character map behind it, which replaces its own: 256 units of which the first, or all, lead 2
+ * GB away. `key` makes the field of the normalizer; `sample`: text that the library encodes while it loads the model.
+ */
+static void write_hostile(const char *path, const char *key, int all, const char *sample) {
+    static unsigned char map[1024 + 8] = {0, 4}; /* bytes of the units, units, "abc" */
+    char *model;
+    size_t len, at;
+    hs_err e = {0};
+    for (int i = 0; i < 256; i++) {
+        const uint32_t u = i && !all ? 0x80000000u : 0x1fffffu << 10 | 512 | (all ? 0 : 0x80000000u);
+        for (int k = 0; k < 4; k++) map[4 + 4 * i + k] = (unsigned char)(u >> 8 * k);
+    }
+    memcpy(map + 1028, "abc", 4);
+    cr_assert_eq(hs_file_read(MODEL, 1 << 24, &model, &len, &e), 0, "%s", e.msg);
+    char *to = malloc(len + sizeof map + 64);
+    memcpy(to, model, at = len);
+    at += (size_t)sprintf(to + at, "%s\x8b\x08\x12\x88\x08", key); /* the lengths: 1035 and 1032 */
+    memcpy(to + at, map, sizeof map);
+    at += sizeof map;
+    if (sample) /* self_test_data { samples { input, expected } } */
+        at += (size_t)sprintf(to + at, "\x22%c\x0a%c\x0a%c%s\x12\x01x", (int)strlen(sample) + 7,
+                              (int)strlen(sample) + 5, (int)strlen(sample), sample);
+    write_file(path, to, at);
+    free(to);
+    hs_free(model);
+}
+
+Test(tokenizer, hostile_character_maps) {
+    static const struct {
+        const char *key;
+        int all;
+        const char *sample;
+    } cases[] = {{"\x1a", 1, NULL},
+                 {"\x1a", 1, "hello world"},
+                 {"\x1a", 0, NULL},
+                 {"\x9a\x80\x80\x80\x10", 1, NULL}, /* protobuf drops what is above 32 bits */
+                 {"\x9a\x80\x80\x80\x70", 1, NULL}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        hs_tokenizer *t = NULL;
+        hs_err e = {0};
+        write_hostile(scratch("m"), cases[i].key, cases[i].all, cases[i].sample);
+        cr_expect_eq(hs_tokenizer_open(scratch("m"), &t, &e), HS_EFORMAT, "case %zu", i);
+        cr_expect_not_null(strstr(e.msg, "character map points outside itself"), "%s", e.msg);
+        cr_expect_null(t);
+    }
+}
+
 static int open_and_close(void *arg, hs_err *err) {
     hs_tokenizer *t;
     int rc = hs_tokenizer_open(arg, &t, err);
