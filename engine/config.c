@@ -35,16 +35,22 @@ typedef struct reader {
     int rc; /* the first failure; later calls do nothing */
 } reader;
 
-/* Python writes numbers that JSON does not have (DPMSolverMultistepScheduler's lambda_min_clipped is -Infinity). Here
- * they become texts: nothing that is read may be one, and the message shows it. Room for 2 * len bytes. */
-static size_t quote_python_numbers(const char *json, size_t len, char *ret) {
+/* The length of a number at s that only Python's JSON has, or 0. */
+static size_t python_number(const char *s, size_t len) {
     static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
+    if (*s != '-' && *s != 'I' && *s != 'N') return 0;
+    for (size_t k = 0; k < sizeof words / sizeof *words; k++)
+        if (len >= strlen(words[k]) && !memcmp(s, words[k], strlen(words[k]))) return strlen(words[k]);
+    return 0;
+}
+
+/* Such numbers (DPMSolverMultistepScheduler's lambda_min_clipped is -Infinity) become texts: nothing that is read may
+ * be one, and the message shows it. Room for 2 * len + 1 bytes. */
+static size_t quote_python_numbers(const char *json, size_t len, char *ret) {
     size_t n = 0;
     int in_text = 0;
     for (size_t i = 0; i < len;) {
-        size_t word = 0;
-        for (size_t k = 0; k < 3 && !in_text && !word; k++)
-            if (len - i >= strlen(words[k]) && !memcmp(json + i, words[k], strlen(words[k]))) word = strlen(words[k]);
+        const size_t word = in_text ? 0 : python_number(json + i, len - i);
         if (word) {
             n += (size_t)sprintf(ret + n, "\"%.*s\"", (int)word, json + i);
             i += word;
