@@ -262,18 +262,18 @@ static int holds_latents(const app *a, const char *path) {
 }
 
 /* Final latents are never lost: they go where --save-latents says, else beside the video, else to the temporary folder.
- * After an interruption they are kept only if that was asked for; then even unfinished ones. */
-static void keep_latents(app *a, const job *j, int code) {
+ * Unfinished ones are kept after an interruption, if that was asked for. Returns whether final ones are kept. */
+static int keep_latents(app *a, const job *j, int code) {
     const char *const state[] = {"state", a->denoised ? "final" : "interrupted while denoising", NULL};
     const char *tmp = getenv("TMPDIR"), *save = j->req.save_latents, *slash = strrchr(j->output, '/');
     const char *base = slash ? slash + 1 : j->output;
     char path[3][PATH_SIZE + 64], other[32];
     int n = 0, in_folder = strcmp(j->output, "-") && strcmp(j->output, "null:") && *base;
     hs_err err = {0};
-    if (code == HS_EINTR ? !save : !a->denoised) return;
+    if (!a->denoised && (code != HS_EINTR || !save)) return 0;
     if (hs_session_latents(a->session, a->latents, &err)) {
         fprintf(stderr, "haste-run: the latents are lost: %s\n", err.msg);
-        return;
+        return 0;
     }
     if (!in_folder) { /* stdout and folders have no name to put a file beside */
         snprintf(other, sizeof other, "haste-%" PRIu64, a->req.seed);
@@ -295,14 +295,16 @@ static void keep_latents(app *a, const job *j, int code) {
             fprintf(stderr, " --decode-latents '%s' --fps %d -o NAME.mp4\n", path[i], a->req.fps);
         } else
             fprintf(stderr, "haste-run: the unfinished latents are in %s\n", path[i]);
-        return;
+        return a->denoised;
     }
+    return 0;
 }
 
-/* What stopped the run may not stop the next one: how to go on. NaN, and a damaged checkpoint, would come again. */
+/* What stopped the run may not stop the next one: how to go on, where there are no final latents to decode. NaN, and a
+ * damaged checkpoint, would come again. */
 static void say_how_to_resume(const app *a, const job *j, int code) {
     const int kept = j->stats_of.checkpoint_step, resumed = j->stats_of.first_step;
-    if (a->denoised || code == HS_ENUMERIC || code == HS_EFORMAT || a->o.decode_latents) return;
+    if (code == HS_ENUMERIC || code == HS_EFORMAT || a->o.decode_latents) return;
     if (kept || resumed) {
         fprintf(stderr, "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run",
                 kept ? kept : resumed, j->req.steps);
@@ -395,8 +397,7 @@ static int one_video(app *a, int number) {
     if (rc) {
         status = hs_console_error(&a->console, &err);
         if (j->begun) say_what_was_written(a, j->output, j->frames);
-        if (j->begun && !a->o.decode_latents) keep_latents(a, j, rc);
-        say_how_to_resume(a, j, rc);
+        if (!j->begun || a->o.decode_latents || !keep_latents(a, j, rc)) say_how_to_resume(a, j, rc);
     } else {
         if (!a->o.quiet) summary(a, j);
         if (a->o.stats &&
