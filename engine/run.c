@@ -230,14 +230,6 @@ typedef struct job {
 } job;
 
 /* ---- what is left after a failure ------------------------------------------------------------------------------- */
-static void print_model_flags(const hs_options *o) {
-    const char *const flag[][2] = {
-        {"--random-weights", o->random},     {"-m", o->model},  {"--transformer", o->transformer},
-        {"--text-encoder", o->text_encoder}, {"--vae", o->vae}, {"--tokenizer", o->tokenizer}};
-    for (size_t i = 0; i < sizeof flag / sizeof *flag; i++)
-        if (flag[i][1]) fprintf(stderr, " %s '%s'", flag[i][0], flag[i][1]);
-}
-
 static int is_plain_file(const char *path) {
     struct stat st;
     return strcmp(path, "-") && !lstat(path, &st) && S_ISREG(st.st_mode);
@@ -291,8 +283,10 @@ static int keep_latents(app *a, const job *j, int code) {
         }
         if (a->denoised) {
             fputs("haste-run: the latents are kept; this makes the video of them:\n  haste-run", stderr);
-            print_model_flags(&a->o);
-            fprintf(stderr, " --decode-latents '%s' --fps %d -o NAME.mp4\n", path[i], a->req.fps);
+            hs_print_flags(stderr, &a->o);
+            fputs(" --decode-latents ", stderr);
+            hs_print_quoted(stderr, path[i]);
+            fprintf(stderr, " --fps %d -o NAME.mp4\n", a->req.fps);
         } else
             fprintf(stderr, "haste-run: the unfinished latents are in %s\n", path[i]);
         return a->denoised;
@@ -308,8 +302,12 @@ static void say_how_to_resume(const app *a, const job *j, int code) {
     if (kept || resumed) {
         fprintf(stderr, "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run",
                 kept ? kept : resumed, j->req.steps);
-        print_model_flags(&a->o);
-        fprintf(stderr, " --resume '%s' -o '%s'\n", kept ? j->checkpoint : a->o.resume, j->output);
+        hs_print_flags(stderr, &a->o);
+        fputs(" --resume ", stderr);
+        hs_print_quoted(stderr, kept ? j->checkpoint : a->o.resume);
+        fputs(" -o ", stderr);
+        hs_print_quoted(stderr, j->output);
+        fputc('\n', stderr);
     } else if (code == HS_EINTR && !j->req.checkpoint && j->stats_of.steps)
         fprintf(stderr,
                 "haste-run: with --checkpoint FILE the steps would have been kept, to go on with by --resume\n");

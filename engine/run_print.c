@@ -4,6 +4,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 const char *hs_print_seconds(double seconds, hs_text32 ret) {
@@ -39,6 +40,36 @@ static const char *print_flops(double flops, hs_text32 ret) {
     return ret;
 }
 
+/* ---- words for a shell ------------------------------------------------------------------------------------------ */
+void hs_print_quoted(FILE *to, const char *text) {
+    fputc('\'', to);
+    for (; *text; text++)
+        if (*text == '\'')
+            fputs("'\\''", to);
+        else
+            fputc(*text, to);
+    fputc('\'', to);
+}
+
+void hs_print_flags(FILE *to, const hs_options *o) {
+    const char *const flag[][2] = {{"--random-weights", o->random},
+                                   {"-m", o->model},
+                                   {"--transformer", o->transformer},
+                                   {"--text-encoder", o->text_encoder},
+                                   {"--vae", o->vae},
+                                   {"--tokenizer", o->tokenizer},
+                                   {"--device", o->device},
+                                   {"--precision", o->precision}};
+    for (size_t i = 0; i < sizeof flag / sizeof *flag; i++)
+        if (flag[i][1]) {
+            fprintf(to, " %s ", flag[i][0]);
+            hs_print_quoted(to, flag[i][1]);
+        }
+    if (o->threads) fprintf(to, " --threads %d", o->threads);
+    if (!isnan(o->max_vram)) fprintf(to, " --max-vram %.9g", o->max_vram);
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------- */
 char hs_sigmas_letter(const hs_request *r) {
     static const char usual[] = {[HS_UNIPC] = 'A', [HS_DPMPP] = 'C', [HS_EULER] = 'D'};
     return r->sigmas < 0 ? usual[r->solver] : (char)('A' + r->sigmas);
@@ -60,7 +91,6 @@ void hs_print_fit(FILE *to, const char *label, const hs_plan *plan) {
     fputc('\n', to);
 }
 
-/* ---- the plan --------------------------------------------------------------------------------------------------- */
 void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan) {
     hs_text32 a, b, c;
     const struct {

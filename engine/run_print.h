@@ -10,6 +10,10 @@ typedef char hs_text32[32];
 const char *hs_print_seconds(double seconds, hs_text32 ret);
 const char *hs_print_bytes(int64_t bytes, hs_text32 ret);
 
+/* One word of a command line, whatever is in it; and what says model and machine, each with a space before it. */
+void hs_print_quoted(FILE *to, const char *text);
+void hs_print_flags(FILE *to, const hs_options *o);
+
 /* "unipc A, 30 steps": the name of the noise schedule that a request uses. */
 char hs_sigmas_letter(const hs_request *r);
 
