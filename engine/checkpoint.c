@@ -5,13 +5,12 @@
  * with anything else is refused by name. Files are written under another name and renamed, so there is always a whole
  * one.
  */
+#include "newfile.h"
 #include "session.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -369,26 +368,6 @@ static const void *fetch_entry(void *user, int i, hs_err *err) {
     return hs_device_check(w->dev, err) ? NULL : w->staging;
 }
 
-/* Temporary files of writers that were killed: FILE.tmp.PID.N where PID is no more. */
-static void sweep(const char *path) {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    const size_t stem = strlen(base);
-    char *dir = slash ? hs_strdup(path) : NULL, *name;
-    if (dir) dir[slash - path + (slash == path)] = 0;
-    DIR *d = opendir(dir ? dir : ".");
-    for (struct dirent *e; d && (e = readdir(d));) {
-        long pid;
-        int end = 0;
-        if (strncmp(e->d_name, base, stem) || sscanf(e->d_name + stem, ".tmp.%ld.%*d%n", &pid, &end) != 1 || !end ||
-            e->d_name[stem + (size_t)end] || !kill((pid_t)pid, 0) || errno != ESRCH)
-            continue;
-        if ((name = hs_path_join(dir ? dir : ".", e->d_name))) remove(name);
-        hs_free(name);
-    }
-    if (d) closedir(d);
-    hs_free(dir);
-}
-
 void hs_checkpoint_writer_free(struct hs_checkpoint_writer *w) {
     if (!w) return;
     hs_free(w->entry);
@@ -406,7 +385,7 @@ static int64_t largest(hs_session *s) {
 }
 
 int hs_session_checkpoint_prepare(hs_session *s, const char *path, hs_err *err) {
-    sweep(path);
+    hs_newfile_sweep(path);
     hs_checkpoint_writer_free(s->writer);
     struct hs_checkpoint_writer *w = s->writer = hs_calloc(1, sizeof *w);
     if (!w) return hs_fail(err, HS_ENOMEM, "no memory for checkpoints");

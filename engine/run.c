@@ -230,11 +230,6 @@ typedef struct job {
 } job;
 
 /* ---- what is left after a failure ------------------------------------------------------------------------------- */
-static int is_plain_file(const char *path) {
-    struct stat st;
-    return strcmp(path, "-") && !lstat(path, &st) && S_ISREG(st.st_mode);
-}
-
 static void say_what_was_written(const app *a, const char *output, int64_t frames) {
     const char *name = strcmp(output, "-") ? output : "stdout";
     if (!strcmp(output, "null:")) return;
@@ -242,8 +237,8 @@ static void say_what_was_written(const app *a, const char *output, int64_t frame
         fprintf(stderr, "haste-run: %s could not be finished\n", name);
     else if (frames > 0)
         fprintf(stderr, "haste-run: %s is partial: %" PRId64 " of %d frames\n", name, frames, a->req.frames);
-    else if (is_plain_file(output) && !unlink(output))
-        fprintf(stderr, "haste-run: no frame was finished; the empty %s is removed\n", output);
+    else if (strcmp(output, "-"))
+        fprintf(stderr, "haste-run: no frame was finished; %s is not written\n", output);
 }
 
 static int holds_latents(const app *a, const char *path) {

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
@@ -95,7 +96,7 @@ static int plain_open(hs_sink *s, size_t planes, hs_err *err) {
         hs_free(f);
         return hs_fail(err, HS_ENOMEM, "%s: out of memory for one frame of %zu bytes", s->path, planes);
     }
-    f->file = strcmp(s->path, "-") ? fopen(s->path, "wb") : stdout;
+    f->file = strcmp(s->path, "-") ? fopen(hs_sink_place(s), "wb") : stdout;
     if (!f->file) {
         int code = errno;
         hs_free(f->planes);
@@ -297,6 +298,37 @@ int hs_sink_check(const hs_sink_params *p, hs_err *err) {
     return check(p, &ops, err);
 }
 
+const char *hs_sink_place(const hs_sink *s) {
+    return s->target ? s->file.tmp : s->path;
+}
+
+/* Plain files and containers get their name when they are closed; what is no regular file has to be written itself. */
+static int open_beside(hs_sink *s, hs_err *err) {
+    struct stat st;
+    const int there = !stat(s->path, &st);
+    if (!strcmp(s->path, "-") || s->ops == &null_ops || s->ops == &hs_sink_ops_png || (there && !S_ISREG(st.st_mode)))
+        return 0;
+    if (there && access(s->path, W_OK))
+        return hs_fail(err, HS_EIO, "%s: cannot open for writing: %s", s->path, strerror(errno));
+    char *real = realpath(s->path, NULL);
+    s->target = hs_strdup(real ? real : s->path);
+    free(real);
+    if (!s->target) return hs_fail(err, HS_ENOMEM, "%s: out of memory", s->path);
+    hs_newfile_sweep(s->target);
+    const int rc = hs_newfile_open(s->target, &s->file, err);
+    if (rc) hs_free(s->target), s->target = NULL;
+    return rc;
+}
+
+/* keep: the file gets its name, else nothing is left of it. */
+static int sink_free(hs_sink *s, int keep, hs_err *err) {
+    const int rc = s->target ? hs_newfile_done(&s->file, keep ? 0 : HS_EINTR, err) : 0;
+    hs_free(s->target);
+    hs_free(s->path);
+    hs_free(s);
+    return keep ? rc : 0;
+}
+
 int hs_sink_open(const hs_sink_params *p, hs_sink **ret, hs_err *err) {
     const hs_sink_ops *ops;
     int rc = check(p, &ops, err);
@@ -309,10 +341,8 @@ int hs_sink_open(const hs_sink_params *p, hs_sink **ret, hs_err *err) {
     s->ops = ops;
     s->width = p->width, s->height = p->height;
     md5_init(&s->md5);
-    rc = ops->open(s, p, err);
-    if (rc) {
-        hs_free(s->path);
-        hs_free(s);
+    if ((rc = open_beside(s, err)) || (rc = ops->open(s, p, err))) {
+        sink_free(s, 0, NULL);
         return rc;
     }
     *ret = s;
@@ -374,9 +404,8 @@ int hs_sink_close(hs_sink *s, char *ret_md5, hs_err *err) {
     const hs_err *e = s->failure.code ? &s->failure : &late; /* the first one is the cause */
     int rc = e->code ? hs_fail(err, e->code, "%s", e->msg) : 0;
     if (!rc && ret_md5) md5_hex(s->md5, ret_md5);
-    hs_free(s->path);
-    hs_free(s);
-    return rc;
+    const int named = sink_free(s, s->frames > 0, rc ? NULL : err);
+    return rc ? rc : named;
 }
 
 int64_t hs_sink_frames(const hs_sink *s) {

@@ -1,8 +1,9 @@
 /* Frame sinks: where the finished RGB frames go. FFmpeg (mp4, webm, mkv), y4m, raw RGB, png, md5, null.
  *
  * Frames arrive in order, one call each, RGB interleaved u8 [height, width, 3]. A sink that has been opened must be
- * closed; close finishes the file even after a failed or interrupted run, so what was written can be played. A partial
- * file keeps its name; the caller says that it is partial.
+ * closed; close finishes the file even after a failed or interrupted run, so what was written can be played. Until then
+ * it has another name beside its own, so that an older file stays if no frame comes; a partial one gets its name too,
+ * the caller says that it is partial. Numbered png files, devices, pipes and stdout are written where they are.
  */
 #ifndef HS_VIDEO_H
 #define HS_VIDEO_H

@@ -231,7 +231,8 @@ static int container_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
     int rc;
     if (!c) return hs_fail(err, HS_ENOMEM, "%s: out of memory", p->path);
     av_log_set_callback(to_hs_log);
-    snprintf(url, sizeof url, "file:%s", p->path); /* else "a:b.mp4" would name a protocol; length checked by video.c */
+    snprintf(url, sizeof url, "file:%s",
+             hs_sink_place(s)); /* else "a:b.mp4" would name a protocol; length checked by video.c */
     rc = avformat_alloc_output_context2(&c->fmt, NULL, k->muxer, url);
     if (rc < 0) {
         rc = av_fail(err, p->path, "start the container", rc);

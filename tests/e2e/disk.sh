@@ -10,6 +10,16 @@ if grep -q '^step' err; then fail "a full place was found after the work"; fi
 bad 1 "/proc/" $small -p "a red circle" -o /proc/haste.y4m
 rm full.y4m
 
+# a finished video replaces an older one, a link stays one, and what is left of killed runs goes
+good $small -p "a red circle" -o old.y4m
+cp old.y4m before.y4m
+ln -s old.y4m link.y4m
+: >old.y4m.tmp.999999999.0
+good $small --seed 8 -p "a red circle" -o link.y4m
+test -h link.y4m || fail "the link was replaced"
+if cmp -s before.y4m old.y4m; then fail "the finished video did not replace the older one"; fi
+same "$(echo old.y4m*) $(echo link.y4m*)" "old.y4m link.y4m" "files of videos"
+
 # full while the frames are written: latents beside the video, and the printed command makes the video of them
 limited() { # BLOCKS ARGS...: files of at most BLOCKS x 512 bytes (x 1024 in some shells)
     blocks=$1

@@ -13,16 +13,19 @@ finish() {
     pid=
 }
 
-# while denoising: nothing to show, so no file; unfinished latents only if asked for
+# while denoising: nothing to show, so no file, and an older one of that name stays; unfinished latents only if asked for
+echo old >old.y4m
 for signal in INT TERM; do
-    start $small -p a --steps 1000 -o x.y4m
-    wait_for "step 1/1000" err
-    kill -$signal "$pid"
-    finish
-    says interrupted
-    test ! -e x.y4m || fail "a file without frames was left"
-    test ! -e x.y4m.latents.safetensors || fail "latents nobody asked for"
+    for out in x.y4m old.y4m; do
+        start $small -p a --steps 1000 -o $out
+        wait_for "step 1/1000" err
+        kill -$signal "$pid"
+        finish
+        says interrupted
+    done
 done
+same "$(cat old.y4m)" old "an older video of that name"
+same "$(ls)" "$(printf 'A\nerr\nold.y4m\nout\ntmpdir')" "files after runs without frames"
 start $small -p a --steps 1000 -o x.y4m --save-latents l.safetensors
 wait_for "step 1/1000" err
 kill -INT "$pid"
