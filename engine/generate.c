@@ -34,7 +34,11 @@ static void end(run *g, hs_stage stage) {
 
 static void progress(const run *g, hs_stage stage, int done, int total) {
     if (g->hooks && g->hooks->progress)
-        g->hooks->progress(g->hooks->user, &(hs_progress){stage, done, total, hs_seconds() - g->stage_start});
+        g->hooks->progress(g->hooks->user, &(hs_progress){.stage = stage,
+                                                          .done = done,
+                                                          .total = total,
+                                                          .seconds = hs_seconds() - g->stage_start,
+                                                          .first = stage == HS_STAGE_DENOISE ? g->st.first_step : 0});
 }
 
 static int interrupted(const run *g, hs_err *err, const char *where) {

@@ -171,6 +171,7 @@ typedef struct hs_progress {
     hs_stage stage;
     int done, total; /* steps or frames of this stage */
     double seconds;  /* since the stage began */
+    int first;       /* done before: the steps of the run that this one resumes */
 } hs_progress;
 
 typedef struct hs_run_hooks {

@@ -66,8 +66,8 @@ static void on_progress(void *user, const hs_progress *p) {
     int tenth = p->total > 0 ? 10 * p->done / p->total : 0, counted = p->total > 1;
     if (a->o.quiet || (!a->console.tty && (!counted || !p->done || tenth <= a->last_tenth[p->stage]))) return;
     a->last_tenth[p->stage] = tenth;
-    if (counted && p->done > 0 && p->done < p->total)
-        hs_print_seconds(p->seconds / p->done * (p->total - p->done), left);
+    if (counted && p->done > p->first && p->done < p->total)
+        hs_print_seconds(p->seconds / (p->done - p->first) * (p->total - p->done), left);
     hs_console_clear(&a->console);
     fputs(stage[p->stage], stderr);
     if (counted) fprintf(stderr, " %d/%d  %s", p->done, p->total, hs_print_seconds(p->seconds, spent));

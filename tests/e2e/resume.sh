@@ -81,6 +81,20 @@ if [ "$HAVE_CPU" = 1 ]; then
 fi
 small="-m A --device ref --size 32x32 --frames 5 --seed 7 -n dull"
 
+# the time that is left follows from the steps of this run, not from those that the checkpoint brought along
+slow="-m A --device ref --size 64x64 --frames 17 --seed 7 --guidance 1 -p a"
+"$HASTE_RUN" $slow --steps 40 --checkpoint slow -o null: >out 2>err &
+pid=$!
+wait_for "step 20/40" err
+kill -INT "$pid"
+wait "$pid"
+pid=
+good -m A --device ref --resume slow -o null:
+first=$(sed -n 's/^going on after step //p' err)
+sed -n 's|^step \([0-9]*\)/40  \([0-9.]*\) s, about \([0-9.]*\) s left|\1 \2 \3|p' err |
+    awk -v first="$first" '$1 > first + 1 { n++; if ($3 < $2 / ($1 - first) * (40 - $1) / 2) bad = 1; exit }
+        END { exit !n || bad }' || fail "the time left of a resumed run"
+
 # without --checkpoint it is said how it would have been
 "$HASTE_RUN" $small --steps 240 -p a -o x.y4m >out 2>err &
 pid=$!
