@@ -32,6 +32,7 @@ typedef struct app {
     hs_attn_source attention; /* where req.attention comes from; owns the profile */
     hs_attn_log *log;         /* what it did in the video in work; NULL = dense */
     hs_request req;           /* what all videos have in common; the prompt changes */
+    hs_plan plan;             /* of req */
     int64_t shape[4];         /* of the latents */
     int64_t numel;
     hs_checkpoint *resume; /* --resume, else NULL */
@@ -326,7 +327,7 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     j->req.save_latents = o->save_latents ? j->latents : NULL;
     if (o->noise) j->req.noise = a->latents;
     if (checkpoint) j->req.checkpoint = j->checkpoint;
-    hs_settings_fill(&j->settings, a->info, &j->req, &a->attention);
+    hs_settings_fill(&j->settings, a->info, &j->req, &a->plan, &a->attention);
     return 0;
 }
 
@@ -394,7 +395,7 @@ static int one_video(app *a, int number) {
     } else {
         if (!a->o.quiet) summary(a, j);
         if (a->o.stats &&
-            hs_stats_save(j->stats, a->info, &j->req, &j->stats_of, &a->attention, a->log, j->output, &err))
+            hs_stats_save(j->stats, a->info, &j->req, &a->plan, &j->stats_of, &a->attention, a->log, j->output, &err))
             status = hs_console_error(&a->console, &err);
     }
     hs_attn_log_free(a->log);
@@ -436,10 +437,9 @@ static int check_places(const app *a, FILE *show, hs_err *err) {
 }
 
 static int dry_run(app *a, hs_err *err) {
-    hs_plan plan;
-    int rc = hs_request_check(a->model, &a->req, &plan, err);
+    int rc = hs_request_check(a->model, &a->req, &a->plan, err);
     if (rc || (rc = check_places(a, NULL, err))) return rc;
-    hs_print_plan(stdout, hs_options_model_name(&a->o), a->info, &a->req, &plan);
+    hs_print_plan(stdout, hs_options_model_name(&a->o), a->info, &a->req, &a->plan);
     if (!a->o.decode_latents) hs_attn_print(stdout, "attention", &a->req, a->info, &a->attention);
     return check_places(a, stdout, err);
 }
@@ -448,8 +448,10 @@ static int make_videos(app *a) {
     const hs_request *r = &a->req;
     hs_err err = {0};
     int status = EXIT_DONE;
-    hs_plan plan;
-    if (hs_request_fit(a->model, r, &plan, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
+    int rc = hs_request_fit(a->model, r, &a->plan, &err);
+    if (!rc && a->plan.vae_tiled)
+        hs_log(HS_LOG_FALLBACK, "memory is short, so the VAE decodes in tiles: frames differ a little from whole ones");
+    if (rc || refuse_fallback(a, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
         hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return hs_console_error(&a->console, &err);
@@ -462,7 +464,7 @@ static int make_videos(app *a) {
         if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
         fputc('\n', stderr);
         if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", &a->req, a->info, &a->attention);
-        hs_print_fit(stderr, "memory:", &plan);
+        hs_print_fit(stderr, "memory:", &a->plan);
         if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
     }
     for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);

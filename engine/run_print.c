@@ -142,7 +142,8 @@ static void HS_PRINTF(3, 4) add_format(hs_settings *m, const char *key, const ch
     add(m, key, text);
 }
 
-void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_attn_source *source) {
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                      const hs_attn_source *source) {
     const char *negative = r->negative ? r->negative : info->negative_prompt;
     m->n = m->n_text = 0;
     add(m, "comment", m->comment);
@@ -172,6 +173,7 @@ void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_reques
     } else {
         snprintf(m->comment, sizeof m->comment, "decoded from saved latents by haste-run " HS_VERSION);
     }
+    if (plan->vae_tiled) add(m, "vae", "in tiles");
     add_format(m, "width", "%d", r->width);
     add_format(m, "height", "%d", r->height);
     add_format(m, "frames", "%d", r->frames);
@@ -212,8 +214,8 @@ static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *
     return layers != NULL;
 }
 
-static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                const hs_attn_source *source, const hs_attn_log *log, const char *output) {
+static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                const hs_run_stats *st, const hs_attn_source *source, const hs_attn_log *log, const char *output) {
     static const char *const stage[HS_STAGE_COUNT] = {"load", "text", "denoise", "decode", "encode"};
     char seed[24], sigmas[2] = {hs_sigmas_letter(r), 0};
     /* a JSON number, but not through a double; latents from a file have no seed */
@@ -234,6 +236,7 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
         cJSON_AddNumberToObject(root, "shift", r->shift) &&
         cJSON_AddNumberToObject(root, "resumed_after_step", st->first_step) &&
         cJSON_AddNumberToObject(root, "flat_frames", st->flat_frames) &&
+        cJSON_AddBoolToObject(root, "vae_tiled", plan->vae_tiled) &&
         cJSON_AddNumberToObject(root, "prompt_tokens", st->tokens_cond) &&
         cJSON_AddBoolToObject(root, "truncated", st->truncated);
     cJSON *seconds = cJSON_AddObjectToObject(root, "seconds");
@@ -252,10 +255,11 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
            hs_attn_json(root, r, source, log);
 }
 
-int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                  const hs_attn_source *source, const hs_attn_log *log, const char *output, hs_err *err) {
+int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                  const hs_run_stats *st, const hs_attn_source *source, const hs_attn_log *log, const char *output,
+                  hs_err *err) {
     cJSON *root = cJSON_CreateObject();
-    char *text = root && fill(root, info, r, st, source, log, output) ? cJSON_Print(root) : NULL;
+    char *text = root && fill(root, info, r, plan, st, source, log, output) ? cJSON_Print(root) : NULL;
     int rc = 0;
     cJSON_Delete(root);
     if (!text) return hs_fail(err, HS_ENOMEM, "%s: out of memory for the statistics", path);

@@ -27,9 +27,11 @@ typedef struct hs_settings {
     char text[12][64], comment[256], attention[384];
     int n, n_text;
 } hs_settings;
-void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_attn_source *source);
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                      const hs_attn_source *source);
 
 /* One JSON object (docs/formats.md); log NULL: attention was dense. Written to a new file; HS_EIO or HS_ENOMEM. */
-int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                  const hs_attn_source *source, const hs_attn_log *log, const char *output, hs_err *err);
+int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                  const hs_run_stats *st, const hs_attn_source *source, const hs_attn_log *log, const char *output,
+                  hs_err *err);
 #endif
