@@ -76,3 +76,15 @@ void hs_newfile_sweep(const char *path) {
     if (d) closedir(d);
     hs_free(dir);
 }
+
+int hs_newfile_folder(const char *path, hs_err *err) {
+    char dir[4096] = ".";
+    const char *slash = strrchr(path, '/');
+    const int n = slash == path ? 1 : slash ? (int)(slash - path) : 0;
+    if (n && snprintf(dir, sizeof dir, "%.*s", n, path) >= (int)sizeof dir)
+        return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+    if (!access(dir, W_OK | X_OK)) return 0;
+    const int code = errno;
+    return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s%s%s", path, dir, strerror(code),
+                   code == ENOENT ? "; create it first: mkdir -p " : "", code == ENOENT ? dir : "");
+}

@@ -9,6 +9,7 @@
 #include "program.h"
 #include "prompts.h"
 #include "run_attn.h"
+#include "run_files.h"
 #include "run_print.h"
 
 #include <errno.h>
@@ -19,7 +20,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PATH_SIZE = 4096 };
@@ -198,17 +198,6 @@ static void choose_output(app *a) {
     if (why.code == HS_ENOTSUP) hs_log(HS_LOG_FALLBACK, "%s; writing %s instead", why.msg, a->default_output);
 }
 
-/* Files written at the end of the work: their folder is looked at before it starts. */
-static int check_folder(const char *option, const char *path, hs_err *err) {
-    char dir[PATH_SIZE] = ".";
-    const char *slash = strrchr(path, '/');
-    if (slash && snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path) >= PATH_SIZE)
-        return hs_fail(err, HS_EINVAL, "%s %.100s...: path too long", option, path);
-    if (access(dir, W_OK | X_OK))
-        return hs_fail(err, HS_EIO, "%s %s: cannot write into folder %s: %s", option, path, dir, strerror(errno));
-    return 0;
-}
-
 static int check_output(const app *a, const char *path, hs_err *err) {
     hs_sink_params p = sink_params(a, path, NULL);
     size_t len = strlen(path);
@@ -318,9 +307,9 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     const char *checkpoint = o->checkpoint ? o->checkpoint : o->resume;
     if (!rc && checkpoint) rc = file_name(a, checkpoint, number, j->checkpoint, err);
     if (!rc) rc = check_output(a, j->output, err);
-    if (!rc && o->save_latents) rc = check_folder("--save-latents", j->latents, err);
-    if (!rc && o->stats) rc = check_folder("--stats", j->stats, err);
-    if (!rc && checkpoint) rc = check_folder("--checkpoint", j->checkpoint, err);
+    if (!rc && o->save_latents) rc = hs_place_check("--save-latents", j->latents, 0, err);
+    if (!rc && o->stats) rc = hs_place_check("--stats", j->stats, 1, err);
+    if (!rc && checkpoint) rc = hs_place_check(o->checkpoint ? "--checkpoint" : "--resume", j->checkpoint, 0, err);
     if (rc) return rc;
     j->req = a->req;
     j->req.prompt = prompt;

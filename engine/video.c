@@ -256,7 +256,8 @@ static int choose(const char *path, const hs_sink_ops **ret, hs_err *err) {
     return 0;
 }
 
-/* The folder a file would go into must be there; creating the file itself is left to open. */
+/* The folder a file would go into must be there; creating the file itself is left to open. One for png files is created
+ * in a folder that is there, unless it is there itself. */
 static int check_folder(const char *path, hs_err *err) {
     char dir[4096];
     struct stat st;
@@ -268,14 +269,14 @@ static int check_folder(const char *path, hs_err *err) {
     if (path[strlen(path) - 1] != '/' && !stat(path, &st) && S_ISDIR(st.st_mode))
         return hs_fail(err, HS_EINVAL, "%s: is a folder; give a file name, or end it in / for numbered png files",
                        path);
-    char *slash = strrchr(dir, '/');
-    if (!slash)
-        strcpy(dir, ".");
-    else
-        slash[slash == dir] = 0;
-    if (access(dir, W_OK | X_OK))
-        return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s", path, dir, strerror(errno));
-    return 0;
+    if (path[strlen(path) - 1] == '/' && !stat(dir, &st)) {
+        if (!S_ISDIR(st.st_mode))
+            return hs_fail(err, HS_EINVAL, "%s: %s is a file, expected a folder for numbered png files", path, dir);
+        if (access(dir, W_OK | X_OK))
+            return hs_fail(err, HS_EIO, "%s: cannot write into this folder: %s", path, strerror(errno));
+        return 0;
+    }
+    return hs_newfile_folder(dir, err);
 }
 
 static int check(const hs_sink_params *p, const hs_sink_ops **ret, hs_err *err) {

@@ -25,7 +25,21 @@ if [ "$HAVE_VIDEO" = 1 ]; then
 else
     bad 1 "libavcodec-dev" $small -p a -o x.mp4
 fi
-bad 1 "no/folder" $small -p a -o no/folder/x.md5
+bad 1 "create it first: mkdir -p no/folder" $small -p a -o no/folder/x.md5
+
+# places for files that are none are known before the work
+for option in --checkpoint --save-latents --stats; do
+    bad 2 "$option: the path is empty" $small -p a -o x.md5 $option ""
+    bad 2 "$option tmpdir: is a folder" $small -p a -o x.md5 $option tmpdir
+    bad 2 "$option new/: is a folder" $small -p a -o x.md5 $option new/
+    bad 1 "create it first: mkdir -p no" $small -p a -o x.md5 $option no/s
+done
+bad 2 "--checkpoint /dev/null: exists and is no regular file" $small -p a -o x.md5 --checkpoint /dev/null
+good $small -p a -o null: --stats /dev/stdout
+grep -q '"seconds"' out || fail "no statistics on stdout"
+if [ "$HAVE_VIDEO" = 1 ]; then
+    bad 2 "out/: out is a file" $small -p a -o out/ --dry-run
+fi
 bad 2 "no extension" $small -p a -o tmpdir
 
 # a y4m stream is not for a terminal
