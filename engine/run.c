@@ -299,6 +299,20 @@ static void say_how_to_resume(const app *a, const job *j, int code) {
 }
 
 /* ---- one video -------------------------------------------------------------------------------------------------- */
+/* A checkpoint may go on in the file that it came from. */
+static int check_names(const app *a, const job *j, hs_err *err) {
+    const hs_options *o = &a->o;
+    const int goes_on = o->resume && hs_place_same(o->resume, j->checkpoint);
+    const hs_place place[] = {{"--output", j->output, 0},
+                              {"--save-latents", o->save_latents ? j->latents : NULL, 0},
+                              {"--stats", o->stats ? j->stats : NULL, 0},
+                              {"--checkpoint", *j->checkpoint ? j->checkpoint : NULL, 0},
+                              {"--resume", goes_on ? NULL : o->resume, 1},
+                              {"--noise", o->noise, 1},
+                              {"--decode-latents", o->decode_latents, 1}};
+    return hs_places_differ(place, (int)(sizeof place / sizeof *place), err);
+}
+
 static int prepare(const app *a, const char *prompt, int number, job *j, hs_err *err) {
     const hs_options *o = &a->o;
     int rc = file_name(a, a->output, number, j->output, err);
@@ -310,7 +324,7 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     if (!rc && o->save_latents) rc = hs_place_check("--save-latents", j->latents, 0, err);
     if (!rc && o->stats) rc = hs_place_check("--stats", j->stats, 1, err);
     if (!rc && checkpoint) rc = hs_place_check(o->checkpoint ? "--checkpoint" : "--resume", j->checkpoint, 0, err);
-    if (rc) return rc;
+    if (rc || (rc = check_names(a, j, err))) return rc;
     j->req = a->req;
     j->req.prompt = prompt;
     j->req.save_latents = o->save_latents ? j->latents : NULL;

@@ -42,6 +42,19 @@ if [ "$HAVE_VIDEO" = 1 ]; then
 fi
 bad 2 "no extension" $small -p a -o tmpdir
 
+# one file for two things, however it is spelled; a checkpoint may go on in its own file
+bad 2 "--output and --stats are both ./same.md5" $small -p a -o same.md5 --stats ./same.md5
+bad 2 "--save-latents and --checkpoint are both" $small -p a -o x.md5 --checkpoint s.st --save-latents "$tmp/s.st"
+good $small -p a -o null: --save-latents l.st --checkpoint s.st
+cp l.st s.st tmpdir
+bad 2 "--save-latents and --noise are both" $small -p a -o x.md5 --noise l.st --save-latents tmpdir/../l.st
+ln s.st hard.st
+bad 2 "--save-latents and --resume are both" -m A --device ref --resume hard.st --save-latents s.st -o x.md5 --checkpoint new.st
+bad 2 "--stats and --decode-latents are both" -m A --device ref --decode-latents l.st --stats l.st -o x.md5
+cmp l.st tmpdir/l.st && cmp s.st tmpdir/s.st || fail "a refused run changed its input"
+good -m A --device ref --resume s.st --checkpoint ./s.st -o null:
+rm -f l.st s.st hard.st tmpdir/*.st
+
 # a y4m stream is not for a terminal
 if script -qec true /dev/null >/dev/null 2>&1; then
     script -qec "'$HASTE_RUN' $small -p a -o -" /dev/null >out
