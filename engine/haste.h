@@ -83,6 +83,7 @@ typedef struct hs_request {
      * layer_ranges for calls that stop between layers too (hs_policy.end). */
     const hs_attn_policy *later;
     int n_later, layer_ranges;
+    int decode_only; /* for hs_decode alone: no memory is planned, nor taken, for text, transformer and solver */
 } hs_request;
 
 enum { HS_CHECKPOINT_EVERY = 5 };

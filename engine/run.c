@@ -128,6 +128,7 @@ static int make_request(app *a, hs_err *err) {
     if (a->resume && (rc = hs_checkpoint_request(a->resume, a->model, r, err))) return rc;
     r->resume = a->resume;
     r->checkpoint_every = o->checkpoint_every;
+    r->decode_only = o->decode_latents != NULL;
     if (file) {
         int64_t s[4];
         if ((rc = hs_latents_shape(file, s, err))) return rc;

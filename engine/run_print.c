@@ -104,7 +104,7 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
         {"  masks and anchors", plan->mask_bytes},
         {"VAE decoder", plan->vae_bytes},
         {"activations, in turn", plan->room_bytes},
-        {"latents and text rows", plan->latent_bytes},
+        {r->decode_only ? "latents" : "latents and text rows", plan->latent_bytes},
         {"scratch and workspace", plan->own_bytes},
         {"host, streamed weights", plan->host_bytes},
     };
@@ -114,16 +114,20 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
             (double)r->frames / r->fps);
     fprintf(to, "tokens   %" PRId64 " (%" PRId64 " latent frames of %" PRId64 "x%" PRId64 " patches)\n", plan->tokens,
             plan->latent_frames, plan->latent_w / 2, plan->latent_h / 2);
-    fprintf(to, "sampling %d steps, %s with sigmas %c, shift %g, guidance %g\n", r->steps, hs_solver_name(r->solver),
-            hs_sigmas_letter(r), r->shift, r->guidance);
+    if (!r->decode_only)
+        fprintf(to, "sampling %d steps, %s with sigmas %c, shift %g, guidance %g\n", r->steps,
+                hs_solver_name(r->solver), hs_sigmas_letter(r), r->shift, r->guidance);
     fprintf(to, "memory\n");
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
         if (memory[i].bytes) fprintf(to, "  %-24s %8s\n", memory[i].what, hs_print_bytes(memory[i].bytes, a));
     fprintf(to, "  %-24s %8s, of %s %s\n", "highest stage", hs_print_bytes(plan->peak_bytes, a),
             hs_print_bytes(plan->limit_bytes, b), plan->limited ? "allowed (--max-vram)" : "free");
     hs_print_fit(to, "fit     ", plan);
-    fprintf(to, "work     text %s, steps %d x %s, decoding %s\n", print_flops(plan->flops_text, a), r->steps,
-            print_flops(plan->flops_step, b), print_flops(plan->flops_vae, c));
+    fprintf(to, "work     ");
+    if (!r->decode_only)
+        fprintf(to, "text %s, steps %d x %s, ", print_flops(plan->flops_text, a), r->steps,
+                print_flops(plan->flops_step, b));
+    fprintf(to, "decoding %s\n", print_flops(plan->flops_vae, c));
     if (plan->seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(plan->seconds, a));
 }
 

@@ -14,6 +14,17 @@ if [ "$HAVE_VIDEO" = 1 ]; then
     test -s haste-decoded.mp4 || fail "no default name: $(ls)"
 fi
 
+# decoding needs no memory for what it does not do, and plans no work for it
+good $small -p a --dry-run -o x.md5
+grep -q "^  transformer " out || fail "a run without a transformer: $(cat out)"
+good -m A --device ref --decode-latents l.safetensors --dry-run -o x.md5
+if grep -q "transformer\|text\|sampling\|steps" out; then fail "the plan of a decoding: $(cat out)"; fi
+grep -q "^work     decoding [0-9.]* [MGT]FLOP" out || fail "the work of a decoding: $(cat out)"
+little=$(awk '/highest stage/ { print $3 / 1000 }' out) # MB; rounded, so a little more
+good -m A --device ref --decode-latents l.safetensors --max-vram "$(awk "BEGIN { print $little + 0.001 }")" -o decoded.md5
+same "$(cat decoded.md5)" "$(cat full.md5)" "frames decoded with little memory"
+bad 1 "allowed" $small -p a --max-vram "$(awk "BEGIN { print $little + 0.001 }")" -o x.md5
+
 # any latents can be the noise; sizes follow the file; the seed has no influence then
 good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 1 -o n1.md5
 good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 2 -o n2.md5 --size 32x32 --frames 5
