@@ -233,6 +233,7 @@ static int denoise(run *g, hs_err *err) {
         !(s->recorded = hs_alloc((size_t)s->n * (1 + HS_BRANCH_COUNT) * sizeof *s->recorded)))
         return hs_fail(err, HS_ENOMEM, "no memory to record the steps");
     if ((r = begin_steps(g, &first, err))) return r;
+    if (first == n) progress(g, HS_STAGE_DENOISE, n, n); /* the checkpoint holds the final latents */
 #ifndef NDEBUG
     int guarded = 0;
 #endif

@@ -68,6 +68,12 @@ wait_for "decoding frame" err
 kill -INT "$pid"
 finish
 says "--resume 'state'"
+start -m A --device ref --resume state --save-latents resumed.safetensors -o x.y4m # all steps are in it
+wait_for "decoding frame" err
+kill -INT "$pid"
+finish
+says "--decode-latents 'resumed.safetensors'"
+good -m A --device ref --resume state -o null:
 
 # with a list the rest is not begun
 printf 'one\ntwo\n' >list
