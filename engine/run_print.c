@@ -154,7 +154,7 @@ void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_reques
     if (r->prompt) {
         add(m, "title", r->prompt);
         add(m, "prompt", r->prompt);
-        if (negative) add(m, "negative_prompt", negative);
+        if (negative && r->guidance > 1) add(m, "negative_prompt", negative);
         if (r->noise)
             add(m, "noise", "from a file");
         else
@@ -172,7 +172,8 @@ void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_reques
         add(m, "attention", m->attention);
         if (source->profile) {
             add(m, "profile", source->profile->path);
-            add_format(m, "budget", "%.4g", source->profile->budgets[source->budget].target);
+            if (r->attention.top_p_heads) /* else --top-p replaced them */
+                add_format(m, "budget", "%.4g", source->profile->budgets[source->budget].target);
         }
     } else {
         snprintf(m->comment, sizeof m->comment, "decoded from saved latents by haste-run " HS_VERSION);
