@@ -187,8 +187,8 @@ static void choose_output(app *a) {
     hs_err why = {0};
     a->output = a->o.output ? a->o.output : a->default_output;
     if (a->o.output) return;
-    if (a->o.decode_latents || a->o.noise)
-        snprintf(stem, sizeof stem, "haste-%s", a->o.noise ? "noise" : "decoded");
+    if (a->o.decode_latents || a->o.noise || a->req.noise) /* the last: of a checkpoint */
+        snprintf(stem, sizeof stem, "haste-%s", a->o.decode_latents ? "decoded" : "noise");
     else
         snprintf(stem, sizeof stem, "haste-%" PRIu64, a->req.seed);
     for (int i = 0; i < 3; i++) {
@@ -203,10 +203,8 @@ static int check_output(const app *a, const char *path, hs_err *err) {
     hs_sink_params p = sink_params(a, path, NULL);
     size_t len = strlen(path);
     if (len > 4 && !strcasecmp(path + len - 4, ".png") && !strchr(path, '%') && a->req.frames > 1)
-        return hs_fail(err, HS_EINVAL,
-                       "%s: one png holds one frame, not %d; number them (out_%%04d.png) or name a folder "
-                       "(out/)",
-                       path, a->req.frames);
+        return hs_fail(err, HS_EINVAL, "%s: one png holds one frame, not %d; %sname a folder (out/)", path,
+                       a->req.frames, a->numbered ? "" : "number them (out_%04d.png) or ");
     return hs_sink_check(&p, err);
 }
 

@@ -31,6 +31,13 @@ good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors --seed 
 same "$(cat n1.md5)" "$(cat n2.md5)" "noise from a file with two seeds"
 test "$(cat n1.md5)" != "$(cat full.md5)" || fail "--noise is ignored"
 
+# gone on with, such a run is still of no seed
+good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors -o null: --checkpoint state
+if [ "$HAVE_VIDEO" = 1 ]; then
+    good -m A --device ref --resume state
+    test -s haste-noise.mp4 || fail "no default name after a noise file: $(ls)"
+fi
+
 bad 1 latents $small -p a --noise l.safetensors --size 48x32 -o x.md5
 bad 1 latents -m A --device ref --decode-latents l.safetensors --frames 9 -o x.md5
 bad 1 "none.safetensors" $small -p a --noise none.safetensors -o x.md5
