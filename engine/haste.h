@@ -108,9 +108,9 @@ typedef struct hs_plan {
     int vae_tiled;                   /* in tiles of 256 x 256: other frames than whole ones, by a little */
     double flops_text, flops_step,
         flops_vae;  /* floating point operations: per run, per step with both branches, decode */
-    double seconds; /* rough estimate for the whole video, 0 = unknown */
+    double seconds; /* rough estimate for the whole video, or what a resumed run has left of it; 0 = unknown */
 } hs_plan;
-int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err); /* the same without work, time */
+int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err); /* the same without time */
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err);
 
 /* ---- session ------------------------------------------------------------------------------------------------------

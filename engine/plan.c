@@ -195,24 +195,31 @@ int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret,
     return 0;
 }
 
+static void plan_work(const hs_config *c, const hs_request *r, hs_plan *p) {
+    const int f = (int)p->latent_frames, h = (int)p->latent_h, w = (int)p->latent_w, branches = r->guidance > 1 ? 2 : 1;
+    p->flops_vae = hs_vae_flops(c, h, w, f);
+    if (r->decode_only) return;
+    p->flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
+    p->flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
+}
+
 int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret, hs_err *err) {
-    return hs_plan_memory(m, r, hs_host_free_bytes(), ret, err);
+    hs_plan p;
+    const int e = hs_plan_memory(m, r, hs_host_free_bytes(), &p, err);
+    if (e) return e;
+    plan_work(&m->c, r, &p);
+    *ret = p;
+    return 0;
 }
 
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err) {
-    const hs_config *c = &m->c;
     hs_plan p;
-    int e = hs_request_fit(m, r, &p, err), branches = r->guidance > 1 ? 2 : 1;
+    const int e = hs_request_fit(m, r, &p, err);
     if (e || !ret_plan) return e;
-    const int f = (int)p.latent_frames, h = (int)p.latent_h, w = (int)p.latent_w;
-    if (!r->decode_only) {
-        p.flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
-        p.flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
-    }
-    p.flops_vae = hs_vae_flops(c, h, w, f);
     /* attention, convolutions and memory traffic bring the whole to about 60 % of what a plain product reaches */
-    double rate = 0.6 * probe_rate(m->dev);
-    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * r->steps + p.flops_vae) / rate;
+    const double rate = 0.6 * probe_rate(m->dev);
+    const int steps = r->steps - (r->resume ? hs_checkpoint_steps(r->resume, NULL) : 0);
+    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * steps + p.flops_vae) / rate;
     *ret_plan = p;
     return 0;
 }

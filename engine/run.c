@@ -446,29 +446,44 @@ static int dry_run(app *a, hs_err *err) {
     return check_places(a, stdout, err);
 }
 
-static int make_videos(app *a) {
-    const hs_request *r = &a->req;
-    hs_err err = {0};
-    int status = EXIT_DONE;
-    int rc = hs_request_fit(a->model, r, &a->plan, &err);
+/* How it fits; and how long it takes, where that is long enough to be worth the tenth of a second of measuring. */
+static int plan(app *a, hs_err *err) {
+    const double lengthy = 1e13; /* operations: ten minutes of a machine that does 17 GFLOP/s */
+    int rc = hs_request_fit(a->model, &a->req, &a->plan, err);
+    if (!rc && !a->o.quiet && a->plan.flops_step * a->req.steps + a->plan.flops_vae > lengthy)
+        rc = hs_request_check(a->model, &a->req, &a->plan, err);
     if (!rc && a->plan.vae_tiled)
         hs_log(HS_LOG_FALLBACK, "memory is short, so the VAE decodes in tiles: frames differ a little from whole ones");
-    if (rc || refuse_fallback(a, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
-        hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
+    return rc;
+}
+
+/* What is about to be made, and by what. */
+static void print_head(const app *a) {
+    const double lengthy = 600;
+    const hs_request *r = &a->req;
+    hs_text32 time;
+    fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", hs_options_model_name(&a->o), a->info->device, r->width, r->height,
+            r->frames, r->frames == 1 ? "" : "s");
+    if (!a->o.decode_latents)
+        fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
+                r->shift);
+    if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
+    fputc('\n', stderr);
+    if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", r, a->info, &a->attention);
+    hs_print_fit(stderr, "memory:", &a->plan);
+    if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
+    if (a->plan.seconds > lengthy)
+        fprintf(stderr, "time about %s%s\n", hs_print_seconds(a->plan.seconds, time), count(a) > 1 ? " a video" : "");
+}
+
+static int make_videos(app *a) {
+    hs_err err = {0};
+    int status = EXIT_DONE;
+    if (plan(a, &err) || refuse_fallback(a, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
+        hs_session_new(a->model, &a->req, &a->session, &err) || refuse_fallback(a, &err) ||
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return hs_console_error(&a->console, &err);
-    if (!a->o.quiet) {
-        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", hs_options_model_name(&a->o), a->info->device, r->width,
-                r->height, r->frames, r->frames == 1 ? "" : "s");
-        if (!a->o.decode_latents)
-            fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
-                    r->shift);
-        if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
-        fputc('\n', stderr);
-        if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", &a->req, a->info, &a->attention);
-        hs_print_fit(stderr, "memory:", &a->plan);
-        if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
-    }
+    if (!a->o.quiet) print_head(a);
     for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);
     return status;
 }

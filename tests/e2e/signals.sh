@@ -84,8 +84,8 @@ finish
 if grep -qF "2 of 2" err; then fail "the second video was begun"; fi
 
 # twice: at once, whatever is going on
-start -m A --device ref -p a --size 256x256 --frames 17 --steps 50 -o x.y4m
-wait_for "256x256" err
+start -m A --device ref -p a --size 256x256 --frames 81 --steps 1000 -o x.y4m
+wait_for "time about" err # hours, so it is said beforehand
 kill -INT "$pid"
 wait_for "once more stops at once" err
 kill -INT "$pid"
