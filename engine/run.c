@@ -177,6 +177,7 @@ static hs_sink_params sink_params(const app *a, const char *path, const char *co
                             .height = a->req.height,
                             .fps_num = a->req.fps,
                             .fps_den = 1,
+                            .frames = a->req.frames,
                             .meta = meta};
 }
 
