@@ -5,13 +5,12 @@
  * with anything else is refused by name. Files are written under another name and renamed, so there is always a whole
  * one.
  */
+#include "newfile.h"
 #include "session.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -226,37 +225,40 @@ int hs_checkpoint_request(const hs_checkpoint *c, const hs_model *m, hs_request 
     return 0;
 }
 
-static int fail_match(const hs_checkpoint *c, const char *what, const char *saved, const char *now, hs_err *err) {
-    return hs_fail(
-        err, HS_EINVAL,
-        "%s belongs to a run with another %s: it has %.100s, this run %.100s. Leave the option out, or start "
-        "afresh without --resume",
-        c->path, what, saved && *saved ? saved : "none", *now ? now : "none");
+/* cure, with the saved value behind it, is for what is no setting that the checkpoint brings along; else NULL. */
+static int fail_match(const hs_checkpoint *c, const char *what, const char *saved, const char *now, const char *cure,
+                      hs_err *err) {
+    if (!saved || !*saved) saved = "none";
+    return hs_fail(err, HS_EINVAL,
+                   "%s belongs to a run with %s %.100s, this one has %.100s. %s%.100s, or start afresh "
+                   "without --resume",
+                   c->path, what, saved, *now ? now : "none", cure ? cure : "Leave the option out", cure ? saved : "");
 }
 
 int hs_checkpoint_match(const hs_checkpoint *c, const hs_model *m, const hs_request *r, hs_err *err) {
     const hs_request q = resolved(m, r);
     const struct {
-        const char *key, *what, *now;
-    } texts[] = {{"model_sha256", "model", m->info.sha256},
-                 {"precision", "precision", m->info.precision},
-                 {"prompt", "prompt", q.prompt},
-                 {"negative_prompt", "negative prompt", q.negative}};
+        const char *key, *what, *now, *cure;
+    } texts[] = {{"model_sha256", "model", m->info.sha256, "Name that model, of sha256 "},
+                 {"precision", "precision", m->info.precision, "Add --precision "},
+                 {"prompt", "prompt", q.prompt, NULL},
+                 {"negative_prompt", "negative prompt", q.negative, NULL}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         const char *saved = meta(c, texts[i].key);
-        if (!saved || strcmp(saved, texts[i].now)) return fail_match(c, texts[i].what, saved, texts[i].now, err);
+        if (!saved || strcmp(saved, texts[i].now))
+            return fail_match(c, texts[i].what, saved, texts[i].now, texts[i].cure, err);
     }
     for (int i = 0; i < FIELDS; i++) {
         char now[VALUE];
         const char *saved = meta(c, fields[i].name);
         if (fields[i].free || (c->noise && !strcmp(fields[i].name, "seed"))) continue;
         print_field(&fields[i], &q, now);
-        if (!saved || strcmp(saved, now)) return fail_match(c, fields[i].name, saved, now, err);
+        if (!saved || strcmp(saved, now)) return fail_match(c, fields[i].name, saved, now, NULL, err);
     }
     const size_t heads = (size_t)q.attention.intervals * (size_t)m->c.layers * (size_t)m->c.heads * sizeof(float);
     if (!c->top_p != !q.attention.top_p_heads || (c->top_p && memcmp(c->top_p, q.attention.top_p_heads, heads)))
-        return fail_match(c, "set of thresholds", c->top_p ? "one per head" : "one for all",
-                          q.attention.top_p_heads ? "others" : "one for all", err);
+        return fail_match(c, "thresholds of its own:", c->top_p ? "one per head" : "one for all",
+                          q.attention.top_p_heads ? "others" : "one for all", NULL, err);
     const char *device = meta(c, "device");
     if (device && strcmp(device, m->info.device))
         hs_log(
@@ -366,26 +368,6 @@ static const void *fetch_entry(void *user, int i, hs_err *err) {
     return hs_device_check(w->dev, err) ? NULL : w->staging;
 }
 
-/* Temporary files of writers that were killed: FILE.tmp.PID.N where PID is no more. */
-static void sweep(const char *path) {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    const size_t stem = strlen(base);
-    char *dir = slash ? hs_strdup(path) : NULL, *name;
-    if (dir) dir[slash - path + (slash == path)] = 0;
-    DIR *d = opendir(dir ? dir : ".");
-    for (struct dirent *e; d && (e = readdir(d));) {
-        long pid;
-        int end = 0;
-        if (strncmp(e->d_name, base, stem) || sscanf(e->d_name + stem, ".tmp.%ld.%*d%n", &pid, &end) != 1 || !end ||
-            e->d_name[stem + (size_t)end] || !kill((pid_t)pid, 0) || errno != ESRCH)
-            continue;
-        if ((name = hs_path_join(dir ? dir : ".", e->d_name))) remove(name);
-        hs_free(name);
-    }
-    if (d) closedir(d);
-    hs_free(dir);
-}
-
 void hs_checkpoint_writer_free(struct hs_checkpoint_writer *w) {
     if (!w) return;
     hs_free(w->entry);
@@ -403,7 +385,7 @@ static int64_t largest(hs_session *s) {
 }
 
 int hs_session_checkpoint_prepare(hs_session *s, const char *path, hs_err *err) {
-    sweep(path);
+    hs_newfile_sweep(path);
     hs_checkpoint_writer_free(s->writer);
     struct hs_checkpoint_writer *w = s->writer = hs_calloc(1, sizeof *w);
     if (!w) return hs_fail(err, HS_ENOMEM, "no memory for checkpoints");

@@ -34,7 +34,11 @@ static void end(run *g, hs_stage stage) {
 
 static void progress(const run *g, hs_stage stage, int done, int total) {
     if (g->hooks && g->hooks->progress)
-        g->hooks->progress(g->hooks->user, &(hs_progress){stage, done, total, hs_seconds() - g->stage_start});
+        g->hooks->progress(g->hooks->user, &(hs_progress){.stage = stage,
+                                                          .done = done,
+                                                          .total = total,
+                                                          .seconds = hs_seconds() - g->stage_start,
+                                                          .first = stage == HS_STAGE_DENOISE ? g->st.first_step : 0});
 }
 
 static int interrupted(const run *g, hs_err *err, const char *where) {
@@ -229,6 +233,7 @@ static int denoise(run *g, hs_err *err) {
         !(s->recorded = hs_alloc((size_t)s->n * (1 + HS_BRANCH_COUNT) * sizeof *s->recorded)))
         return hs_fail(err, HS_ENOMEM, "no memory to record the steps");
     if ((r = begin_steps(g, &first, err))) return r;
+    if (first == n) progress(g, HS_STAGE_DENOISE, n, n); /* the checkpoint holds the final latents */
 #ifndef NDEBUG
     int guarded = 0;
 #endif

@@ -83,6 +83,7 @@ typedef struct hs_request {
      * layer_ranges for calls that stop between layers too (hs_policy.end). */
     const hs_attn_policy *later;
     int n_later, layer_ranges;
+    int decode_only; /* for hs_decode alone: no memory is planned, nor taken, for text, transformer and solver */
 } hs_request;
 
 enum { HS_CHECKPOINT_EVERY = 5 };
@@ -107,9 +108,9 @@ typedef struct hs_plan {
     int vae_tiled;                   /* in tiles of 256 x 256: other frames than whole ones, by a little */
     double flops_text, flops_step,
         flops_vae;  /* floating point operations: per run, per step with both branches, decode */
-    double seconds; /* rough estimate for the whole video, 0 = unknown */
+    double seconds; /* rough estimate for the whole video, or what a resumed run has left of it; 0 = unknown */
 } hs_plan;
-int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err); /* the same without work, time */
+int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err); /* the same without time */
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err);
 
 /* ---- session ------------------------------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ typedef struct hs_progress {
     hs_stage stage;
     int done, total; /* steps or frames of this stage */
     double seconds;  /* since the stage began */
+    int first;       /* done before: the steps of the run that this one resumes */
 } hs_progress;
 
 typedef struct hs_run_hooks {

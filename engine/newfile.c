@@ -1,7 +1,9 @@
 #include "newfile.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -54,4 +56,35 @@ int hs_newfile_text(const char *path, const char *text, hs_err *err) {
     if (rc) return rc;
     hs_newfile_write(&f, text, strlen(text));
     return hs_newfile_done(&f, 0, err);
+}
+
+void hs_newfile_sweep(const char *path) {
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const size_t stem = strlen(base);
+    char *dir = slash ? hs_strdup(path) : NULL, *name;
+    if (dir) dir[slash - path + (slash == path)] = 0;
+    DIR *d = opendir(dir ? dir : ".");
+    for (struct dirent *e; d && (e = readdir(d));) {
+        long pid;
+        int end = 0;
+        if (strncmp(e->d_name, base, stem) || sscanf(e->d_name + stem, ".tmp.%ld.%*d%n", &pid, &end) != 1 || !end ||
+            e->d_name[stem + (size_t)end] || !kill((pid_t)pid, 0) || errno != ESRCH)
+            continue;
+        if ((name = hs_path_join(dir ? dir : ".", e->d_name))) remove(name);
+        hs_free(name);
+    }
+    if (d) closedir(d);
+    hs_free(dir);
+}
+
+int hs_newfile_folder(const char *path, hs_err *err) {
+    char dir[4096] = ".";
+    const char *slash = strrchr(path, '/');
+    const int n = slash == path ? 1 : slash ? (int)(slash - path) : 0;
+    if (n && snprintf(dir, sizeof dir, "%.*s", n, path) >= (int)sizeof dir)
+        return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+    if (!access(dir, W_OK | X_OK)) return 0;
+    const int code = errno;
+    return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s%s%s", path, dir, strerror(code),
+                   code == ENOENT ? "; create it first: mkdir -p " : "", code == ENOENT ? dir : "");
 }

@@ -20,6 +20,10 @@ int hs_newfile_write(hs_newfile *f, const void *data, size_t bytes);
 int hs_newfile_done(hs_newfile *f, int rc, hs_err *err);
 /* All of that for one text. */
 int hs_newfile_text(const char *path, const char *text, hs_err *err);
+/* Whether the folder of path takes files; HS_EIO with the cure if it is missing. */
+int hs_newfile_folder(const char *path, hs_err *err);
+/* Removes what writers of path left that were killed: PATH.tmp.PID.N where PID is no more. */
+void hs_newfile_sweep(const char *path);
 
 #ifdef __cplusplus
 }

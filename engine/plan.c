@@ -111,7 +111,8 @@ static int64_t arrange(const hs_model *m, const parts *k, int resident, int chun
 /* Everything on the device if that fits, with the VAE's frames at once or a few at a time; else as many blocks of the
  * transformer as do, the others streamed. -1: nothing fits; *p is then the least there is. */
 static int fit(const hs_model *m, const parts *k, int64_t limit, hs_plan *p) {
-    const int can = hs_stream_possible(m->dev), all = m->c.layers;
+    const int can = k->dit.block && hs_stream_possible(m->dev),
+              all = m->c.layers; /* nothing to stream: only decoding */
     int64_t text = 0;
     int chunk, text_streamed = 0;
     arrange(m, k, all, 0, 0, p);
@@ -138,30 +139,41 @@ static int64_t limit_of(const hs_model *m) {
     return m->dev->max_bytes || !hs_stream_possible(m->dev) ? limit : limit - limit / 64;
 }
 
+/* Everything that is there for the steps. */
+static void plan_steps(const hs_model *m, const hs_request *r, hs_plan *p, parts *k) {
+    const hs_config *c = &m->c;
+    const hs_dtype act = hs_device_act(m->dev);
+    const int f = (int)p->latent_frames, h = (int)p->latent_h, w = (int)p->latent_w;
+    k->dit = hs_dit_weight_bytes(c, act);
+    k->text_rest = hs_text_bytes(c, act, &k->text_layer);
+    p->act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2, &k->room);
+    if (r->layer_ranges) p->act_bytes += (r->guidance > 1 ? 2 : 1) * hs_dit_kept_bytes(c, p->tokens);
+    for (int i = -1; i < r->n_later; i++) {
+        const hs_attn_policy *const a = i < 0 ? &r->attention : &r->later[i];
+        p->mask_bytes = most(p->mask_bytes, hs_attn_bytes(a, c->layers, c->heads, c->head_dim, p->tokens));
+        p->own_bytes = most(p->own_bytes, hs_attn_own_bytes(m->dev, a, c->heads, c->head_dim, p->tokens));
+    }
+    p->latent_bytes = 7 * c->in_channels * p->latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
+}
+
 int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret, hs_err *err) {
     const hs_config *c = &m->c;
     int e = check_ranges(c, r, err);
     if (e) return e;
-    const hs_dtype act = hs_device_act(m->dev), vae_act = hs_device_act(m->vae_dev);
+    const hs_dtype vae_act = hs_device_act(m->vae_dev);
     hs_plan p = {.latent_frames = 1 + (r->frames - 1) / 4, .latent_h = r->height / 8, .latent_w = r->width / 8};
     const int f = (int)p.latent_frames, h = (int)p.latent_h, w = (int)p.latent_w;
-    parts k = {.dit = hs_dit_weight_bytes(c, act), .shared = m->vae_dev == m->dev};
+    parts k = {.shared = m->vae_dev == m->dev};
     p.tokens = p.latent_frames * (h / 2) * (w / 2);
-    k.text_rest = hs_text_bytes(c, act, &k.text_layer);
-    p.act_bytes = hs_dit_run_bytes(c, act, f, h / 2, w / 2, &k.room);
-    if (r->layer_ranges) p.act_bytes += (r->guidance > 1 ? 2 : 1) * hs_dit_kept_bytes(c, p.tokens);
-    for (int i = -1; i < r->n_later; i++) {
-        const hs_attn_policy *const a = i < 0 ? &r->attention : &r->later[i];
-        p.mask_bytes = most(p.mask_bytes, hs_attn_bytes(a, c->layers, c->heads, c->head_dim, p.tokens));
-        p.own_bytes = most(p.own_bytes, hs_attn_own_bytes(m->dev, a, c->heads, c->head_dim, p.tokens));
-    }
+    p.latent_bytes = c->in_channels * p.latent_frames * h * w * 4;
+    p.own_bytes = hs_device_own_bytes(m->dev, NULL);
+    if (!r->decode_only) plan_steps(m, r, &p, &k);
     p.vae_bytes = hs_vae_weight_bytes(c, vae_act);
     for (int i = 0; i < TILED; i++) k.vae[i] = hs_vae_run_bytes(c, vae_act, h, w, chunks[i]);
     const int th = hs_tiles_side(h), tw = hs_tiles_side(w);
     k.ways = th < h || tw < w ? WAYS : TILED;
     k.vae[TILED] = hs_vae_run_bytes(c, vae_act, th, tw, chunks[TILED]) +
                    (int64_t)c->in_channels * f * th * tw * 4; /* the latents of a tile */
-    p.latent_bytes = 7 * c->in_channels * p.latent_frames * h * w * 4 + 2 * (int64_t)HS_TEXT_LEN * c->text_dim * 4;
     p.limit_bytes = limit_of(m);
     p.limited = m->dev->max_bytes && p.limit_bytes >= m->dev->max_bytes;
     if (fit(m, &k, p.limit_bytes, &p))
@@ -183,22 +195,31 @@ int hs_plan_memory(hs_model *m, const hs_request *r, int64_t host, hs_plan *ret,
     return 0;
 }
 
+static void plan_work(const hs_config *c, const hs_request *r, hs_plan *p) {
+    const int f = (int)p->latent_frames, h = (int)p->latent_h, w = (int)p->latent_w, branches = r->guidance > 1 ? 2 : 1;
+    p->flops_vae = hs_vae_flops(c, h, w, f);
+    if (r->decode_only) return;
+    p->flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
+    p->flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
+}
+
 int hs_request_fit(hs_model *m, const hs_request *r, hs_plan *ret, hs_err *err) {
-    return hs_plan_memory(m, r, hs_host_free_bytes(), ret, err);
+    hs_plan p;
+    const int e = hs_plan_memory(m, r, hs_host_free_bytes(), &p, err);
+    if (e) return e;
+    plan_work(&m->c, r, &p);
+    *ret = p;
+    return 0;
 }
 
 int hs_request_check(hs_model *m, const hs_request *r, hs_plan *ret_plan, hs_err *err) {
-    const hs_config *c = &m->c;
     hs_plan p;
-    int e = hs_request_fit(m, r, &p, err), branches = r->guidance > 1 ? 2 : 1;
+    const int e = hs_request_fit(m, r, &p, err);
     if (e || !ret_plan) return e;
-    const int f = (int)p.latent_frames, h = (int)p.latent_h, w = (int)p.latent_w;
-    p.flops_text = 2.0 * branches * 64 * c->t_layers * c->t_dim * (4.0 * c->t_heads * c->t_dkv + 3.0 * c->t_ff);
-    p.flops_step = branches * hs_dit_flops(c, f, h / 2, w / 2, 64);
-    p.flops_vae = hs_vae_flops(c, h, w, f);
     /* attention, convolutions and memory traffic bring the whole to about 60 % of what a plain product reaches */
-    double rate = 0.6 * probe_rate(m->dev);
-    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * r->steps + p.flops_vae) / rate;
+    const double rate = 0.6 * probe_rate(m->dev);
+    const int steps = r->steps - (r->resume ? hs_checkpoint_steps(r->resume, NULL) : 0);
+    if (rate > 0) p.seconds = (p.flops_text + p.flops_step * steps + p.flops_vae) / rate;
     *ret_plan = p;
     return 0;
 }

@@ -85,7 +85,7 @@ static int check_thresholds(const hs_attn_policy *p, int layers, int heads, hs_e
 int hs_attn_policy_check(const hs_attn_policy *p, int layers, int heads, hs_err *err) {
     int r;
     if (p->method == HS_DENSE) return 0;
-    if ((r = range("top-p", p->top_p, 1e-6, 1, err)) || (r = range("dense steps", p->dense_steps, 0, 1000, err)) ||
+    if ((r = range("top-p", p->top_p, 1e-6f, 1, err)) || (r = range("dense steps", p->dense_steps, 0, 1000, err)) ||
         (r = range("dense layers", p->dense_layers, 0, layers, err)) ||
         (r = range("reuse interval", p->reuse.interval, 1, 1000, err)) ||
         (r = range("reuse delta", p->reuse.delta, 0, 1e9, err)) ||

@@ -9,6 +9,7 @@
 #include "program.h"
 #include "prompts.h"
 #include "run_attn.h"
+#include "run_files.h"
 #include "run_print.h"
 
 #include <errno.h>
@@ -19,7 +20,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PATH_SIZE = 4096 };
@@ -32,6 +32,7 @@ typedef struct app {
     hs_attn_source attention; /* where req.attention comes from; owns the profile */
     hs_attn_log *log;         /* what it did in the video in work; NULL = dense */
     hs_request req;           /* what all videos have in common; the prompt changes */
+    hs_plan plan;             /* of req */
     int64_t shape[4];         /* of the latents */
     int64_t numel;
     hs_checkpoint *resume; /* --resume, else NULL */
@@ -66,8 +67,8 @@ static void on_progress(void *user, const hs_progress *p) {
     int tenth = p->total > 0 ? 10 * p->done / p->total : 0, counted = p->total > 1;
     if (a->o.quiet || (!a->console.tty && (!counted || !p->done || tenth <= a->last_tenth[p->stage]))) return;
     a->last_tenth[p->stage] = tenth;
-    if (counted && p->done > 0 && p->done < p->total)
-        hs_print_seconds(p->seconds / p->done * (p->total - p->done), left);
+    if (counted && p->done > p->first && p->done < p->total)
+        hs_print_seconds(p->seconds / (p->done - p->first) * (p->total - p->done), left);
     hs_console_clear(&a->console);
     fputs(stage[p->stage], stderr);
     if (counted) fprintf(stderr, " %d/%d  %s", p->done, p->total, hs_print_seconds(p->seconds, spent));
@@ -127,6 +128,7 @@ static int make_request(app *a, hs_err *err) {
     if (a->resume && (rc = hs_checkpoint_request(a->resume, a->model, r, err))) return rc;
     r->resume = a->resume;
     r->checkpoint_every = o->checkpoint_every;
+    r->decode_only = o->decode_latents != NULL;
     if (file) {
         int64_t s[4];
         if ((rc = hs_latents_shape(file, s, err))) return rc;
@@ -175,6 +177,7 @@ static hs_sink_params sink_params(const app *a, const char *path, const char *co
                             .height = a->req.height,
                             .fps_num = a->req.fps,
                             .fps_den = 1,
+                            .frames = a->req.frames,
                             .meta = meta};
 }
 
@@ -185,8 +188,8 @@ static void choose_output(app *a) {
     hs_err why = {0};
     a->output = a->o.output ? a->o.output : a->default_output;
     if (a->o.output) return;
-    if (a->o.decode_latents || a->o.noise)
-        snprintf(stem, sizeof stem, "haste-%s", a->o.noise ? "noise" : "decoded");
+    if (a->o.decode_latents || a->o.noise || a->req.noise) /* the last: of a checkpoint */
+        snprintf(stem, sizeof stem, "haste-%s", a->o.decode_latents ? "decoded" : "noise");
     else
         snprintf(stem, sizeof stem, "haste-%" PRIu64, a->req.seed);
     for (int i = 0; i < 3; i++) {
@@ -197,25 +200,12 @@ static void choose_output(app *a) {
     if (why.code == HS_ENOTSUP) hs_log(HS_LOG_FALLBACK, "%s; writing %s instead", why.msg, a->default_output);
 }
 
-/* Files written at the end of the work: their folder is looked at before it starts. */
-static int check_folder(const char *option, const char *path, hs_err *err) {
-    char dir[PATH_SIZE] = ".";
-    const char *slash = strrchr(path, '/');
-    if (slash && snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path) >= PATH_SIZE)
-        return hs_fail(err, HS_EINVAL, "%s %.100s...: path too long", option, path);
-    if (access(dir, W_OK | X_OK))
-        return hs_fail(err, HS_EIO, "%s %s: cannot write into folder %s: %s", option, path, dir, strerror(errno));
-    return 0;
-}
-
 static int check_output(const app *a, const char *path, hs_err *err) {
     hs_sink_params p = sink_params(a, path, NULL);
     size_t len = strlen(path);
     if (len > 4 && !strcasecmp(path + len - 4, ".png") && !strchr(path, '%') && a->req.frames > 1)
-        return hs_fail(err, HS_EINVAL,
-                       "%s: one png holds one frame, not %d; number them (out_%%04d.png) or name a folder "
-                       "(out/)",
-                       path, a->req.frames);
+        return hs_fail(err, HS_EINVAL, "%s: one png holds one frame, not %d; %sname a folder (out/)", path,
+                       a->req.frames, a->numbered ? "" : "number them (out_%04d.png) or ");
     return hs_sink_check(&p, err);
 }
 
@@ -230,19 +220,6 @@ typedef struct job {
 } job;
 
 /* ---- what is left after a failure ------------------------------------------------------------------------------- */
-static void print_model_flags(const hs_options *o) {
-    const char *const flag[][2] = {
-        {"--random-weights", o->random},     {"-m", o->model},  {"--transformer", o->transformer},
-        {"--text-encoder", o->text_encoder}, {"--vae", o->vae}, {"--tokenizer", o->tokenizer}};
-    for (size_t i = 0; i < sizeof flag / sizeof *flag; i++)
-        if (flag[i][1]) fprintf(stderr, " %s '%s'", flag[i][0], flag[i][1]);
-}
-
-static int is_plain_file(const char *path) {
-    struct stat st;
-    return strcmp(path, "-") && !lstat(path, &st) && S_ISREG(st.st_mode);
-}
-
 static void say_what_was_written(const app *a, const char *output, int64_t frames) {
     const char *name = strcmp(output, "-") ? output : "stdout";
     if (!strcmp(output, "null:")) return;
@@ -250,8 +227,8 @@ static void say_what_was_written(const app *a, const char *output, int64_t frame
         fprintf(stderr, "haste-run: %s could not be finished\n", name);
     else if (frames > 0)
         fprintf(stderr, "haste-run: %s is partial: %" PRId64 " of %d frames\n", name, frames, a->req.frames);
-    else if (is_plain_file(output) && !unlink(output))
-        fprintf(stderr, "haste-run: no frame was finished; the empty %s is removed\n", output);
+    else if (strcmp(output, "-"))
+        fprintf(stderr, "haste-run: no frame was finished; %s is not written\n", output);
 }
 
 static int holds_latents(const app *a, const char *path) {
@@ -262,18 +239,18 @@ static int holds_latents(const app *a, const char *path) {
 }
 
 /* Final latents are never lost: they go where --save-latents says, else beside the video, else to the temporary folder.
- * After an interruption they are kept only if that was asked for; then even unfinished ones. */
-static void keep_latents(app *a, const job *j, int code) {
+ * Unfinished ones are kept after an interruption, if that was asked for. Returns whether final ones are kept. */
+static int keep_latents(app *a, const job *j, int code) {
     const char *const state[] = {"state", a->denoised ? "final" : "interrupted while denoising", NULL};
     const char *tmp = getenv("TMPDIR"), *save = j->req.save_latents, *slash = strrchr(j->output, '/');
     const char *base = slash ? slash + 1 : j->output;
     char path[3][PATH_SIZE + 64], other[32];
     int n = 0, in_folder = strcmp(j->output, "-") && strcmp(j->output, "null:") && *base;
     hs_err err = {0};
-    if (code == HS_EINTR ? !save : !a->denoised) return;
+    if (!a->denoised && (code != HS_EINTR || !save)) return 0;
     if (hs_session_latents(a->session, a->latents, &err)) {
         fprintf(stderr, "haste-run: the latents are lost: %s\n", err.msg);
-        return;
+        return 0;
     }
     if (!in_folder) { /* stdout and folders have no name to put a file beside */
         snprintf(other, sizeof other, "haste-%" PRIu64, a->req.seed);
@@ -291,29 +268,51 @@ static void keep_latents(app *a, const job *j, int code) {
         }
         if (a->denoised) {
             fputs("haste-run: the latents are kept; this makes the video of them:\n  haste-run", stderr);
-            print_model_flags(&a->o);
-            fprintf(stderr, " --decode-latents '%s' --fps %d -o NAME.mp4\n", path[i], a->req.fps);
+            hs_print_flags(stderr, &a->o);
+            fputs(" --decode-latents ", stderr);
+            hs_print_quoted(stderr, path[i]);
+            fprintf(stderr, " --fps %d -o NAME.mp4\n", a->req.fps);
         } else
             fprintf(stderr, "haste-run: the unfinished latents are in %s\n", path[i]);
-        return;
+        return a->denoised;
     }
+    return 0;
 }
 
-/* What stopped the run may not stop the next one: how to go on. NaN, and a damaged checkpoint, would come again. */
+/* What stopped the run may not stop the next one: how to go on, where there are no final latents to decode. NaN, and a
+ * damaged checkpoint, would come again. */
 static void say_how_to_resume(const app *a, const job *j, int code) {
     const int kept = j->stats_of.checkpoint_step, resumed = j->stats_of.first_step;
-    if (a->denoised || code == HS_ENUMERIC || code == HS_EFORMAT || a->o.decode_latents) return;
+    if (code == HS_ENUMERIC || code == HS_EFORMAT || a->o.decode_latents) return;
     if (kept || resumed) {
         fprintf(stderr, "haste-run: %d of %d steps are kept; this goes on with them:\n  haste-run",
                 kept ? kept : resumed, j->req.steps);
-        print_model_flags(&a->o);
-        fprintf(stderr, " --resume '%s' -o '%s'\n", kept ? j->checkpoint : a->o.resume, j->output);
+        hs_print_flags(stderr, &a->o);
+        fputs(" --resume ", stderr);
+        hs_print_quoted(stderr, kept ? j->checkpoint : a->o.resume);
+        fputs(" -o ", stderr);
+        hs_print_quoted(stderr, j->output);
+        fputc('\n', stderr);
     } else if (code == HS_EINTR && !j->req.checkpoint && j->stats_of.steps)
         fprintf(stderr,
                 "haste-run: with --checkpoint FILE the steps would have been kept, to go on with by --resume\n");
 }
 
 /* ---- one video -------------------------------------------------------------------------------------------------- */
+/* A checkpoint may go on in the file that it came from. */
+static int check_names(const app *a, const job *j, hs_err *err) {
+    const hs_options *o = &a->o;
+    const int goes_on = o->resume && hs_place_same(o->resume, j->checkpoint);
+    const hs_place place[] = {{"--output", j->output, 0},
+                              {"--save-latents", o->save_latents ? j->latents : NULL, 0},
+                              {"--stats", o->stats ? j->stats : NULL, 0},
+                              {"--checkpoint", *j->checkpoint ? j->checkpoint : NULL, 0},
+                              {"--resume", goes_on ? NULL : o->resume, 1},
+                              {"--noise", o->noise, 1},
+                              {"--decode-latents", o->decode_latents, 1}};
+    return hs_places_differ(place, (int)(sizeof place / sizeof *place), err);
+}
+
 static int prepare(const app *a, const char *prompt, int number, job *j, hs_err *err) {
     const hs_options *o = &a->o;
     int rc = file_name(a, a->output, number, j->output, err);
@@ -322,16 +321,16 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     const char *checkpoint = o->checkpoint ? o->checkpoint : o->resume;
     if (!rc && checkpoint) rc = file_name(a, checkpoint, number, j->checkpoint, err);
     if (!rc) rc = check_output(a, j->output, err);
-    if (!rc && o->save_latents) rc = check_folder("--save-latents", j->latents, err);
-    if (!rc && o->stats) rc = check_folder("--stats", j->stats, err);
-    if (!rc && checkpoint) rc = check_folder("--checkpoint", j->checkpoint, err);
-    if (rc) return rc;
+    if (!rc && o->save_latents) rc = hs_place_check("--save-latents", j->latents, 0, err);
+    if (!rc && o->stats) rc = hs_place_check("--stats", j->stats, 1, err);
+    if (!rc && checkpoint) rc = hs_place_check(o->checkpoint ? "--checkpoint" : "--resume", j->checkpoint, 0, err);
+    if (rc || (rc = check_names(a, j, err))) return rc;
     j->req = a->req;
     j->req.prompt = prompt;
     j->req.save_latents = o->save_latents ? j->latents : NULL;
     if (o->noise) j->req.noise = a->latents;
     if (checkpoint) j->req.checkpoint = j->checkpoint;
-    hs_settings_fill(&j->settings, a->info, &j->req, &a->attention);
+    hs_settings_fill(&j->settings, a->info, &j->req, &a->plan, &a->attention);
     return 0;
 }
 
@@ -395,12 +394,11 @@ static int one_video(app *a, int number) {
     if (rc) {
         status = hs_console_error(&a->console, &err);
         if (j->begun) say_what_was_written(a, j->output, j->frames);
-        if (j->begun && !a->o.decode_latents) keep_latents(a, j, rc);
-        say_how_to_resume(a, j, rc);
+        if (!j->begun || a->o.decode_latents || !keep_latents(a, j, rc)) say_how_to_resume(a, j, rc);
     } else {
         if (!a->o.quiet) summary(a, j);
         if (a->o.stats &&
-            hs_stats_save(j->stats, a->info, &j->req, &j->stats_of, &a->attention, a->log, j->output, &err))
+            hs_stats_save(j->stats, a->info, &j->req, &a->plan, &j->stats_of, &a->attention, a->log, j->output, &err))
             status = hs_console_error(&a->console, &err);
     }
     hs_attn_log_free(a->log);
@@ -442,35 +440,51 @@ static int check_places(const app *a, FILE *show, hs_err *err) {
 }
 
 static int dry_run(app *a, hs_err *err) {
-    hs_plan plan;
-    int rc = hs_request_check(a->model, &a->req, &plan, err);
+    int rc = hs_request_check(a->model, &a->req, &a->plan, err);
     if (rc || (rc = check_places(a, NULL, err))) return rc;
-    hs_print_plan(stdout, hs_options_model_name(&a->o), a->info, &a->req, &plan);
+    hs_print_plan(stdout, hs_options_model_name(&a->o), a->info, &a->req, &a->plan);
     if (!a->o.decode_latents) hs_attn_print(stdout, "attention", &a->req, a->info, &a->attention);
     return check_places(a, stdout, err);
 }
 
-static int make_videos(app *a) {
+/* How it fits; and how long it takes, where that is long enough to be worth the tenth of a second of measuring. */
+static int plan(app *a, hs_err *err) {
+    const double lengthy = 1e13; /* operations: ten minutes of a machine that does 17 GFLOP/s */
+    int rc = hs_request_fit(a->model, &a->req, &a->plan, err);
+    if (!rc && !a->o.quiet && a->plan.flops_step * a->req.steps + a->plan.flops_vae > lengthy)
+        rc = hs_request_check(a->model, &a->req, &a->plan, err);
+    if (!rc && a->plan.vae_tiled)
+        hs_log(HS_LOG_FALLBACK, "memory is short, so the VAE decodes in tiles: frames differ a little from whole ones");
+    return rc;
+}
+
+/* What is about to be made, and by what. */
+static void print_head(const app *a) {
+    const double lengthy = 600;
     const hs_request *r = &a->req;
+    hs_text32 time;
+    fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", hs_options_model_name(&a->o), a->info->device, r->width, r->height,
+            r->frames, r->frames == 1 ? "" : "s");
+    if (!a->o.decode_latents)
+        fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
+                r->shift);
+    if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
+    fputc('\n', stderr);
+    if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", r, a->info, &a->attention);
+    hs_print_fit(stderr, "memory:", &a->plan);
+    if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
+    if (a->plan.seconds > lengthy)
+        fprintf(stderr, "time about %s%s\n", hs_print_seconds(a->plan.seconds, time), count(a) > 1 ? " a video" : "");
+}
+
+static int make_videos(app *a) {
     hs_err err = {0};
     int status = EXIT_DONE;
-    hs_plan plan;
-    if (hs_request_fit(a->model, r, &plan, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
-        hs_session_new(a->model, r, &a->session, &err) || refuse_fallback(a, &err) ||
+    if (plan(a, &err) || refuse_fallback(a, &err) || check_places(a, NULL, &err) || load_latents(a, &err) ||
+        hs_session_new(a->model, &a->req, &a->session, &err) || refuse_fallback(a, &err) ||
         (hs_program_stopped() && hs_fail(&err, HS_EINTR, "interrupted before the first step")))
         return hs_console_error(&a->console, &err);
-    if (!a->o.quiet) {
-        fprintf(stderr, "%s on %s\n%dx%d, %d frame%s", hs_options_model_name(&a->o), a->info->device, r->width,
-                r->height, r->frames, r->frames == 1 ? "" : "s");
-        if (!a->o.decode_latents)
-            fprintf(stderr, ", %d %s steps, guidance %g, shift %g", r->steps, hs_solver_name(r->solver), r->guidance,
-                    r->shift);
-        if (!a->o.decode_latents && !a->o.noise && !r->noise) fprintf(stderr, ", seed %" PRIu64, r->seed);
-        fputc('\n', stderr);
-        if (!a->o.decode_latents) hs_attn_print(stderr, "attention:", &a->req, a->info, &a->attention);
-        hs_print_fit(stderr, "memory:", &plan);
-        if (a->resume) fprintf(stderr, "going on after step %d\n", hs_checkpoint_steps(a->resume, NULL));
-    }
+    if (!a->o.quiet) print_head(a);
     for (int i = 0; status == EXIT_DONE && i < count(a); i++) status = one_video(a, i);
     return status;
 }

@@ -4,6 +4,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 const char *hs_print_seconds(double seconds, hs_text32 ret) {
@@ -39,6 +40,36 @@ static const char *print_flops(double flops, hs_text32 ret) {
     return ret;
 }
 
+/* ---- words for a shell ------------------------------------------------------------------------------------------ */
+void hs_print_quoted(FILE *to, const char *text) {
+    fputc('\'', to);
+    for (; *text; text++)
+        if (*text == '\'')
+            fputs("'\\''", to);
+        else
+            fputc(*text, to);
+    fputc('\'', to);
+}
+
+void hs_print_flags(FILE *to, const hs_options *o) {
+    const char *const flag[][2] = {{"--random-weights", o->random},
+                                   {"-m", o->model},
+                                   {"--transformer", o->transformer},
+                                   {"--text-encoder", o->text_encoder},
+                                   {"--vae", o->vae},
+                                   {"--tokenizer", o->tokenizer},
+                                   {"--device", o->device},
+                                   {"--precision", o->precision}};
+    for (size_t i = 0; i < sizeof flag / sizeof *flag; i++)
+        if (flag[i][1]) {
+            fprintf(to, " %s ", flag[i][0]);
+            hs_print_quoted(to, flag[i][1]);
+        }
+    if (o->threads) fprintf(to, " --threads %d", o->threads);
+    if (!isnan(o->max_vram)) fprintf(to, " --max-vram %.9g", o->max_vram);
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------- */
 char hs_sigmas_letter(const hs_request *r) {
     static const char usual[] = {[HS_UNIPC] = 'A', [HS_DPMPP] = 'C', [HS_EULER] = 'D'};
     return r->sigmas < 0 ? usual[r->solver] : (char)('A' + r->sigmas);
@@ -60,7 +91,6 @@ void hs_print_fit(FILE *to, const char *label, const hs_plan *plan) {
     fputc('\n', to);
 }
 
-/* ---- the plan --------------------------------------------------------------------------------------------------- */
 void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const hs_request *r, const hs_plan *plan) {
     hs_text32 a, b, c;
     const struct {
@@ -74,7 +104,7 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
         {"  masks and anchors", plan->mask_bytes},
         {"VAE decoder", plan->vae_bytes},
         {"activations, in turn", plan->room_bytes},
-        {"latents and text rows", plan->latent_bytes},
+        {r->decode_only ? "latents" : "latents and text rows", plan->latent_bytes},
         {"scratch and workspace", plan->own_bytes},
         {"host, streamed weights", plan->host_bytes},
     };
@@ -84,16 +114,20 @@ void hs_print_plan(FILE *to, const char *dir, const hs_model_info *info, const h
             (double)r->frames / r->fps);
     fprintf(to, "tokens   %" PRId64 " (%" PRId64 " latent frames of %" PRId64 "x%" PRId64 " patches)\n", plan->tokens,
             plan->latent_frames, plan->latent_w / 2, plan->latent_h / 2);
-    fprintf(to, "sampling %d steps, %s with sigmas %c, shift %g, guidance %g\n", r->steps, hs_solver_name(r->solver),
-            hs_sigmas_letter(r), r->shift, r->guidance);
+    if (!r->decode_only)
+        fprintf(to, "sampling %d steps, %s with sigmas %c, shift %g, guidance %g\n", r->steps,
+                hs_solver_name(r->solver), hs_sigmas_letter(r), r->shift, r->guidance);
     fprintf(to, "memory\n");
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
         if (memory[i].bytes) fprintf(to, "  %-24s %8s\n", memory[i].what, hs_print_bytes(memory[i].bytes, a));
     fprintf(to, "  %-24s %8s, of %s %s\n", "highest stage", hs_print_bytes(plan->peak_bytes, a),
             hs_print_bytes(plan->limit_bytes, b), plan->limited ? "allowed (--max-vram)" : "free");
     hs_print_fit(to, "fit     ", plan);
-    fprintf(to, "work     text %s, steps %d x %s, decoding %s\n", print_flops(plan->flops_text, a), r->steps,
-            print_flops(plan->flops_step, b), print_flops(plan->flops_vae, c));
+    fprintf(to, "work     ");
+    if (!r->decode_only)
+        fprintf(to, "text %s, steps %d x %s, ", print_flops(plan->flops_text, a), r->steps,
+                print_flops(plan->flops_step, b));
+    fprintf(to, "decoding %s\n", print_flops(plan->flops_vae, c));
     if (plan->seconds > 0) fprintf(to, "time     about %s\n", hs_print_seconds(plan->seconds, a));
 }
 
@@ -112,14 +146,15 @@ static void HS_PRINTF(3, 4) add_format(hs_settings *m, const char *key, const ch
     add(m, key, text);
 }
 
-void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_attn_source *source) {
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                      const hs_attn_source *source) {
     const char *negative = r->negative ? r->negative : info->negative_prompt;
     m->n = m->n_text = 0;
     add(m, "comment", m->comment);
     if (r->prompt) {
         add(m, "title", r->prompt);
         add(m, "prompt", r->prompt);
-        if (negative) add(m, "negative_prompt", negative);
+        if (negative && r->guidance > 1) add(m, "negative_prompt", negative);
         if (r->noise)
             add(m, "noise", "from a file");
         else
@@ -137,11 +172,13 @@ void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_reques
         add(m, "attention", m->attention);
         if (source->profile) {
             add(m, "profile", source->profile->path);
-            add_format(m, "budget", "%.4g", source->profile->budgets[source->budget].target);
+            if (r->attention.top_p_heads) /* else --top-p replaced them */
+                add_format(m, "budget", "%.4g", source->profile->budgets[source->budget].target);
         }
     } else {
         snprintf(m->comment, sizeof m->comment, "decoded from saved latents by haste-run " HS_VERSION);
     }
+    if (plan->vae_tiled) add(m, "vae", "in tiles");
     add_format(m, "width", "%d", r->width);
     add_format(m, "height", "%d", r->height);
     add_format(m, "frames", "%d", r->frames);
@@ -182,8 +219,8 @@ static int add_rows(cJSON *root, const hs_model_info *info, const hs_run_stats *
     return layers != NULL;
 }
 
-static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                const hs_attn_source *source, const hs_attn_log *log, const char *output) {
+static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                const hs_run_stats *st, const hs_attn_source *source, const hs_attn_log *log, const char *output) {
     static const char *const stage[HS_STAGE_COUNT] = {"load", "text", "denoise", "decode", "encode"};
     char seed[24], sigmas[2] = {hs_sigmas_letter(r), 0};
     /* a JSON number, but not through a double; latents from a file have no seed */
@@ -204,6 +241,7 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
         cJSON_AddNumberToObject(root, "shift", r->shift) &&
         cJSON_AddNumberToObject(root, "resumed_after_step", st->first_step) &&
         cJSON_AddNumberToObject(root, "flat_frames", st->flat_frames) &&
+        cJSON_AddBoolToObject(root, "vae_tiled", plan->vae_tiled) &&
         cJSON_AddNumberToObject(root, "prompt_tokens", st->tokens_cond) &&
         cJSON_AddBoolToObject(root, "truncated", st->truncated);
     cJSON *seconds = cJSON_AddObjectToObject(root, "seconds");
@@ -222,10 +260,11 @@ static int fill(cJSON *root, const hs_model_info *info, const hs_request *r, con
            hs_attn_json(root, r, source, log);
 }
 
-int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                  const hs_attn_source *source, const hs_attn_log *log, const char *output, hs_err *err) {
+int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                  const hs_run_stats *st, const hs_attn_source *source, const hs_attn_log *log, const char *output,
+                  hs_err *err) {
     cJSON *root = cJSON_CreateObject();
-    char *text = root && fill(root, info, r, st, source, log, output) ? cJSON_Print(root) : NULL;
+    char *text = root && fill(root, info, r, plan, st, source, log, output) ? cJSON_Print(root) : NULL;
     int rc = 0;
     cJSON_Delete(root);
     if (!text) return hs_fail(err, HS_ENOMEM, "%s: out of memory for the statistics", path);

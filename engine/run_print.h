@@ -10,6 +10,10 @@ typedef char hs_text32[32];
 const char *hs_print_seconds(double seconds, hs_text32 ret);
 const char *hs_print_bytes(int64_t bytes, hs_text32 ret);
 
+/* One word of a command line, whatever is in it; and what says model and machine, each with a space before it. */
+void hs_print_quoted(FILE *to, const char *text);
+void hs_print_flags(FILE *to, const hs_options *o);
+
 /* "unipc A, 30 steps": the name of the noise schedule that a request uses. */
 char hs_sigmas_letter(const hs_request *r);
 
@@ -23,9 +27,11 @@ typedef struct hs_settings {
     char text[12][64], comment[256], attention[384];
     int n, n_text;
 } hs_settings;
-void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_attn_source *source);
+void hs_settings_fill(hs_settings *m, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                      const hs_attn_source *source);
 
 /* One JSON object (docs/formats.md); log NULL: attention was dense. Written to a new file; HS_EIO or HS_ENOMEM. */
-int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_run_stats *st,
-                  const hs_attn_source *source, const hs_attn_log *log, const char *output, hs_err *err);
+int hs_stats_save(const char *path, const hs_model_info *info, const hs_request *r, const hs_plan *plan,
+                  const hs_run_stats *st, const hs_attn_source *source, const hs_attn_log *log, const char *output,
+                  hs_err *err);
 #endif

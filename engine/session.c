@@ -163,10 +163,11 @@ int hs_session_new(hs_model *m, const hs_request *r, hs_session **ret, hs_err *e
     s->w = r->width / 8;
     s->n = (int64_t)s->ch * s->f * s->h * s->w;
     hs_buf *latents[] = {&s->x, &s->xl, &s->m0, &s->m1, &s->m2, &s->v[0], &s->v[1]};
+    const size_t n_latents = r->decode_only ? 1 : sizeof latents / sizeof *latents;
     e = hs_session_sched(r, &s->sched, err);
-    for (size_t i = 0; i < sizeof latents / sizeof *latents && !e; i++)
+    for (size_t i = 0; i < n_latents && !e; i++)
         e = hs_device_alloc(m->dev, HS_F32, s->n, "latents and solver state", latents[i], err);
-    for (int b = 0; b < HS_BRANCH_COUNT && !e; b++)
+    for (int b = 0; b < HS_BRANCH_COUNT && !r->decode_only && !e; b++)
         e = hs_device_alloc(m->dev, HS_F32, (int64_t)HS_TEXT_LEN * c->text_dim, "text rows", &s->rows[b], err);
     s->host = hs_alloc((size_t)s->n * sizeof *s->host);
     s->host_rgb = hs_alloc((size_t)4 * (size_t)s->height * (size_t)s->width * 3);

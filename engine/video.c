@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
@@ -95,7 +96,7 @@ static int plain_open(hs_sink *s, size_t planes, hs_err *err) {
         hs_free(f);
         return hs_fail(err, HS_ENOMEM, "%s: out of memory for one frame of %zu bytes", s->path, planes);
     }
-    f->file = strcmp(s->path, "-") ? fopen(s->path, "wb") : stdout;
+    f->file = strcmp(s->path, "-") ? fopen(hs_sink_place(s), "wb") : stdout;
     if (!f->file) {
         int code = errno;
         hs_free(f->planes);
@@ -255,7 +256,8 @@ static int choose(const char *path, const hs_sink_ops **ret, hs_err *err) {
     return 0;
 }
 
-/* The folder a file would go into must be there; creating the file itself is left to open. */
+/* The folder a file would go into must be there; creating the file itself is left to open. One for png files is created
+ * in a folder that is there, unless it is there itself. */
 static int check_folder(const char *path, hs_err *err) {
     char dir[4096];
     struct stat st;
@@ -267,14 +269,14 @@ static int check_folder(const char *path, hs_err *err) {
     if (path[strlen(path) - 1] != '/' && !stat(path, &st) && S_ISDIR(st.st_mode))
         return hs_fail(err, HS_EINVAL, "%s: is a folder; give a file name, or end it in / for numbered png files",
                        path);
-    char *slash = strrchr(dir, '/');
-    if (!slash)
-        strcpy(dir, ".");
-    else
-        slash[slash == dir] = 0;
-    if (access(dir, W_OK | X_OK))
-        return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s", path, dir, strerror(errno));
-    return 0;
+    if (path[strlen(path) - 1] == '/' && !stat(dir, &st)) {
+        if (!S_ISDIR(st.st_mode))
+            return hs_fail(err, HS_EINVAL, "%s: %s is a file, expected a folder for numbered png files", path, dir);
+        if (access(dir, W_OK | X_OK))
+            return hs_fail(err, HS_EIO, "%s: cannot write into this folder: %s", path, strerror(errno));
+        return 0;
+    }
+    return hs_newfile_folder(dir, err);
 }
 
 static int check(const hs_sink_params *p, const hs_sink_ops **ret, hs_err *err) {
@@ -297,6 +299,37 @@ int hs_sink_check(const hs_sink_params *p, hs_err *err) {
     return check(p, &ops, err);
 }
 
+const char *hs_sink_place(const hs_sink *s) {
+    return s->target ? s->file.tmp : s->path;
+}
+
+/* Plain files and containers get their name when they are closed; what is no regular file has to be written itself. */
+static int open_beside(hs_sink *s, hs_err *err) {
+    struct stat st;
+    const int there = !stat(s->path, &st);
+    if (!strcmp(s->path, "-") || s->ops == &null_ops || s->ops == &hs_sink_ops_png || (there && !S_ISREG(st.st_mode)))
+        return 0;
+    if (there && access(s->path, W_OK))
+        return hs_fail(err, HS_EIO, "%s: cannot open for writing: %s", s->path, strerror(errno));
+    char *real = realpath(s->path, NULL);
+    s->target = hs_strdup(real ? real : s->path);
+    free(real);
+    if (!s->target) return hs_fail(err, HS_ENOMEM, "%s: out of memory", s->path);
+    hs_newfile_sweep(s->target);
+    const int rc = hs_newfile_open(s->target, &s->file, err);
+    if (rc) hs_free(s->target), s->target = NULL;
+    return rc;
+}
+
+/* keep: the file gets its name, else nothing is left of it. */
+static int sink_free(hs_sink *s, int keep, hs_err *err) {
+    const int rc = s->target ? hs_newfile_done(&s->file, keep ? 0 : HS_EINTR, err) : 0;
+    hs_free(s->target);
+    hs_free(s->path);
+    hs_free(s);
+    return keep ? rc : 0;
+}
+
 int hs_sink_open(const hs_sink_params *p, hs_sink **ret, hs_err *err) {
     const hs_sink_ops *ops;
     int rc = check(p, &ops, err);
@@ -309,10 +342,8 @@ int hs_sink_open(const hs_sink_params *p, hs_sink **ret, hs_err *err) {
     s->ops = ops;
     s->width = p->width, s->height = p->height;
     md5_init(&s->md5);
-    rc = ops->open(s, p, err);
-    if (rc) {
-        hs_free(s->path);
-        hs_free(s);
+    if ((rc = open_beside(s, err)) || (rc = ops->open(s, p, err))) {
+        sink_free(s, 0, NULL);
         return rc;
     }
     *ret = s;
@@ -374,9 +405,8 @@ int hs_sink_close(hs_sink *s, char *ret_md5, hs_err *err) {
     const hs_err *e = s->failure.code ? &s->failure : &late; /* the first one is the cause */
     int rc = e->code ? hs_fail(err, e->code, "%s", e->msg) : 0;
     if (!rc && ret_md5) md5_hex(s->md5, ret_md5);
-    hs_free(s->path);
-    hs_free(s);
-    return rc;
+    const int named = sink_free(s, s->frames > 0, rc ? NULL : err);
+    return rc ? rc : named;
 }
 
 int64_t hs_sink_frames(const hs_sink *s) {

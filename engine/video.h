@@ -1,8 +1,9 @@
 /* Frame sinks: where the finished RGB frames go. FFmpeg (mp4, webm, mkv), y4m, raw RGB, png, md5, null.
  *
  * Frames arrive in order, one call each, RGB interleaved u8 [height, width, 3]. A sink that has been opened must be
- * closed; close finishes the file even after a failed or interrupted run, so what was written can be played. A partial
- * file keeps its name; the caller says that it is partial.
+ * closed; close finishes the file even after a failed or interrupted run, so what was written can be played. Until then
+ * it has another name beside its own, so that an older file stays if no frame comes; a partial one gets its name too,
+ * the caller says that it is partial. Numbered png files, devices, pipes and stdout are written where they are.
  */
 #ifndef HS_VIDEO_H
 #define HS_VIDEO_H
@@ -20,8 +21,10 @@ typedef struct hs_sink_params {
     int width, height;
     int fps_num, fps_den;
     const char *const
-        *meta;   /* key, value, ..., NULL: written into the container (mp4, webm, mkv, png text); may be NULL */
-    int quality; /* H.264/VP9 constant quality (CRF); 0 = default (17) */
+        *meta;      /* key, value, ..., NULL: written into the container (mp4, webm, mkv, png text); may be NULL */
+    int64_t frames; /* how many will come, or more; 0 = not known. An mp4 then keeps room for its index from the start,
+                       so that it plays even where the disk was full before its end */
+    int quality;    /* H.264/VP9 constant quality (CRF); 0 = default (17) */
 } hs_sink_params;
 
 /* Everything that can be refused without touching a file: path, extension, codec, sizes, the folder. For --dry-run. */

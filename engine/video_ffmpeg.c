@@ -7,6 +7,7 @@
 #include "video_sink.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -222,6 +223,14 @@ static int converter_open(coder *c, const hs_sink_params *p, hs_err *err) {
     return 0;
 }
 
+/* More than the index of an mp4 takes: per frame at most a size, an offset with its chunk, two times and a key (40
+ * bytes), the settings each with two headers, and 2 kB for one track. */
+static int64_t index_bytes(const hs_sink_params *p) {
+    int64_t n = 4096 + 64 * p->frames;
+    for (const char *const *m = p->meta; m && m[0] && m[1]; m += 2) n += (int64_t)(strlen(m[0]) + strlen(m[1])) + 64;
+    return n;
+}
+
 static int container_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
     const container *k = find_container(p->path);
     coder *c = hs_calloc(1, sizeof *c);
@@ -231,7 +240,8 @@ static int container_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
     int rc;
     if (!c) return hs_fail(err, HS_ENOMEM, "%s: out of memory", p->path);
     av_log_set_callback(to_hs_log);
-    snprintf(url, sizeof url, "file:%s", p->path); /* else "a:b.mp4" would name a protocol; length checked by video.c */
+    snprintf(url, sizeof url, "file:%s",
+             hs_sink_place(s)); /* else "a:b.mp4" would name a protocol; length checked by video.c */
     rc = avformat_alloc_output_context2(&c->fmt, NULL, k->muxer, url);
     if (rc < 0) {
         rc = av_fail(err, p->path, "start the container", rc);
@@ -256,9 +266,13 @@ static int container_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
         rc = av_fail(err, p->path, "open for writing", rc);
         goto out;
     }
-    /* mp4: moov in front, so that a browser can start at once; our own metadata keys beside the standard ones.
-     * webm, mkv: small clusters, because one is held in memory until it is full */
-    if (!strcmp(k->muxer, "mp4"))
+    /* mp4: moov in front, so that a browser can start at once: room is kept for it, else the file is written twice. Our
+     * own metadata keys beside the standard ones. webm, mkv: small clusters, because one is held in memory until it is
+     * full */
+    if (!strcmp(k->muxer, "mp4") && p->frames > 0) {
+        av_dict_set(&opts, "movflags", "+use_metadata_tags", 0);
+        av_dict_set_int(&opts, "moov_size", index_bytes(p), 0);
+    } else if (!strcmp(k->muxer, "mp4"))
         av_dict_set(&opts, "movflags", "+faststart+use_metadata_tags", 0);
     else
         av_dict_set(&opts, "cluster_size_limit", "16384", 0);
@@ -266,6 +280,8 @@ static int container_open(hs_sink *s, const hs_sink_params *p, hs_err *err) {
     av_dict_free(&opts);
     if (rc >= 0) avio_flush(c->fmt->pb);
     if (rc >= 0) rc = c->fmt->pb->error;
+    /* what was skipped is a hole; where the file system cannot say, it stays one */
+    if (rc >= 0 && s->target && posix_fallocate(s->file.fd, 0, avio_tell(c->fmt->pb)) == ENOSPC) rc = AVERROR(ENOSPC);
     if (rc < 0) {
         rc = av_fail(err, p->path, "write the header", rc);
         goto out;
@@ -309,7 +325,8 @@ static int container_write(hs_sink *s, const uint8_t *rgb, hs_err *err) {
 
 static int container_finish(hs_sink *s, hs_err *err) {
     coder *c = s->impl;
-    int rc = encode(s, NULL, err); /* the trailer is written even if this fails: what is there can then be played */
+    int rc = s->failure.code ? 0 : encode(s, NULL, err);
+    c->fmt->pb->error = 0; /* the trailer is written even after a failure: what is there can then be played */
     int end = av_write_trailer(c->fmt);
     int closed = avio_closep(&c->fmt->pb);
     if (!rc && (end < 0 || closed < 0)) rc = av_fail(err, s->path, "finish the file", end < 0 ? end : closed);

@@ -2,6 +2,7 @@
  * (video_ffmpeg.c, or video_stub.c in a build without it). Nobody else includes this. */
 #ifndef HS_VIDEO_SINK_H
 #define HS_VIDEO_SINK_H
+#include "newfile.h"
 #include "video.h"
 
 /* What one kind of sink does. check: everything that can be refused without touching a file (codec, sizes).
@@ -21,7 +22,9 @@ typedef struct hs_md5 {
 
 struct hs_sink {
     const hs_sink_ops *ops;
-    char *path; /* owned */
+    char *path;      /* owned; for messages */
+    char *target;    /* owned: the file itself where path is a link; NULL = no file that is renamed: */
+    hs_newfile file; /* open until close gives it its name */
     int width, height;
     int64_t frames;
     hs_md5 md5;
@@ -33,6 +36,8 @@ extern const hs_sink_ops hs_sink_ops_container; /* mp4, webm, mkv by extension *
 extern const hs_sink_ops hs_sink_ops_png;
 extern const char *const hs_sink_coded_formats; /* what these two can write in this build, for --help */
 
+/* Where the bytes go until the sink is closed. */
+const char *hs_sink_place(const hs_sink *s);
 /* Extension of the last path component with its dot, "" if there is none. */
 const char *hs_sink_extension(const char *path);
 /* A png path with one %d or %0Nd: expands it for frame i (never through printf). A path ending in '/' stands for

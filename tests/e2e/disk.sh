@@ -10,6 +10,16 @@ if grep -q '^step' err; then fail "a full place was found after the work"; fi
 bad 1 "/proc/" $small -p "a red circle" -o /proc/haste.y4m
 rm full.y4m
 
+# a finished video replaces an older one, a link stays one, and what is left of killed runs goes
+good $small -p "a red circle" -o old.y4m
+cp old.y4m before.y4m
+ln -s old.y4m link.y4m
+: >old.y4m.tmp.999999999.0
+good $small --seed 8 -p "a red circle" -o link.y4m
+test -h link.y4m || fail "the link was replaced"
+if cmp -s before.y4m old.y4m; then fail "the finished video did not replace the older one"; fi
+same "$(echo old.y4m*) $(echo link.y4m*)" "old.y4m link.y4m" "files of videos"
+
 # full while the frames are written: latents beside the video, and the printed command makes the video of them
 limited() { # BLOCKS ARGS...: files of at most BLOCKS x 512 bytes (x 1024 in some shells)
     blocks=$1
@@ -33,12 +43,24 @@ if [ "$HAVE_VIDEO" = 1 ]; then
     limited 8 $small -p "a red circle" -o x_%d.png --size 64x64
     same "$status" 1 "status with a full disk, png"
     says "x_0.png"
+    (trap '' XFSZ && ulimit -f 1 && head -c 2000 /dev/zero >block) 2>/dev/null
+    block=$(wc -c <block)
     for out in x.mp4 x.mkv x.webm; do
-        limited 5 $small -p "a red circle" -o $out
+        blocks=5
+        test $out != x.mp4 || blocks=$((6144 / block)) # the room for its index is taken at once
+        limited $blocks $small -p "a red circle" -o $out
         same "$status" 1 "status with a full disk, $out"
         says "$out: cannot"
         use_latents $out.latents.safetensors
     done
+fi
+
+# what was written of an mp4 before the disk was full plays
+if [ "$HAVE_VIDEO" = 1 ] && command -v ffprobe >/dev/null; then
+    limited $((40960 / block)) $small --size 64x64 --frames 33 --steps 1 -p "a red circle" -o part.mp4
+    same "$status" 1 "status with a full disk, mp4"
+    played=$(frames_of part.mp4 2>probe.err)
+    test "${played:-0}" -ge 5 || fail "${played:-no} frames play: $(cat probe.err)"
 fi
 
 # stdout closed by the reader: there is no folder beside it, so the temporary one is taken

@@ -31,6 +31,9 @@ for part in codec_name=h264 width=32 height=32 avg_frame_rate=12/1 nb_read_frame
     TAG:attention=dense TAG:device=ref TAG:model_sha256= TAG:haste_version=; do
     echo "$probe" | grep -qF -e "$part" || fail "x.mp4 lacks $part: $probe"
 done
+good $small -p "a red circle" -n "blue; dull" --guidance 1 -o x.mp4
+ffprobe -v error -show_entries format_tags x.mp4 >tags
+grep -q "prompt=a red circle" tags && ! grep -q negative tags || fail "a negative prompt that was not used: $(cat tags)"
 good $small -p "a red circle" -o x.webm
 same "$(frames_of x.webm)" 5 "frames in x.webm"
 ffprobe -v error -show_entries format_tags x.webm | grep -q '^TAG:SEED=7' || fail "x.webm lacks the seed"

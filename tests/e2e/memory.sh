@@ -47,9 +47,19 @@ bad 2 "--max-vram" $base --max-vram 0 -o x.md5
 if command -v python3 >/dev/null; then
     model A
     wide="-m A --device ref --size 448x64 --frames 5 --steps 1 --guidance 1 --seed 7 -p a"
-    good $wide -o whole.y4m
+    good $wide -o whole.y4m --stats whole.json
+    grep -q '"vae_tiled":.*false' whole.json || fail "the statistics do not say that the VAE worked as a whole"
     good $wide -o tiles.y4m --max-vram 0.041 --stats some.json
     says "VAE in tiles"
+    grep -q '"vae_tiled":.*true' some.json || fail "the statistics do not say that the VAE worked in tiles"
+    good $wide -o tiles.md5 --max-vram 0.041 -q
+    says "fall-back: memory is short, so the VAE decodes in tiles"
+    bad 1 "--error-on-fallback" $wide -o refused.y4m --max-vram 0.041 --error-on-fallback
+    test ! -e refused.y4m || fail "a file was made for a refused fall-back"
+    if [ "$HAVE_VIDEO" = 1 ] && command -v ffprobe >/dev/null; then
+        good $wide -o tiles.mkv --max-vram 0.041
+        ffprobe -v error -show_entries format_tags tiles.mkv | grep -qi '^TAG:vae=in tiles' || fail "the video does not say tiles"
+    fi
     test "$(peak some.json)" -le 41000000 || fail "$(peak some.json) bytes used by tiles, 41000000 allowed"
     python3 - whole.y4m tiles.y4m <<'P' || fail "frames of tiles"
 import sys

@@ -25,8 +25,35 @@ if [ "$HAVE_VIDEO" = 1 ]; then
 else
     bad 1 "libavcodec-dev" $small -p a -o x.mp4
 fi
-bad 1 "no/folder" $small -p a -o no/folder/x.md5
+bad 1 "create it first: mkdir -p no/folder" $small -p a -o no/folder/x.md5
+
+# places for files that are none are known before the work
+for option in --checkpoint --save-latents --stats; do
+    bad 2 "$option: the path is empty" $small -p a -o x.md5 $option ""
+    bad 2 "$option tmpdir: is a folder" $small -p a -o x.md5 $option tmpdir
+    bad 2 "$option new/: is a folder" $small -p a -o x.md5 $option new/
+    bad 1 "create it first: mkdir -p no" $small -p a -o x.md5 $option no/s
+done
+bad 2 "--checkpoint /dev/null: exists and is no regular file" $small -p a -o x.md5 --checkpoint /dev/null
+good $small -p a -o null: --stats /dev/stdout
+grep -q '"seconds"' out || fail "no statistics on stdout"
+if [ "$HAVE_VIDEO" = 1 ]; then
+    bad 2 "out/: out is a file" $small -p a -o out/ --dry-run
+fi
 bad 2 "no extension" $small -p a -o tmpdir
+
+# one file for two things, however it is spelled; a checkpoint may go on in its own file
+bad 2 "--output and --stats are both ./same.md5" $small -p a -o same.md5 --stats ./same.md5
+bad 2 "--save-latents and --checkpoint are both" $small -p a -o x.md5 --checkpoint s.st --save-latents "$tmp/s.st"
+good $small -p a -o null: --save-latents l.st --checkpoint s.st
+cp l.st s.st tmpdir
+bad 2 "--save-latents and --noise are both" $small -p a -o x.md5 --noise l.st --save-latents tmpdir/../l.st
+ln s.st hard.st
+bad 2 "--save-latents and --resume are both" -m A --device ref --resume hard.st --save-latents s.st -o x.md5 --checkpoint new.st
+bad 2 "--stats and --decode-latents are both" -m A --device ref --decode-latents l.st --stats l.st -o x.md5
+cmp l.st tmpdir/l.st && cmp s.st tmpdir/s.st || fail "a refused run changed its input"
+good -m A --device ref --resume s.st --checkpoint ./s.st -o null:
+rm -f l.st s.st hard.st tmpdir/*.st
 
 # a y4m stream is not for a terminal
 if script -qec true /dev/null >/dev/null 2>&1; then

@@ -62,6 +62,39 @@ good -m A --device ref --resume state -o got.y4m --stats got.json
 cmp want.y4m got.y4m || fail "frames differ after Ctrl-C"
 grep -q '"resumed_after_step":.*[1-9]' got.json || fail "the statistics do not say where the run went on"
 
+# the printed command goes on, whatever is in the names, with the device and precision of that run
+[ "$HAVE_CPU" = 1 ] && small="-m A --device cpu --precision fp32 --threads 1 --max-vram 1.5 --size 32x32 --frames 5 --seed 7"
+mkdir "it's"
+"$HASTE_RUN" $small --steps 240 -p a --checkpoint "it's/c.st" -o "it's/x.y4m" >out 2>err &
+pid=$!
+wait_for "step 24/240" err
+kill -INT "$pid"
+wait "$pid"
+pid=
+sed -n "s|^  haste-run |'$HASTE_RUN' |p" err >go-on
+sh ./go-on 2>err || fail "the printed command is refused: $(cat go-on)"
+says "going on after step"
+test -s "it's/x.y4m" || fail "the printed command made no video"
+if [ "$HAVE_CPU" = 1 ]; then
+    grep -q -- "--device 'cpu' --precision 'fp32' --threads 1 --max-vram 1.5" go-on || fail "flags are missing: $(cat go-on)"
+    bad 2 "Add --precision fp32" -m A --device cpu --precision bf16 --resume "it's/c.st" -o x.y4m
+fi
+small="-m A --device ref --size 32x32 --frames 5 --seed 7 -n dull"
+
+# the time that is left follows from the steps of this run, not from those that the checkpoint brought along
+slow="-m A --device ref --size 64x64 --frames 17 --seed 7 --guidance 1 -p a"
+"$HASTE_RUN" $slow --steps 40 --checkpoint slow -o null: >out 2>err &
+pid=$!
+wait_for "step 20/40" err
+kill -INT "$pid"
+wait "$pid"
+pid=
+good -m A --device ref --resume slow -o null:
+first=$(sed -n 's/^going on after step //p' err)
+sed -n 's|^step \([0-9]*\)/40  \([0-9.]*\) s, about \([0-9.]*\) s left|\1 \2 \3|p' err |
+    awk -v first="$first" '$1 > first + 1 { n++; if ($3 < $2 / ($1 - first) * (40 - $1) / 2) bad = 1; exit }
+        END { exit !n || bad }' || fail "the time left of a resumed run"
+
 # without --checkpoint it is said how it would have been
 "$HASTE_RUN" $small --steps 240 -p a -o x.y4m >out 2>err &
 pid=$!
@@ -83,13 +116,13 @@ cmp before state || fail "the checkpoint before is damaged"
 cmp want.md5 got.md5 || fail "frames differ where no checkpoint could be written"
 
 # another run than the one that was saved is refused by name, before anything is computed
-bad 2 "another seed" -m A --device ref --resume state --seed 8 -o x.y4m
-bad 2 "another prompt" -m A --device ref --resume state -p b -o x.y4m
-bad 2 "another width" -m A --device ref --resume state --width 48 -o x.y4m
-bad 2 "another steps" -m A --device ref --resume state --steps 7 -o x.y4m
-bad 2 "another attention.method" -m A --device ref --resume state --attention svg2 --q-clusters 2 --k-clusters 2 -o x.y4m
+bad 2 "belongs to a run with seed 7, this one has 8. Leave the option out" -m A --device ref --resume state --seed 8 -o x.y4m
+bad 2 "a run with prompt a, this one has b" -m A --device ref --resume state -p b -o x.y4m
+bad 2 "a run with width 32, this one has 48" -m A --device ref --resume state --width 48 -o x.y4m
+bad 2 "a run with steps 6, this one has 7" -m A --device ref --resume state --steps 7 -o x.y4m
+bad 2 "a run with attention.method 0, this one has 2" -m A --device ref --resume state --attention svg2 --q-clusters 2 --k-clusters 2 -o x.y4m
 model B
-bad 2 "another model" -m B --device ref --resume state -o x.y4m
+bad 2 "Name that model, of sha256 " -m B --device ref --resume state -o x.y4m
 good -m A --device ref --resume state --seed 7 --steps 6 -p a -o got.md5 # saying the same again is fine
 cmp want.md5 got.md5 || fail "frames differ after saying the settings again"
 

@@ -13,16 +13,19 @@ finish() {
     pid=
 }
 
-# while denoising: nothing to show, so no file; unfinished latents only if asked for
+# while denoising: nothing to show, so no file, and an older one of that name stays; unfinished latents only if asked for
+echo old >old.y4m
 for signal in INT TERM; do
-    start $small -p a --steps 1000 -o x.y4m
-    wait_for "step 1/1000" err
-    kill -$signal "$pid"
-    finish
-    says interrupted
-    test ! -e x.y4m || fail "a file without frames was left"
-    test ! -e x.y4m.latents.safetensors || fail "latents nobody asked for"
+    for out in x.y4m old.y4m; do
+        start $small -p a --steps 1000 -o $out
+        wait_for "step 1/1000" err
+        kill -$signal "$pid"
+        finish
+        says interrupted
+    done
 done
+same "$(cat old.y4m)" old "an older video of that name"
+same "$(ls)" "$(printf 'A\nerr\nold.y4m\nout\ntmpdir')" "files after runs without frames"
 start $small -p a --steps 1000 -o x.y4m --save-latents l.safetensors
 wait_for "step 1/1000" err
 kill -INT "$pid"
@@ -51,6 +54,26 @@ kill -INT "$pid"
 finish
 says "--decode-latents 'l2.safetensors'"
 cmp long.safetensors l2.safetensors || fail "the latents of the interrupted run are not the finished ones"
+# nobody asked for latents: finished ones are kept all the same; where they cannot be, the checkpoint is named
+long="-m A --device ref -p a --size 16x16 --frames 801 --steps 1 --guidance 1 --seed 3"
+start $long -o kept.y4m
+wait_for "decoding frame" err
+kill -INT "$pid"
+finish
+says "--decode-latents 'kept.y4m.latents.safetensors'"
+for file in long.safetensors kept.y4m.latents.safetensors; do tail -c $((16 * 201 * 2 * 2 * 4)) $file | md5sum; done >sums
+same "$(uniq sums | wc -l)" 1 "kinds of latents among the finished and the kept ones"
+TMPDIR=$tmp/none start $long -o null: --checkpoint state
+wait_for "decoding frame" err
+kill -INT "$pid"
+finish
+says "--resume 'state'"
+start -m A --device ref --resume state --save-latents resumed.safetensors -o x.y4m # all steps are in it
+wait_for "decoding frame" err
+kill -INT "$pid"
+finish
+says "--decode-latents 'resumed.safetensors'"
+good -m A --device ref --resume state -o null:
 
 # with a list the rest is not begun
 printf 'one\ntwo\n' >list
@@ -61,8 +84,8 @@ finish
 if grep -qF "2 of 2" err; then fail "the second video was begun"; fi
 
 # twice: at once, whatever is going on
-start -m A --device ref -p a --size 256x256 --frames 17 --steps 50 -o x.y4m
-wait_for "256x256" err
+start -m A --device ref -p a --size 256x256 --frames 81 --steps 1000 -o x.y4m
+wait_for "time about" err # hours, so it is said beforehand
 kill -INT "$pid"
 wait_for "once more stops at once" err
 kill -INT "$pid"

@@ -89,6 +89,8 @@ check 'assert a["seed_exact"] and [r["reuse_rate"] for r in s["per_step"]] == [0
 good $small -p a -o one.md5 --attention xattention --top-p 1
 same "$(cat one.md5)" "$(cat dense.md5)" "frames at top-p 1"
 
+good $small -p a -o null: --attention xattention --top-p 1e-6 # the least that is allowed
+
 # contradictions
 bad 2 "--top-p says how sparse attention works" $small -p a -o null: --top-p 0.9
 bad 2 "--top-p says how" $small -p a -o null: --attention dense --top-p 0.9
@@ -169,4 +171,7 @@ if [ "$HAVE_VIDEO" = 1 ] && command -v ffprobe >/dev/null; then
     ffprobe -v error -show_entries format_tags x.mkv >tags
     grep -qi "attention=svg2, 4 query" tags || fail "metadata: $(cat tags)"
     grep -qi "budget=0.5" tags || fail "metadata: $(cat tags)"
+    good $small -p a -o x.mkv --profile p.json --top-p 0.4
+    ffprobe -v error -show_entries format_tags x.mkv >tags
+    if grep -qi "budget=" tags; then fail "a budget whose thresholds were replaced: $(cat tags)"; fi
 fi

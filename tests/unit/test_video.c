@@ -303,6 +303,46 @@ Test(video, mp4_starts_fast_and_files_repeat_bit_by_bit) {
     }
 }
 
+static uint32_t be32(const uint8_t *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Room that is kept for the index has to be enough: a failure would come at the very end. Every frame is another scene
+ * here, and lookahead, B frames and keys are as the encoder likes them. */
+Test(video, the_index_of_an_mp4_fits_the_room_that_is_kept) {
+    enum { W = 64, H = 48, N = 400, SIZE = 3 * W * H };
+    static uint8_t rgb[SIZE];
+    static char longest[5000], text[64];
+    const char *const much[] = {"title", longest, "prompt", longest, "negative_prompt", longest, NULL};
+    uint8_t *file;
+    hs_err err = {0};
+    need_ffmpeg();
+    memset(longest, 'x', sizeof longest - 1);
+    for (int noisy = 0; noisy < 2; noisy++) {
+        hs_sink_params p = {
+            .path = in_dir("x.mp4"), .width = W, .height = H, .fps_num = 16, .fps_den = 1, .meta = much, .frames = N};
+        hs_sink *s = NULL;
+        cr_assert_eq(hs_sink_open(&p, &s, &err), 0, "%s", err.msg);
+        for (int i = 0; i < N; i++) {
+            if (noisy)
+                noise(rgb, SIZE, (uint64_t)(i / 3)); /* scenes of three frames */
+            else
+                bars(rgb, W, H, i);
+            cr_assert_eq(hs_sink_write(s, rgb, &err), 0, "%s", err.msg);
+        }
+        cr_assert_eq(hs_sink_close(s, NULL, &err), 0, "%s", err.msg);
+        const size_t n = slurp(in_dir("x.mp4"), &file);
+        const uint8_t *moov = memmem(file, n, "moov", 4), *mdat = memmem(file, n, "mdat", 4);
+        cr_assert(moov && mdat && moov < mdat, "the index of the mp4 is not in front");
+        const size_t moov_size = be32(moov - 4);
+        cr_expect_lt(moov_size, 4096 + 64 * N / 2 + 4 * sizeof longest, "%zu bytes: too near to the room", moov_size);
+        free(file);
+        shell(text, sizeof text,
+              "ffprobe -v error -count_frames -of csv=p=0 -show_entries stream=nb_read_frames %s/x.mp4", dir);
+        cr_assert_eq(atoi(text), N, "%s frames play", text);
+    }
+}
+
 /* ---- metadata of png ------------------------------------------------------------------------------------------------
  */
 static uint32_t crc32_bitwise(const uint8_t *p, size_t n) {
@@ -312,10 +352,6 @@ static uint32_t crc32_bitwise(const uint8_t *p, size_t n) {
         for (int b = 0; b < 8; b++) c = c & 1 ? c >> 1 ^ 0xedb88320u : c >> 1;
     }
     return ~c;
-}
-
-static uint32_t be32(const uint8_t *p) {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
 Test(video, png_carries_the_settings) {
