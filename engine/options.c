@@ -9,7 +9,7 @@
 /* clang-format off */
 enum id {
     ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
-    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SCHEDULER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
+    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SCHEDULER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_CRF, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
@@ -100,6 +100,7 @@ static const hs_option_row rows[] = {
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
+    {ID_CRF, 0, "crf", "N", "mp4, webm: quality, from 0 (best, largest) to 51 [17]"},
     {ID_SAVE_LATENTS, 0, "save-latents", "FILE", "keep the final latents (safetensors), written before decoding"},
     {ID_DECODE_LATENTS, 0, "decode-latents", "FILE", "only decode saved latents; no prompt needed"},
     {ID_CHECKPOINT, 0, "checkpoint", "FILE", "keep the state of the run every few steps, and when it is interrupted"},
@@ -266,6 +267,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_SEED: rc = parse_seed(r->name, arg, o, err); break;
     case ID_NOISE: o->noise = arg; break;
     case ID_OUTPUT: o->output = arg; break;
+    case ID_CRF: rc = hs_option_int(r->name, arg, 0, 51, &o->crf, err); break;
     case ID_SAVE_LATENTS: o->save_latents = arg; break;
     case ID_DECODE_LATENTS: o->decode_latents = arg; break;
     case ID_CHECKPOINT: o->checkpoint = arg; break;
@@ -320,6 +322,7 @@ hs_options hs_options_none(void) {
                         .shift = NAN,
                         .solver = -1,
                         .sigmas = -1,
+                        .crf = -1,
                         .budget = NAN,
                         .top_p = NAN,
                         .reuse_delta = NAN,

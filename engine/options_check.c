@@ -200,6 +200,9 @@ int hs_options_check(const hs_options *o, hs_err *err) {
                        "-o %s: a png holds one frame; for several videos name a folder, such as -o frames/, or make "
                        "pictures: --frames 1",
                        o->output);
+    if (o->crf >= 0 && o->output && !ends_in(o->output, ".mp4") && !ends_in(o->output, ".webm"))
+        return hs_fail(err, HS_EINVAL,
+                       "--crf says how .mp4 and .webm are compressed, and -o %s is neither: leave it out", o->output);
     if (o->checkpoint_every && !o->checkpoint && !o->resume)
         return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
     if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)
