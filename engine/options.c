@@ -8,8 +8,8 @@
 
 /* clang-format off */
 enum id {
-    ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
-    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SCHEDULER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_SAVE_LATENTS,
+    ID_GROUP, ID_MODEL, ID_TRANSFORMER, ID_TEXT_ENCODER, ID_VAE, ID_TOKENIZER, ID_RANDOM, ID_PROMPT, ID_PROMPTS, ID_NUM_VIDEOS, ID_NEGATIVE, ID_SIZE, ID_WIDTH, ID_HEIGHT, ID_FRAMES, ID_FPS,
+    ID_STEPS, ID_GUIDANCE, ID_SHIFT, ID_SOLVER, ID_SCHEDULER, ID_SIGMAS, ID_SEED, ID_NOISE, ID_OUTPUT, ID_CRF, ID_SAVE_LATENTS,
     ID_DECODE_LATENTS, ID_CHECKPOINT, ID_EVERY, ID_RESUME, ID_STATS, ID_DEVICE, ID_PRECISION, ID_THREADS, ID_MAX_VRAM, ID_FALLBACK, ID_DRY_RUN, ID_QUIET, ID_VERBOSE,
     ID_VERSION, ID_HELP, ID_PROFILE, ID_BUDGET, ID_ATTENTION, ID_TOP_P, ID_REUSE, ID_REUSE_DELTA, ID_REUSE_INTERVAL,
     ID_DENSE_STEPS, ID_DENSE_LAYERS, ID_BLOCK, ID_STRIDE, ID_Q_CLUSTERS, ID_K_CLUSTERS, ID_COMPENSATE, ID_SEED_EXACT, ID_COMPAT
@@ -34,6 +34,9 @@ static const hs_option_row rows[] = {
     {ID_PROMPT, 'p', "prompt", "TEXT", "what the video shows"},
     {ID_PROMPTS, 0, "prompts", "FILE",
      "one prompt a line instead ('#' comments): out_000.mp4, out_001.mp4, ...,\nall from the same seed"},
+    {ID_NUM_VIDEOS, 'b', "num-videos", "N", "of every prompt, from seed S, S+1, ...; numbered as with --prompts [1]"},
+    {ID_NUM_VIDEOS, 0, "batch-count", "N", NULL},
+    {ID_NUM_VIDEOS, 0, "n_iter", "N", NULL},
     {ID_NEGATIVE, 'n', "negative", "TEXT", "what it should not show [the model's]"},
     {ID_NEGATIVE, 0, "negative-prompt", "TEXT", NULL},
     {ID_NEGATIVE, 0, "negative_prompt", "TEXT", NULL},
@@ -100,6 +103,7 @@ static const hs_option_row rows[] = {
     {ID_OUTPUT, 0, "output-path", "PATH", NULL},
     {ID_OUTPUT, 0, "output_path", "PATH", NULL},
     {ID_OUTPUT, 0, "save_file", "PATH", NULL},
+    {ID_CRF, 0, "crf", "N", "mp4, webm: quality, from 0 (best, largest) to 51 [17]"},
     {ID_SAVE_LATENTS, 0, "save-latents", "FILE", "keep the final latents (safetensors), written before decoding"},
     {ID_DECODE_LATENTS, 0, "decode-latents", "FILE", "only decode saved latents; no prompt needed"},
     {ID_CHECKPOINT, 0, "checkpoint", "FILE", "keep the state of the run every few steps, and when it is interrupted"},
@@ -141,7 +145,7 @@ void hs_options_help(void (*line)(void *user, const char *text), void *user) {
         "The names of other Wan programs work too: --ckpt_dir --frame_num --sample_steps --sample_guide_scale",
         "--sample_shift --sample_solver --base_seed --save_file --n_prompt --num-frames --num-inference-steps",
         "--guidance-scale --flow-shift --negative-prompt --output-path --scheduler --dtype --unet --diffusion-model",
-        "--t5xxl --cfg-scale --video-frames --sampling-method.",
+        "--t5xxl --cfg-scale --video-frames --sampling-method --batch-count.",
         "",
         "Ctrl-C stops after the step and finishes the file; twice stops at once.",
         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
@@ -237,6 +241,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_RANDOM: o->random = arg; break;
     case ID_PROMPT: o->prompt = arg; break;
     case ID_PROMPTS: o->prompts = arg; break;
+    case ID_NUM_VIDEOS: rc = hs_option_int(r->name, arg, 1, 10000, &o->num_videos, err); break;
     case ID_NEGATIVE: o->negative = arg; break;
     case ID_SIZE: rc = parse_size(r->name, arg, o, err); break;
     case ID_WIDTH: rc = hs_option_int(r->name, arg, 1, 1000000, &o->width, err); break;
@@ -266,6 +271,7 @@ static int apply(void *user, const hs_option_row *r, const char *arg, hs_err *er
     case ID_SEED: rc = parse_seed(r->name, arg, o, err); break;
     case ID_NOISE: o->noise = arg; break;
     case ID_OUTPUT: o->output = arg; break;
+    case ID_CRF: rc = hs_option_int(r->name, arg, 0, 51, &o->crf, err); break;
     case ID_SAVE_LATENTS: o->save_latents = arg; break;
     case ID_DECODE_LATENTS: o->decode_latents = arg; break;
     case ID_CHECKPOINT: o->checkpoint = arg; break;
@@ -320,6 +326,7 @@ hs_options hs_options_none(void) {
                         .shift = NAN,
                         .solver = -1,
                         .sigmas = -1,
+                        .crf = -1,
                         .budget = NAN,
                         .top_p = NAN,
                         .reuse_delta = NAN,

@@ -14,6 +14,8 @@ typedef struct hs_options {
     int width, height, frames, fps, steps; /* 0 = the model's own */
     double guidance, shift;                /* NAN = the model's own */
     int solver, sigmas;                    /* -1 = the model's own, the solver's own */
+    int crf;                               /* -1 = the default */
+    int num_videos;                        /* of every prompt, from seed, seed + 1, ...; 0 = not given */
     int has_seed;
     uint64_t seed;
     int threads;     /* 0 = all cores */

@@ -155,6 +155,7 @@ static int check_decoding(const hs_options *o, hs_err *err) {
     } others[] = {
         {"-p", o->prompt != NULL},
         {"--prompts", o->prompts != NULL},
+        {"--num-videos", o->num_videos > 0},
         {"--negative", o->negative != NULL},
         {"--steps", o->steps > 0},
         {"--guidance", !isnan(o->guidance)},
@@ -182,6 +183,7 @@ static int ends_in(const char *path, const char *extension) {
 
 int hs_options_check(const hs_options *o, hs_err *err) {
     hs_model_params model = {.dir = NULL};
+    const int several = o->num_videos > 1;
     int rc = hs_options_model(o, &model, err);
     if (rc) return rc;
     if (o->prompt && o->prompts) return hs_fail(err, HS_EINVAL, "-p and --prompts: give one of the two");
@@ -192,14 +194,23 @@ int hs_options_check(const hs_options *o, hs_err *err) {
         return hs_fail(err, HS_EINVAL,
                        "--negative has no effect without guidance, and --guidance %g is none: leave one of the two out",
                        o->guidance);
-    if (o->resume && (o->prompts || o->noise))
+    if (o->resume && (o->prompts || o->noise || several))
         return hs_fail(err, HS_EINVAL, "--resume goes on with one video: leave out %s",
-                       o->prompts ? "--prompts" : "--noise, its latents are in the checkpoint");
-    if (o->prompts && o->output && o->frames != 1 && ends_in(o->output, ".png"))
+                       o->prompts ? "--prompts"
+                       : o->noise ? "--noise, its latents are in the checkpoint"
+                                  : "--num-videos");
+    if (o->noise && several)
+        return hs_fail(
+            err, HS_EINVAL,
+            "--num-videos makes videos of other seeds, and with --noise all would be equal: give one of the two");
+    if ((o->prompts || several) && o->output && o->frames != 1 && ends_in(o->output, ".png"))
         return hs_fail(err, HS_EINVAL,
                        "-o %s: a png holds one frame; for several videos name a folder, such as -o frames/, or make "
                        "pictures: --frames 1",
                        o->output);
+    if (o->crf >= 0 && o->output && !ends_in(o->output, ".mp4") && !ends_in(o->output, ".webm"))
+        return hs_fail(err, HS_EINVAL,
+                       "--crf says how .mp4 and .webm are compressed, and -o %s is neither: leave it out", o->output);
     if (o->checkpoint_every && !o->checkpoint && !o->resume)
         return hs_fail(err, HS_EINVAL, "--checkpoint-every says how often: add --checkpoint FILE");
     if (!o->decode_latents && !o->resume && !o->prompt && !o->prompts)

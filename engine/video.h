@@ -21,10 +21,10 @@ typedef struct hs_sink_params {
     int width, height;
     int fps_num, fps_den;
     const char *const
-        *meta;      /* key, value, ..., NULL: written into the container (mp4, webm, mkv, png text); may be NULL */
-    int64_t frames; /* how many will come, or more; 0 = not known. An mp4 then keeps room for its index from the start,
-                       so that it plays even where the disk was full before its end */
-    int quality;    /* H.264/VP9 constant quality (CRF); 0 = default (17) */
+        *meta;        /* key, value, ..., NULL: written into the container (mp4, webm, mkv, png text); may be NULL */
+    int64_t frames;   /* how many will come, or more; 0 = not known. An mp4 then keeps room for its index from the
+                         start, so that it plays even where the disk was full before its end */
+    int has_crf, crf; /* H.264/VP9 constant quality, 0 (best) to 51; has_crf 0 = 17 */
 } hs_sink_params;
 
 /* Everything that can be refused without touching a file: path, extension, codec, sizes, the folder. For --dry-run. */

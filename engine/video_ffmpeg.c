@@ -176,7 +176,10 @@ static int encoder_open(const hs_sink_params *p, const container *k, int global_
             /* constant quality; where an encoder knows no crf: fixed quantiser 2 or about 4 Mbit/s at 832x480, 16 fps
              */
             enc->bit_rate = 0;
-            if (av_opt_set_int(enc->priv_data, "crf", p->quality ? p->quality : DEFAULT_CRF, 0) < 0) {
+            if (av_opt_set_int(enc->priv_data, "crf", p->has_crf ? p->crf : DEFAULT_CRF, 0) < 0) {
+                if (p->has_crf)
+                    hs_log(HS_LOG_FALLBACK, "%s: the encoder %s takes no CRF; not %d, but a quality of its own is used",
+                           p->path, k->encoders[i], p->crf);
                 enc->flags |= AV_CODEC_FLAG_QSCALE;
                 enc->global_quality = 2 * FF_QP2LAMBDA;
                 enc->bit_rate = (int64_t)p->width * p->height * p->fps_num / p->fps_den * 5 / 8;
@@ -208,8 +211,8 @@ static int container_check(const hs_sink_params *p, hs_err *err) {
                        "%s: %s halves the colour resolution and needs even sizes, not %dx%d; .mkv, .png and "
                        ".y4m take any size",
                        p->path, k->codec_name, p->width, p->height);
-    if (p->quality < 0 || p->quality > 51)
-        return hs_fail(err, HS_EINVAL, "%s: quality %d is outside 1 .. 51 (0 = %d)", p->path, p->quality, DEFAULT_CRF);
+    if (p->has_crf && (p->crf < 0 || p->crf > 51))
+        return hs_fail(err, HS_EINVAL, "%s: CRF %d is outside 0 .. 51", p->path, p->crf);
     return 0;
 }
 

@@ -31,9 +31,15 @@ for part in codec_name=h264 width=32 height=32 avg_frame_rate=12/1 nb_read_frame
     TAG:attention=dense TAG:device=ref TAG:model_sha256= TAG:haste_version=; do
     echo "$probe" | grep -qF -e "$part" || fail "x.mp4 lacks $part: $probe"
 done
-good $small -p "a red circle" -n "blue; dull" --guidance 1 -o x.mp4
+good $small -p "a red circle" --guidance 1 -o x.mp4
 ffprobe -v error -show_entries format_tags x.mp4 >tags
 grep -q "prompt=a red circle" tags && ! grep -q negative tags || fail "a negative prompt that was not used: $(cat tags)"
+for kind in mp4 webm; do
+    good $small -p "a red circle" --crf 0 -o best.$kind
+    good $small -p "a red circle" --crf 51 -o worst.$kind
+    test "$(wc -c <best.$kind)" -gt "$(($(wc -c <worst.$kind) + 1000))" || fail "--crf: $(wc -c best.$kind worst.$kind)"
+done
+bad 2 "x.mkv is neither" $small -p a --crf 20 -o x.mkv
 good $small -p "a red circle" -o x.webm
 same "$(frames_of x.webm)" 5 "frames in x.webm"
 ffprobe -v error -show_entries format_tags x.webm | grep -q '^TAG:SEED=7' || fail "x.webm lacks the seed"

@@ -24,6 +24,18 @@ if [ "$HAVE_VIDEO" = 1 ]; then
     same "$(cd v && echo p*)" "p_0.png p_000.png p_001.png p_002.png p_1.png p_2.png" "pictures"
 fi
 
+# several videos of every prompt: each as if it had been made alone with its seed (small says 7)
+good $small --prompts list.txt --num-videos 2 -o v/m.md5 --stats v/t.json
+same "$(cd v && echo m*)" "m_000.md5 m_001.md5 m_002.md5 m_003.md5 m_004.md5 m_005.md5" "two videos of three prompts"
+says "4 of 6, seed 8: a blue star"
+says "v/m_003.md5: 5 frames of 32x32, 16 fps, seed 8"
+good $small -p "a blue star" --seed 8 -o alone.md5
+same "$(cat v/m_003.md5)" "$(cat alone.md5)" "the second video of the second prompt"
+same "$(cat v/m_002.md5)" "$(cat v/x_001.md5)" "the first video of the second prompt"
+grep -q '"seed":.*8,' v/t_003.json || fail "t_003.json: $(cat v/t_003.json)"
+good $small -p "a blue star" --num-videos 2 -o one.md5
+same "$(cat one_001.md5)" "$(cat alone.md5)" "the second video of one prompt"
+
 # escape sequences in a list do not reach the terminal
 printf 'a \033[31mred\nb\n' >list2.txt
 good $small --prompts list2.txt -o null:

@@ -185,6 +185,25 @@ Test(options, wrong_lines_say_what_to_do) {
     refused("-m|d|--prompts|f|-o|x_%04d.PNG|--frames|5", HS_EINVAL, "a png holds one frame");
     good("-m|d|--prompts|f|-o|x.png|--frames|1");
     good("-m|d|--prompts|f|-o|frames/");
+    static const char *const no_crf[] = {"x.md5", "x.y4m", "x_%d.png", "frames/", "x.rgb", "x.mkv", "-", "null:"};
+    for (size_t i = 0; i < sizeof no_crf / sizeof *no_crf; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "-m|d|-p|a|--crf|20|-o|%s", no_crf[i]);
+        refused(line, HS_EINVAL, "--crf says how .mp4 and .webm are compressed");
+    }
+    cr_assert_eq(good("-m|d|-p|a|--crf|0|-o|x.mp4").crf, 0);
+    cr_assert_eq(good("-m|d|--decode-latents|f|--crf|51|-o|x.webm").crf, 51);
+    cr_assert_eq(good("-m|d|-p|a").crf, -1);
+    refused("-m|d|-p|a|--crf|52", HS_EINVAL, "--crf \"52\": should be a whole number from 0 to 51");
+    cr_assert_eq(good("-m|d|-p|a|--num-videos|3").num_videos, 3);
+    cr_assert_eq(good("-m|d|--prompts|f|-b|2").num_videos, 2);
+    cr_assert_eq(good("-m|d|-p|a|--batch-count|2|--n_iter|4").num_videos, 4);
+    refused("-m|d|-p|a|-b|0", HS_EINVAL, "--num-videos \"0\": should be a whole number from 1");
+    refused("-m|d|--resume|c|-b|2", HS_EINVAL, "--resume goes on with one video: leave out --num-videos");
+    refused("-m|d|-p|a|--noise|f|-b|2", HS_EINVAL, "with --noise all would be equal");
+    refused("-m|d|--decode-latents|f|-b|2", HS_EINVAL, "only decodes: leave out --num-videos");
+    refused("-m|d|-p|a|-b|2|-o|x_%d.png", HS_EINVAL, "a png holds one frame");
+    good("-m|d|--resume|c|-b|1");
     refused("-m|d|-p|a|-q|-v", HS_EINVAL, "--quiet and --verbose");
     refused("-m|d|-p|a|--widht|64", HS_EINVAL, "did you mean --width?");
     refused("-m|d|-p|a|--widht=64", HS_EINVAL, "unknown option --widht;");

@@ -419,7 +419,8 @@ Test(video, coded_kinds_refuse_too) {
     need_ffmpeg();
     refused((hs_sink_params){.path = in_dir("x.mp4"), .width = 33, .height = 16}, HS_EINVAL, "33x16", 1);
     refused((hs_sink_params){.path = in_dir("x.webm"), .width = 32, .height = 17}, HS_EINVAL, "even", 1);
-    refused((hs_sink_params){.path = in_dir("x.mp4"), .width = 32, .height = 16, .quality = 52}, HS_EINVAL, "52", 1);
+    refused((hs_sink_params){.path = in_dir("x.mp4"), .width = 32, .height = 16, .has_crf = 1, .crf = 52}, HS_EINVAL,
+            "52", 1);
     refused((hs_sink_params){.path = in_dir("no/x.mp4"), .width = 32, .height = 16}, HS_EIO, "No such file", 1);
     static const char *const patterns[] = {"%s.png", "%d_%d.png", "%04x.png",  "%",
                                            "%n.png", "a%.png",    "%123d.png", "%-4d.png"};
@@ -431,6 +432,32 @@ Test(video, coded_kinds_refuse_too) {
     refused((hs_sink_params){.path = "/proc/haste.mp4", .width = 16, .height = 16}, HS_EIO, "/proc/haste.mp4", 0);
     refused((hs_sink_params){.path = "/proc/haste/", .width = 16, .height = 16}, HS_EIO, "/proc/haste/", 0);
     cr_assert_eq(shell(text, sizeof text, "ls -A %s", dir), 0, "left behind: %s", text);
+}
+
+/* Bytes of a short video of noise at this CRF. */
+static int64_t size_at(const char *path, int crf) {
+    uint8_t rgb[3 * 32 * 32];
+    hs_err err = {0};
+    hs_sink *s = NULL;
+    struct stat st;
+    hs_sink_params p = {.path = path, .width = 32, .height = 32, .fps_num = 16, .fps_den = 1, .has_crf = 1, .crf = crf};
+    cr_assert_eq(hs_sink_open(&p, &s, &err), 0, "%s", err.msg);
+    noise(rgb, sizeof rgb, 0);
+    cr_assert_eq(hs_sink_write(s, rgb, &err), 0, "%s", err.msg);
+    cr_assert_eq(hs_sink_close(s, NULL, &err), 0, "%s", err.msg);
+    cr_assert_eq(stat(path, &st), 0);
+    return st.st_size;
+}
+
+Test(video, crf_is_the_quality_down_to_0) {
+    need_ffmpeg();
+    static const char *const names[] = {"q.mp4", "q.webm"};
+    for (int i = 0; i < 2; i++) {
+        int64_t best = size_at(in_dir(names[i]), 0), usual = size_at(in_dir(names[i]), 17),
+                worst = size_at(in_dir(names[i]), 51);
+        cr_assert(best > usual && usual > worst, "%s: %lld, %lld, %lld bytes", names[i], (long long)best,
+                  (long long)usual, (long long)worst);
+    }
 }
 
 Test(video, one_png_holds_one_frame) {
