@@ -38,7 +38,8 @@ typedef struct app {
     hs_checkpoint *resume; /* --resume, else NULL */
     float *latents;        /* --noise or --decode-latents, else NULL; later the ones to be rescued */
     hs_prompts prompts;
-    int numbered; /* --prompts: every file name gets a number */
+    int videos;   /* of every prompt, with a seed each */
+    int numbered; /* --prompts, --num-videos: every file name gets a number */
     const char *output;
     char default_output[64];
     /* progress */
@@ -97,7 +98,8 @@ static int on_interrupted(void *user) {
 /* ---- prompts ---------------------------------------------------------------------------------------------------- */
 static int get_prompts(app *a, hs_err *err) {
     int rc = a->o.negative ? hs_prompt_check(a->o.negative, "the negative prompt", err) : 0;
-    a->numbered = a->o.prompts != NULL;
+    a->videos = a->o.num_videos ? a->o.num_videos : 1;
+    a->numbered = a->o.prompts || a->videos > 1;
     if (rc || a->o.decode_latents) return rc;
     if (a->o.resume && (rc = hs_checkpoint_open(a->o.resume, &a->resume, err))) return rc;
     if (a->resume && !a->o.prompt)
@@ -178,7 +180,9 @@ static hs_sink_params sink_params(const app *a, const char *path, const char *co
                             .fps_num = a->req.fps,
                             .fps_den = 1,
                             .frames = a->req.frames,
-                            .meta = meta};
+                            .meta = meta,
+                            .has_crf = a->o.crf >= 0,
+                            .crf = a->o.crf};
 }
 
 /* Without -o: mp4, or the next best kind that this build can write (announced). */
@@ -203,10 +207,15 @@ static void choose_output(app *a) {
 static int check_output(const app *a, const char *path, hs_err *err) {
     hs_sink_params p = sink_params(a, path, NULL);
     size_t len = strlen(path);
-    if (len > 4 && !strcasecmp(path + len - 4, ".png") && !strchr(path, '%') && a->req.frames > 1)
+    const char *slash = strrchr(path, '/');
+    if (len > 4 && !strcasecmp(path + len - 4, ".png") && !strchr(slash ? slash : path, '%') && a->req.frames > 1)
         return hs_fail(err, HS_EINVAL, "%s: one png holds one frame, not %d; %sname a folder (out/)", path,
                        a->req.frames, a->numbered ? "" : "number them (out_%04d.png) or ");
     return hs_sink_check(&p, err);
+}
+
+static int count(const app *a) {
+    return a->prompts.n ? a->prompts.n * a->videos : 1;
 }
 
 /* One video in the making. */
@@ -253,7 +262,7 @@ static int keep_latents(app *a, const job *j, int code) {
         return 0;
     }
     if (!in_folder) { /* stdout and folders have no name to put a file beside */
-        snprintf(other, sizeof other, "haste-%" PRIu64, a->req.seed);
+        snprintf(other, sizeof other, "haste-%" PRIu64, j->req.seed);
         base = other;
     }
     if (save) snprintf(path[n++], sizeof path[0], "%s", save);
@@ -326,6 +335,7 @@ static int prepare(const app *a, const char *prompt, int number, job *j, hs_err 
     if (!rc && checkpoint) rc = hs_place_check(o->checkpoint ? "--checkpoint" : "--resume", j->checkpoint, 0, err);
     if (rc || (rc = check_names(a, j, err))) return rc;
     j->req = a->req;
+    j->req.seed += (uint64_t)(number % a->videos);
     j->req.prompt = prompt;
     j->req.save_latents = o->save_latents ? j->latents : NULL;
     if (o->noise) j->req.noise = a->latents;
@@ -369,13 +379,13 @@ static void summary(const app *a, const job *j) {
     if (a->log) hs_attn_table(stderr, a->log, st);
     fprintf(stderr, "%s: %" PRId64 " frame%s of %dx%d, %d fps", j->output, j->frames, j->frames == 1 ? "" : "s",
             a->req.width, a->req.height, a->req.fps);
-    if (!a->req.noise && !a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, a->req.seed);
+    if (!a->req.noise && !a->o.noise && !a->o.decode_latents) fprintf(stderr, ", seed %" PRIu64, j->req.seed);
     fputc('\n', stderr);
 }
 
 /* Returns the exit status; says all there is to say. */
 static int one_video(app *a, int number) {
-    const char *prompt = a->prompts.n ? a->prompts.text[number] : NULL;
+    const char *prompt = a->prompts.n ? a->prompts.text[number / a->videos] : NULL;
     hs_err err = {0};
     int status = EXIT_DONE, rc;
     job *j = hs_calloc(1, sizeof *j);
@@ -383,8 +393,10 @@ static int one_video(app *a, int number) {
         hs_fail(&err, HS_ENOMEM, "no memory for another video");
         return hs_console_error(&a->console, &err);
     }
-    if (!a->o.quiet && a->prompts.n > 1) {
-        fprintf(stderr, "%d of %d: ", number + 1, a->prompts.n);
+    if (!a->o.quiet && count(a) > 1) {
+        fprintf(stderr, "%d of %d", number + 1, count(a));
+        if (a->videos > 1) fprintf(stderr, ", seed %" PRIu64, a->req.seed + (uint64_t)(number % a->videos));
+        fputs(": ", stderr);
         print_prompt(prompt);
     }
     rc = prepare(a, prompt, number, j, &err);
@@ -421,10 +433,6 @@ static int setup(app *a, hs_err *err) {
     rc = make_request(a, err);
     if (!rc) choose_output(a);
     return rc;
-}
-
-static int count(const app *a) {
-    return a->prompts.n ? a->prompts.n : 1;
 }
 
 /* Every place for a file is looked at before the first video is begun; in a dry run also shown. */

@@ -207,14 +207,15 @@ const char *hs_sink_extension(const char *path) {
 
 int hs_sink_png_name(const char *path, int64_t i, char *ret, size_t size, int *ret_numbered, hs_err *err) {
     size_t len = strlen(path);
-    const char *pattern = path, *percent, *end;
+    const char *pattern = path, *slash, *percent, *end;
     char folder[4096];
     if (len && path[len - 1] == '/') {
         if ((size_t)snprintf(folder, sizeof folder, "%sframe_%%04d.png", path) >= sizeof folder)
             return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
         pattern = folder;
     }
-    percent = strchr(pattern, '%');
+    slash = strrchr(pattern, '/'); /* what stands in front of it is as it is */
+    percent = strchr(slash ? slash : pattern, '%');
     int digits = 1, numbered = percent != NULL, n;
     if (!numbered) {
         n = snprintf(ret, size, "%s", pattern);

@@ -40,8 +40,9 @@ extern const char *const hs_sink_coded_formats; /* what these two can write in t
 const char *hs_sink_place(const hs_sink *s);
 /* Extension of the last path component with its dot, "" if there is none. */
 const char *hs_sink_extension(const char *path);
-/* A png path with one %d or %0Nd: expands it for frame i (never through printf). A path ending in '/' stands for
- * frame_%04d.png in that folder. HS_EINVAL if the pattern is bad; *ret_numbered = 0 if the path names one file. */
+/* A png path with one %d or %0Nd behind the last slash: expands it for frame i (never through printf). A path ending in
+ * '/' stands for frame_%04d.png in that folder. HS_EINVAL if the pattern is bad; *ret_numbered = 0 if the path names
+ * one file. */
 int hs_sink_png_name(const char *path, int64_t i, char *ret, size_t size, int *ret_numbered, hs_err *err);
 
 #endif

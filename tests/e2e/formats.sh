@@ -13,6 +13,12 @@ for out in x.mkv frame_%03d.png folder/; do
 done
 same "$(ls folder | tr '\n' ' ')" "frame_0000.png frame_0001.png frame_0002.png frame_0003.png frame_0004.png " "png folder"
 
+good $small -p "a red circle" -o 50%/
+same "$(rgb_md5 50%%/frame_%04d.png)" "$want" "frames in a folder with a percent sign"
+good $small -p "a red circle" -o 50%/f_%d.png
+test -s 50%/f_4.png || fail "no 50%/f_4.png: $(ls 50%)"
+bad 2 "one png holds one frame" $small -p "a red circle" -o 50%/f.png
+
 # y4m: within three levels of the exact frames
 good $small -p "a red circle" -o x.y4m
 ffmpeg -v error -i x.y4m -f rawvideo -pix_fmt rgb24 y4m.rgb
