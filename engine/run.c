@@ -209,8 +209,9 @@ static int check_output(const app *a, const char *path, hs_err *err) {
     size_t len = strlen(path);
     const char *slash = strrchr(path, '/');
     if (len > 4 && !strcasecmp(path + len - 4, ".png") && !strchr(slash ? slash : path, '%') && a->req.frames > 1)
-        return hs_fail(err, HS_EINVAL, "%s: one png holds one frame, not %d; %sname a folder (out/)", path,
-                       a->req.frames, a->numbered ? "" : "number them (out_%04d.png) or ");
+        return hs_fail(err, HS_EINVAL,
+                       "%s: one png holds one frame, not %d; number them (out_%%04d.png) or name a folder (out/)", path,
+                       a->req.frames);
     return hs_sink_check(&p, err);
 }
 

@@ -37,7 +37,7 @@ for part in codec_name=h264 width=32 height=32 avg_frame_rate=12/1 nb_read_frame
     TAG:attention=dense TAG:device=ref TAG:model_sha256= TAG:haste_version=; do
     echo "$probe" | grep -qF -e "$part" || fail "x.mp4 lacks $part: $probe"
 done
-good $small -p "a red circle" --guidance 1 -o x.mp4
+good -m A --device ref --size 32x32 --frames 5 --steps 3 --seed 7 -p "a red circle" --guidance 1 -o x.mp4
 ffprobe -v error -show_entries format_tags x.mp4 >tags
 grep -q "prompt=a red circle" tags && ! grep -q negative tags || fail "a negative prompt that was not used: $(cat tags)"
 for kind in mp4 webm; do

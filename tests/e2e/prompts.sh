@@ -59,7 +59,7 @@ printf 'a\0b\n' >nul.txt
 bad 2 "NUL" $small --prompts nul.txt -o x.md5
 bad 2 "stdout" $small --prompts list.txt -o -
 if [ "$HAVE_VIDEO" = 1 ]; then
-    bad 2 "one frame, not 5; name a folder" $small --prompts list.txt -o x.png
+    bad 2 "for several videos name a folder" $small --prompts list.txt -o x.png
     bad 2 "number them (out_%04d.png) or name a folder" $small -p a -o x.png
 fi
 same "$(ls x*.md5 2>/dev/null)" "" "files left behind"

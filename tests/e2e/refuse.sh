@@ -47,7 +47,7 @@ bad 2 "--output and --stats are both ./same.md5" $small -p a -o same.md5 --stats
 bad 2 "--save-latents and --checkpoint are both" $small -p a -o x.md5 --checkpoint s.st --save-latents "$tmp/s.st"
 good $small -p a -o null: --save-latents l.st --checkpoint s.st
 cp l.st s.st tmpdir
-bad 2 "--save-latents and --noise are both" $small -p a -o x.md5 --noise l.st --save-latents tmpdir/../l.st
+bad 2 "--save-latents and --noise are both" -m A --device ref --size 32x32 --frames 5 --steps 3 -p a -o x.md5 --noise l.st --save-latents tmpdir/../l.st
 ln s.st hard.st
 bad 2 "--save-latents and --resume are both" -m A --device ref --resume hard.st --save-latents s.st -o x.md5 --checkpoint new.st
 bad 2 "--stats and --decode-latents are both" -m A --device ref --decode-latents l.st --stats l.st -o x.md5
