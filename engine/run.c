@@ -140,7 +140,12 @@ static int make_request(app *a, hs_err *err) {
         r->frames = (int)(s[1] - 1) * i->stride_t + 1;
         r->height = (int)s[2] * i->stride_s, r->width = (int)s[3] * i->stride_s;
     }
+    const hs_request of_file = *r;
     hs_options_request(o, r);
+    if (file && (r->frames != of_file.frames || r->width != of_file.width || r->height != of_file.height))
+        return hs_fail(err, HS_EINVAL,
+                       "%s holds latents of %dx%d with %d frames, not of %dx%d with %d: leave --size and --frames out",
+                       file, of_file.width, of_file.height, of_file.frames, r->width, r->height, r->frames);
     if (o->has_seed) r->seed = o->seed;
     if (!o->has_seed && !o->noise && !o->decode_latents && !o->resume) rc = random_seed(&r->seed, err);
     if (rc || o->decode_latents) return rc;

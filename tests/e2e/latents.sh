@@ -33,7 +33,7 @@ test "$(cat n1.md5)" != "$(cat full.md5)" || fail "--noise is ignored"
 
 bad 2 "--noise and --seed" $small -p a --noise l.safetensors -o x.md5
 from_file="-m A --device ref --size 32x32 --frames 5 --steps 3 -p a --noise"
-bad 1 latents $from_file l.safetensors --size 48x32 -o x.md5
+bad 2 "holds latents of 32x32 with 5 frames, not of 48x32" $from_file l.safetensors --size 48x32 -o x.md5
 
 # gone on with, such a run is still of no seed
 good -m A --device ref --steps 3 -p "a red circle" --noise l.safetensors -o null: --checkpoint state
@@ -41,7 +41,7 @@ if [ "$HAVE_VIDEO" = 1 ]; then
     good -m A --device ref --resume state
     test -s haste-noise.mp4 || fail "no default name after a noise file: $(ls)"
 fi
-bad 1 latents -m A --device ref --decode-latents l.safetensors --frames 9 -o x.md5
+bad 2 "not of 32x32 with 9: leave" -m A --device ref --decode-latents l.safetensors --frames 9 -o x.md5
 bad 1 "none.safetensors" $from_file none.safetensors -o x.md5
 bad 1 latents $from_file A/vae/diffusion_pytorch_model.safetensors -o x.md5 2>/dev/null || :
 head -c 300 l.safetensors >cut.safetensors

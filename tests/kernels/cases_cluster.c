@@ -112,6 +112,7 @@ typedef struct means {
     float *c, *next; /* [clusters, D] */
     int *label, *size;
     int rounds;
+    double most; /* how far a centroid went */
 } means;
 
 /* Assignment and what the update would be; how far the furthest centroid would go. */
@@ -170,11 +171,14 @@ static void plain_side(test *t, operand *o, hs_cluster a) {
     means *m = need_memory((size_t)a.heads, sizeof *m);
     for (int h = 0; h < a.heads; h++) {
         const int want = (int)t->o[5].data[h];
-        m[h] = (means){need_memory(size, sizeof(float)), need_memory(size, sizeof(float)),
-                       need_memory((size_t)a.len, sizeof(int)), need_memory((size_t)a.clusters, sizeof(int)),
+        m[h] = (means){need_memory(size, sizeof(float)),
+                       need_memory(size, sizeof(float)),
+                       need_memory((size_t)a.len, sizeof(int)),
+                       need_memory((size_t)a.clusters, sizeof(int)),
                        want == 2 ? a.iters_first
                        : want    ? a.iters_next
-                                 : 0};
+                                 : 0,
+                       0};
         memcpy(m[h].c, o->data + (size_t)h * size, size * sizeof(float));
         for (int k = 0; k < a.clusters && want == 2; k++)
             for (int e = 0; e < a.head_dim; e++)
@@ -182,14 +186,14 @@ static void plain_side(test *t, operand *o, hs_cluster a) {
                     t->o[4].data[hs_cluster_token(a.seed, h, k, a.clusters, a.len) * a.ld + h * a.head_dim + e];
     }
     for (int round = 0; round < 1000; round++) {
-        double most[8], all = 0;
+        double all = 0;
         for (int h = 0; h < a.heads; h++) {
-            most[h] = round < m[h].rounds ? plain_round(t, &a, h, &m[h]) : 0;
-            all = fmax(all, most[h]);
+            m[h].most = round < m[h].rounds ? plain_round(t, &a, h, &m[h]) : 0;
+            all = fmax(all, m[h].most);
         }
         for (int h = 0; h < a.heads; h++) {
             if (round >= m[h].rounds) continue;
-            if ((a.compat ? all : most[h]) < 1e-4) {
+            if ((a.compat ? all : m[h].most) < 1e-4) {
                 m[h].rounds = 0;
                 continue;
             }
