@@ -74,8 +74,10 @@ int hs_journal_same(const char *path, const char *found, const char *expected, h
         (r = hs_json_parse(expected, strlen(expected), "the expected identity", &e, err)))
         goto out;
     if (first_difference(e, f, place, should, is))
-        r = hs_fail(err, HS_EINVAL, "%s belongs to something else: its %s is %s, expected %s. Name another file", path,
-                    *place ? place : "first line", is, should);
+        r = hs_fail(err, HS_EINVAL,
+                    "%s belongs to something else: its %s is %s, expected %s. Go on with the settings that it was made "
+                    "with, or name another place",
+                    path, *place ? place : "first line", is, should);
 out:
     cJSON_Delete(f);
     cJSON_Delete(e);

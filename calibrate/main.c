@@ -7,6 +7,7 @@
 #include "check.h"
 #include "compare.h"
 #include "cost.h"
+#include "newfile.h"
 #include "program.h"
 #include "prompts.h"
 #include "report.h"
@@ -18,8 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum { PATH_SIZE = 4096 };
 
@@ -476,39 +475,9 @@ static int beside(const char *path, const char *extension, char ret[PATH_SIZE], 
     return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
 }
 
-static int folder_of(const char *path, char ret[PATH_SIZE], hs_err *err) {
-    const char *slash = strrchr(path, '/');
-    const int n =
-        slash ? snprintf(ret, PATH_SIZE, "%.*s", (int)(slash - path) + 1, path) : snprintf(ret, PATH_SIZE, ".");
-    return n < PATH_SIZE ? 0 : hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
-}
-
-/* A folder that cannot be written into is found before hours of work. */
-static int check_place(const char *path, hs_err *err) {
-    char dir[PATH_SIZE];
-    int rc = folder_of(path, dir, err);
-    if (rc) return rc;
-    if (access(dir, W_OK | X_OK))
-        return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s", path, dir, strerror(errno));
-    return 0;
-}
-
-/* One file under two names, or what would become one. */
-static int is_same_file(const char *a, const char *b) {
-    const char *name_a = strrchr(a, '/'), *name_b = strrchr(b, '/');
-    char dir_a[PATH_SIZE], dir_b[PATH_SIZE];
-    struct stat x, y;
-    const int there = !stat(a, &x);
-    if (there != !stat(b, &y)) return 0;
-    if (there) return S_ISREG(x.st_mode) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-    return !strcmp(name_a ? name_a + 1 : a, name_b ? name_b + 1 : b) && !folder_of(a, dir_a, NULL) &&
-           !folder_of(b, dir_b, NULL) && !stat(dir_a, &x) && !stat(dir_b, &y) && x.st_dev == y.st_dev &&
-           x.st_ino == y.st_ino;
-}
-
 /* What is written must not replace what is read, least of all hours of measurements. */
 static int check_apart(const char *option, const char *path, const char *what, const char *other, hs_err *err) {
-    if (!path || !other || !is_same_file(path, other)) return 0;
+    if (!path || !other || !hs_newfile_same(path, other)) return 0;
     return hs_fail(err, HS_EINVAL, "%s %s would overwrite %s %s: name another file", option, path, what, other);
 }
 
@@ -516,7 +485,7 @@ static int check_places(const hs_calibrate_options *o, hs_err *err) {
     const char *const option[] = {"-o", "--report"}, *const path[] = {o->out, o->report};
     int rc = check_apart("--report", o->report, "the profile", o->out, err);
     for (int k = 0; k < 2 && !rc; k++) {
-        if (path[k]) rc = check_place(path[k], err);
+        if (path[k]) rc = hs_newfile_folder(path[k], err);
         if (!rc) rc = check_apart(option[k], path[k], "the profile", o->profile, err);
         if (!rc) rc = check_apart(option[k], path[k], "the prompts", o->run.prompts, err);
         if (!rc) rc = check_apart(option[k], path[k], "the prompts", o->held_out, err);

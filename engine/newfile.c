@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { FOLDER_SIZE = 4096 };
+
 int hs_newfile_open(const char *path, hs_newfile *ret, hs_err *err) {
     static _Atomic int serial;
     struct stat s;
@@ -77,14 +79,31 @@ void hs_newfile_sweep(const char *path) {
     hs_free(dir);
 }
 
-int hs_newfile_folder(const char *path, hs_err *err) {
-    char dir[4096] = ".";
+/* The folder that a path lies in: 0, or HS_EINVAL. */
+static int folder_of(const char *path, char ret[FOLDER_SIZE], hs_err *err) {
     const char *slash = strrchr(path, '/');
     const int n = slash == path ? 1 : slash ? (int)(slash - path) : 0;
-    if (n && snprintf(dir, sizeof dir, "%.*s", n, path) >= (int)sizeof dir)
-        return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
-    if (!access(dir, W_OK | X_OK)) return 0;
+    if (snprintf(ret, FOLDER_SIZE, "%.*s", n ? n : 1, n ? path : ".") < FOLDER_SIZE) return 0;
+    return hs_fail(err, HS_EINVAL, "%.100s...: path too long", path);
+}
+
+int hs_newfile_folder(const char *path, hs_err *err) {
+    char dir[FOLDER_SIZE];
+    const int rc = folder_of(path, dir, err);
+    if (rc || !access(dir, W_OK | X_OK)) return rc;
     const int code = errno;
     return hs_fail(err, HS_EIO, "%s: cannot write into folder %s: %s%s%s", path, dir, strerror(code),
                    code == ENOENT ? "; create it first: mkdir -p " : "", code == ENOENT ? dir : "");
+}
+
+int hs_newfile_same(const char *a, const char *b) {
+    const char *name_a = strrchr(a, '/'), *name_b = strrchr(b, '/');
+    char dir_a[FOLDER_SIZE], dir_b[FOLDER_SIZE];
+    struct stat x, y;
+    const int there = !stat(a, &x);
+    if (there != !stat(b, &y) || (there && !S_ISREG(x.st_mode))) return 0;
+    if (!there && (strcmp(name_a ? name_a + 1 : a, name_b ? name_b + 1 : b) || folder_of(a, dir_a, NULL) ||
+                   folder_of(b, dir_b, NULL) || stat(dir_a, &x) || stat(dir_b, &y)))
+        return 0;
+    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }

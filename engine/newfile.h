@@ -22,6 +22,8 @@ int hs_newfile_done(hs_newfile *f, int rc, hs_err *err);
 int hs_newfile_text(const char *path, const char *text, hs_err *err);
 /* Whether the folder of path takes files; HS_EIO with the cure if it is missing. */
 int hs_newfile_folder(const char *path, hs_err *err);
+/* Whether both paths lead to one file, there or not yet; devices do not count. */
+int hs_newfile_same(const char *a, const char *b);
 /* Removes what writers of path left that were killed: PATH.tmp.PID.N where PID is no more. */
 void hs_newfile_sweep(const char *path);
 

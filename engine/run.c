@@ -6,6 +6,7 @@
 #include "haste.h"
 #include "options.h"
 #include "profile.h"
+#include "newfile.h"
 #include "program.h"
 #include "prompts.h"
 #include "run_attn.h"
@@ -317,7 +318,7 @@ static void say_how_to_resume(const app *a, const job *j, int code) {
 /* A checkpoint may go on in the file that it came from. */
 static int check_names(const app *a, const job *j, hs_err *err) {
     const hs_options *o = &a->o;
-    const int goes_on = o->resume && hs_place_same(o->resume, j->checkpoint);
+    const int goes_on = o->resume && hs_newfile_same(o->resume, j->checkpoint);
     const hs_place place[] = {{"--output", j->output, 0},
                               {"--save-latents", o->save_latents ? j->latents : NULL, 0},
                               {"--stats", o->stats ? j->stats : NULL, 0},

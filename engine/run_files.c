@@ -2,7 +2,6 @@
 #include "newfile.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,29 +21,10 @@ int hs_place_check(const char *option, const char *path, int in_place, hs_err *e
     return r ? hs_fail_ctx(err, r, "%s", option) : 0;
 }
 
-/* The folder of a path, as the system knows it. */
-static int folder_of(const char *path, struct stat *ret) {
-    char dir[4096] = ".";
-    const char *slash = strrchr(path, '/');
-    if (slash && snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path) >= (int)sizeof dir) return -1;
-    return stat(dir, ret);
-}
-
-int hs_place_same(const char *a, const char *b) {
-    const char *base_a = strrchr(a, '/'), *base_b = strrchr(b, '/');
-    struct stat x, y;
-    const int there = !stat(a, &x);
-    if (there != !stat(b, &y)) return 0;
-    if (there && !S_ISREG(x.st_mode)) return 0;
-    if (!there && (strcmp(base_a ? base_a + 1 : a, base_b ? base_b + 1 : b) || folder_of(a, &x) || folder_of(b, &y)))
-        return 0;
-    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 int hs_places_differ(const hs_place *p, int n, hs_err *err) {
     for (int i = 0; i < n; i++)
         for (int j = 0; j < i; j++)
-            if (p[i].path && p[j].path && (!p[i].input || !p[j].input) && hs_place_same(p[i].path, p[j].path))
+            if (p[i].path && p[j].path && (!p[i].input || !p[j].input) && hs_newfile_same(p[i].path, p[j].path))
                 return hs_fail(err, HS_EINVAL, "%s and %s are both %s, and one would replace the other: give two names",
                                p[j].option, p[i].option, p[i].path);
     return 0;

@@ -16,6 +16,4 @@ int hs_place_check(const char *option, const char *path, int in_place, hs_err *e
 
 /* HS_EINVAL if a file that is written is named twice, however it is spelled. */
 int hs_places_differ(const hs_place *p, int n, hs_err *err);
-/* Whether both paths lead to one file, there or not yet; devices do not count. */
-int hs_place_same(const char *a, const char *b);
 #endif

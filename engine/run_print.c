@@ -71,8 +71,7 @@ void hs_print_flags(FILE *to, const hs_options *o) {
 
 /* ---- the plan --------------------------------------------------------------------------------------------------- */
 char hs_sigmas_letter(const hs_request *r) {
-    static const char usual[] = {[HS_UNIPC] = 'A', [HS_DPMPP] = 'C', [HS_EULER] = 'D'};
-    return r->sigmas < 0 ? usual[r->solver] : (char)('A' + r->sigmas);
+    return (char)('A' + (int)hs_sigmas_of(r->solver, r->sigmas));
 }
 
 /* How it fits, where that is not simply with everything in its place. */

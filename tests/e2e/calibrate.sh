@@ -36,7 +36,7 @@ says "--help shows the options"
 cal_bad 2 'unknown verb "mesure"' mesure
 cal_bad 2 "did you mean --sparsity?" solve t -o p.json --sparsty 0.5
 cal_bad 1 "none.jsonl" solve none.jsonl -o p.json
-cal_bad 1 "cannot write into folder nowhere/" solve none.jsonl -o nowhere/p.json
+cal_bad 1 "create it first: mkdir -p nowhere" solve none.jsonl -o nowhere/p.json
 cal_bad 1 "none.json" show none.json
 
 # ---- a made-up table: 12 heads

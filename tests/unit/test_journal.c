@@ -141,7 +141,9 @@ Test(journal, refuses_what_is_not_its_own) {
     }
     hs_err err = {0}; /* nothing about removing: the file may hold days of measurements */
     cr_assert_eq(hs_journal_same("t", "{\"a\":1}", "{\"a\":2}", &err), HS_EINVAL);
-    cr_assert_str_eq(err.msg, "t belongs to something else: its a is 1, expected 2. Name another file");
+    cr_assert_str_eq(err.msg,
+                     "t belongs to something else: its a is 1, expected 2. Go on with the settings that it was "
+                     "made with, or name another place");
     /* order of members and spaces mean nothing */
     write_text(path, "{\"seed\": 3, \"of\": {\"list\": [1, 2], \"width\": 256}, \"format\": \"test\"}\n");
     hs_journal_close(open_it(path, NULL), NULL);
